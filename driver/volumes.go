@@ -1,0 +1,79 @@
+package driver
+
+import (
+	"context"
+	"io"
+
+	"github.com/drover-vm/drover"
+)
+
+// Volumes is the store of disk images of one host.
+//
+// Methods may be called concurrently. Paths are absolute and lie below the
+// store's folders; any other gives drover.Invalid.
+type Volumes interface {
+	// List observes every image in the store.
+	List(ctx context.Context) ([]drover.Volume, error)
+	// Volume observes one; missing gives drover.NotFound, a file that is no
+	// image drover.Invalid.
+	Volume(ctx context.Context, path string) (drover.Volume, error)
+	// FreeBytes is the space left for new images in the folder of path.
+	FreeBytes(ctx context.Context, path string) (drover.Bytes, error)
+	// Create makes an empty image. An existing file gives drover.Exists,
+	// whatever is in it. Folders above it are made. On any error no file is left.
+	Create(ctx context.Context, spec VolumeSpec) error
+	// Delete removes the image; missing is fine. Backing files stay.
+	Delete(ctx context.Context, path string) error
+	// OpenRead opens an image that no VM is running on, for reading.
+	// topOnly limits Extents to what the top image holds above its backing.
+	OpenRead(ctx context.Context, path string, topOnly bool) (ImageReader, error)
+	// OpenWrite opens an image that no VM is running on, for writing.
+	OpenWrite(ctx context.Context, path string) (ImageWriter, error)
+	// Identify returns the identity of a file's content as far as it matters
+	// as a backing file: a digest over its guest-visible content, cached by
+	// path, size and modification time.
+	Identify(ctx context.Context, path string) (ContentID, error)
+	Close() error
+}
+
+// ContentID is BLAKE3-256 over an image's guest-visible bytes.
+type ContentID [32]byte
+
+// VolumeSpec is an image to create.
+type VolumeSpec struct {
+	Path         string
+	Format       string // "qcow2" or "raw"
+	VirtualBytes drover.Bytes
+	// Backing is the image below it; empty Path means none.
+	Backing drover.Backing
+}
+
+// Extent is a run of an image's guest-visible bytes.
+type Extent struct {
+	Offset, Length int64
+	// Zero runs read as zeros and hide whatever a backing image has there.
+	Zero bool
+}
+
+// ImageReader reads the guest-visible bytes of an image. The caller closes it.
+type ImageReader interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+	// Extents calls yield for each allocated run in ascending order, until
+	// yield returns false. Runs that are not reported read as zeros, or as the
+	// backing image when the reader was opened topOnly.
+	Extents(ctx context.Context, yield func(Extent) bool) error
+}
+
+// ImageWriter writes the guest-visible bytes of an image. The caller closes
+// it; only what was written before a Flush that returned nil is durable.
+type ImageWriter interface {
+	io.WriterAt
+	io.ReaderAt
+	io.Closer
+	Size() int64
+	// Zero makes a run read as zeros, taking no space where the format can.
+	Zero(ctx context.Context, off, length int64) error
+	Flush(ctx context.Context) error
+}
