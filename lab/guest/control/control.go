@@ -1,0 +1,151 @@
+// Package control is the guest's control interface over HTTP: the requests
+// and replies, and a client for them. Package main of the guest serves it on
+// port 8080.
+//
+//	GET    /healthz      "ok" once the guest's services run
+//	GET    /stats        Stats
+//	DELETE /stats/gap    forgets the largest scheduling gap
+//	POST   /memory       Memory: starts the memory writer, or changes it
+//	DELETE /memory       stops it and frees its working set
+//	POST   /disk         Disk: starts the disk writer, or changes it
+//	DELETE /disk         stops it
+//	GET    /disk/acks    a stream of journal.Ack, one JSON document per line,
+//	                     from the boot's first or from ?from=SEQ on
+//	GET    /disk/check   DiskCheck: the guest's own reading of its disk
+//
+// A request that cannot be met is answered with a 4xx status and
+// {"error": "…"}; then nothing has changed.
+package control
+
+import (
+	"fmt"
+
+	"github.com/drover-vm/drover/lab/guest/journal"
+	"github.com/drover-vm/drover/lab/guest/session"
+)
+
+// Ports of the guest's services.
+const (
+	// SessionPort is where package session answers.
+	SessionPort = 7000
+	// HTTPPort is where the control interface answers.
+	HTTPPort = 8080
+)
+
+// MaxRate bounds the writers, in bytes per second: more than any emulated
+// guest can do, and small enough that arithmetic cannot overflow.
+const MaxRate = 64 << 30
+
+// Memory sets the memory writer: it dirties the pages of its working set one
+// after another, so that each page is dirtied once per pass.
+type Memory struct {
+	// WorkingSetBytes is rounded up to whole pages.
+	WorkingSetBytes int64 `json:"working_set_bytes"`
+	// RateBytesPerS is the rate of dirtying: pages per second × page size.
+	RateBytesPerS int64 `json:"rate_bytes_per_s"`
+	// Compressible is the share of each page, 0 to 1, that repeats one
+	// value; the rest is random. The content changes with every write.
+	Compressible float64 `json:"compressible"`
+}
+
+// Validate checks the request as far as that is possible outside the guest.
+func (m Memory) Validate() error {
+	switch {
+	case m.WorkingSetBytes <= 0:
+		return fmt.Errorf("working_set_bytes %d: want more than 0", m.WorkingSetBytes)
+	case m.RateBytesPerS < 0 || m.RateBytesPerS > MaxRate:
+		return fmt.Errorf("rate_bytes_per_s %d: want 0 to %d", m.RateBytesPerS, int64(MaxRate))
+	case !(m.Compressible >= 0 && m.Compressible <= 1): // also refuses NaN
+		return fmt.Errorf("compressible %v: want 0 to 1", m.Compressible)
+	}
+	return nil
+}
+
+// Disk sets the disk writer.
+type Disk struct {
+	// RateBytesPerS is the rate of writing; 0 writes as fast as the disk
+	// acknowledges.
+	RateBytesPerS int64 `json:"rate_bytes_per_s"`
+	// BlockBytes is the size of a record; 0 means 4096.
+	BlockBytes int `json:"block_bytes"`
+	// RingBytes bounds the ring; 0 takes the disk, 1 GiB at most.
+	RingBytes int64 `json:"ring_bytes,omitempty"`
+	// Sync asks for the medium's acknowledgement (O_DSYNC); nil means true.
+	// Without it an acknowledged record may sit in the host's cache.
+	Sync *bool `json:"sync,omitempty"`
+	// Format starts a new journal whatever is on the disk.
+	Format bool `json:"format,omitempty"`
+}
+
+// Validate checks the request as far as that is possible outside the guest.
+func (d Disk) Validate() error {
+	if d.RateBytesPerS < 0 || d.RateBytesPerS > MaxRate {
+		return fmt.Errorf("rate_bytes_per_s %d: want 0 to %d", d.RateBytesPerS, int64(MaxRate))
+	}
+	if d.RingBytes < 0 {
+		return fmt.Errorf("ring_bytes %d: want 0 or more", d.RingBytes)
+	}
+	if d.BlockBytes < 0 || d.BlockBytes > journal.MaxBlockBytes || d.BlockBytes%journal.MinBlockBytes != 0 {
+		return fmt.Errorf("block_bytes %d: want a multiple of %d up to %d", d.BlockBytes, journal.MinBlockBytes, journal.MaxBlockBytes)
+	}
+	return nil
+}
+
+// Stats is the guest's state and counters. Counters start at boot.
+type Stats struct {
+	Name   string     `json:"name"`
+	BootID journal.ID `json:"boot_id"`
+	// UptimeMS is the time since boot in milliseconds, by the guest's clock,
+	// which stands still while the guest is paused.
+	UptimeMS  int64         `json:"uptime_ms"`
+	Addresses []string      `json:"addresses"`
+	Sessions  session.Stats `json:"sessions"`
+	Memory    MemoryStats   `json:"memory"`
+	Disk      DiskStats     `json:"disk"`
+	Gap       GapStats      `json:"gap"`
+}
+
+// MemoryStats is the state of the memory writer.
+type MemoryStats struct {
+	Running bool `json:"running"`
+	Memory
+	// WrittenBytes counts the pages dirtied × page size.
+	WrittenBytes int64 `json:"written_bytes"`
+	// SkippedBytes is what the writer was due to write and did not because
+	// the guest got too little time.
+	SkippedBytes int64 `json:"skipped_bytes"`
+}
+
+// DiskStats is the state of the disk writer.
+type DiskStats struct {
+	// Device is the disk's path in the guest, empty when it has none.
+	Device  string `json:"device"`
+	Running bool   `json:"running"`
+	journal.Geometry
+	// FirstSeq and LastSeq are the records acknowledged in this boot, 0 for
+	// none; there are none missing in between.
+	FirstSeq     uint64 `json:"first_seq"`
+	LastSeq      uint64 `json:"last_seq"`
+	WrittenBytes int64  `json:"written_bytes"`
+	// Errors counts failed writes; each is repeated until it succeeds.
+	Errors uint64 `json:"errors"`
+	// MaxWriteMS is the longest write in milliseconds.
+	MaxWriteMS float64 `json:"max_write_ms"`
+}
+
+// GapStats tells how long the guest did not get to run.
+type GapStats struct {
+	// MaxMS is by how much the worst wake-up of a 10 ms timer was late, in
+	// milliseconds of the guest's monotonic clock. A pause of the whole
+	// guest shows here only as far as that clock runs on.
+	MaxMS float64 `json:"max_ms"`
+	// AtUptimeMS is when that was, since boot.
+	AtUptimeMS int64 `json:"at_uptime_ms"`
+}
+
+// DiskCheck is the guest's reading of its own disk.
+type DiskCheck struct {
+	journal.Scan
+	// Verdict judges the records acknowledged in this boot.
+	Verdict journal.Verdict `json:"verdict"`
+}

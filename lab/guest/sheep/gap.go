@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/drover-vm/drover/lab/guest/control"
+)
+
+// gapTick is the meter's interval: the beat of the outside prober, and cheap
+// enough for an emulated processor.
+const gapTick = 10 * time.Millisecond
+
+// gapMeter measures how late a periodic wake-up can be.
+type gapMeter struct {
+	started time.Time
+
+	mu    sync.Mutex
+	worst control.GapStats
+}
+
+func newGapMeter() *gapMeter { return &gapMeter{started: time.Now()} }
+
+func (g *gapMeter) run(ctx context.Context) {
+	tick := time.NewTicker(gapTick)
+	defer tick.Stop()
+	last := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := time.Now()
+		late := float64(now.Sub(last)-gapTick) / float64(time.Millisecond)
+		last = now
+		g.mu.Lock()
+		if late > g.worst.MaxMS {
+			g.worst = control.GapStats{MaxMS: late, AtUptimeMS: now.Sub(g.started).Milliseconds()}
+		}
+		g.mu.Unlock()
+	}
+}
+
+func (g *gapMeter) stats() control.GapStats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.worst
+}
+
+func (g *gapMeter) reset() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.worst = control.GapStats{}
+}

@@ -1,0 +1,159 @@
+// Command sheep is the guest of the lab: a static program that runs as PID 1
+// in an initramfs on Debian's cloud kernel. It takes its settings from the
+// kernel command line, brings up the network, and serves what a moved machine
+// is judged by: sessions that prove their state (package session, port 7000),
+// and over HTTP (package control, port 8080) a memory writer, a disk writer
+// that journals every acknowledged write (package journal) and counters. On
+// the power button it syncs and powers off.
+//
+// With root= on the command line it is the initramfs of an installed system
+// instead: it mounts the file system and either runs the image's /etc/drover/rc
+// beside its own services, or, when the image has none, hands over to its
+// /sbin/init.
+//
+// Command line:
+//
+//	drover.name=NAME                  host name
+//	drover.ip=ADDRESS/BITS[,…]|dhcp   IPv4 and IPv6 addresses, may be repeated
+//	drover.gw=ADDRESS[,…]             default gateways, one per family
+//	drover.dns=ADDRESS[,…]            name servers
+//	drover.mtu=BYTES                  MTU of the interface
+//	root=DEVICE rootfstype=TYPE ro init=PATH   as for the kernel
+//
+// Building the initramfs is left to package guest, starting machines to the
+// lab.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/drover-vm/drover/lab/guest/control"
+	"github.com/drover-vm/drover/lab/guest/journal"
+	"github.com/drover-vm/drover/lab/guest/session"
+)
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "sheep: runs as PID 1 of a guest only")
+		os.Exit(2)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	err := run(context.Background(), log)
+	if err != nil {
+		log.Error("guest failed", "err", err)
+	}
+	// Whatever happened, a PID 1 may not return: power off, so that a test
+	// sees a machine that is off and not one that hangs.
+	unix.Sync()
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+		log.Error("power off", "err", err)
+	}
+	select {} // never panic the kernel by returning
+}
+
+func run(ctx context.Context, log *slog.Logger) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, unix.SIGPWR)
+	defer stop()
+	if err := mountKernelFS(); err != nil {
+		return err
+	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	set, err := parseSettings(string(cmdline))
+	if err != nil {
+		return fmt.Errorf("kernel command line: %w", err)
+	}
+	if err := loadModules(log, "/modules"); err != nil {
+		return err
+	}
+	var sys *system
+	if set.root != "" {
+		if sys, err = enterRoot(log, set); err != nil {
+			return err
+		}
+	}
+	if set.name != "" {
+		if err := unix.Sethostname([]byte(set.name)); err != nil {
+			return fmt.Errorf("set host name %q: %w", set.name, err)
+		}
+	}
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	log.Info("guest starts", "name", set.name, "boot", boot)
+	err = serve(ctx, log, set, boot, sys)
+	log.Info("guest stops", "err", err)
+	return errors.Join(err, sys.stop(log))
+}
+
+// serve runs the guest until the power button is pressed or ctx is done,
+// which it reports with nil, or until a service fails.
+func serve(ctx context.Context, log *slog.Logger, set settings, boot journal.ID, sys *system) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	link, err := waitLink(ctx, linkWait)
+	if err != nil {
+		return err
+	}
+	if err := configureStatic(log, link, set); err != nil {
+		return err
+	}
+	if set.dhcp {
+		g.Go(func() error { return newDHCP(log, link.Attrs().Name, set).run(ctx) })
+	}
+	sessions := session.New(log, boot.String())
+	disk := newDiskWriter(log, boot, set.root)
+	memory := newMemoryWriter()
+	gap := newGapMeter()
+	h := &handler{log: log, name: set.name, boot: boot, started: time.Now(), sessions: sessions, disk: disk, memory: memory, gap: gap}
+	g.Go(func() error { gap.run(ctx); return nil })
+	g.Go(func() error { disk.run(ctx); return nil })
+	g.Go(func() error { memory.run(ctx); return nil })
+	g.Go(func() error { return listen(ctx, control.SessionPort, sessions.Serve) })
+	g.Go(func() error { return listen(ctx, control.HTTPPort, h.serve) })
+	g.Go(func() error { return sys.run(ctx, log) })
+	g.Go(func() error {
+		defer cancel()
+		return waitPowerButton(ctx, log)
+	})
+	return g.Wait()
+}
+
+func listen(ctx context.Context, port int, serve func(context.Context, net.Listener) error) error {
+	ln, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	return serve(ctx, ln)
+}
+
+func (h *handler) serve(ctx context.Context, ln net.Listener) error {
+	srv := &http.Server{
+		Handler:           h.routes(),
+		ReadHeaderTimeout: time.Minute, // a move may cut a request in half
+		// Streams end with the guest.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve http: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// linkWait is how long the network device may take to appear: probing it
+// takes a fraction of a second even when emulated on a busy machine.
+const linkWait = 20 * time.Second
+
+// waitLink returns the first Ethernet device, set up, and sets up loopback.
+func waitLink(ctx context.Context, limit time.Duration) (netlink.Link, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		links, err := netlink.LinkList()
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list network devices: %w", err)
+		}
+		var found netlink.Link
+		for _, l := range links {
+			switch {
+			case l.Attrs().Flags&net.FlagLoopback != 0:
+				err = netlink.LinkSetUp(l)
+			case found == nil && len(l.Attrs().HardwareAddr) == 6:
+				found = l
+				err = netlink.LinkSetUp(l)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("set up %s: %w", l.Attrs().Name, err)
+			}
+		}
+		if found != nil {
+			return found, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no network device after %v", limit)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// configureStatic gives link the addresses of the command line.
+func configureStatic(log *slog.Logger, link netlink.Link, set settings) error {
+	if set.mtu > 0 {
+		if err := netlink.LinkSetMTU(link, set.mtu); err != nil {
+			return fmt.Errorf("set mtu %d: %w", set.mtu, err)
+		}
+	}
+	for _, p := range set.prefixes {
+		if err := netlink.AddrReplace(link, address(p)); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
+		log.Info("address", "device", link.Attrs().Name, "address", p)
+	}
+	for _, gw := range set.gateways {
+		if err := setGateway(link, gw, set.prefixes); err != nil {
+			return err
+		}
+	}
+	if len(set.dns) > 0 {
+		return writeResolver(set.dns)
+	}
+	return nil
+}
+
+func address(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		// The address is the lab's to give; waiting for duplicates would
+		// only delay the first connection.
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+// setGateway makes gw the default route of its family. A gateway outside the
+// guest's prefixes is reached on the link all the same: a routed guest has a
+// /32 or /128.
+func setGateway(link netlink.Link, gw netip.Addr, prefixes []netip.Prefix) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+	for _, p := range prefixes {
+		if p.Contains(gw) {
+			route.Flags = 0
+		}
+	}
+	if gw.Is4() {
+		route.Dst = &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+	} else {
+		route.Dst = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+	}
+	if err := netlink.RouteReplace(route); err != nil {
+		return fmt.Errorf("add default route via %s: %w", gw, err)
+	}
+	return nil
+}
+
+func writeResolver(servers []netip.Addr) error {
+	var b strings.Builder
+	for _, a := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", a)
+	}
+	if err := os.WriteFile("/etc/resolv.conf", []byte(b.String()), 0o644); err != nil {
+		return fmt.Errorf("write resolver configuration: %w", err)
+	}
+	return nil
+}
