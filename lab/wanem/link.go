@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ type Link struct {
 	name  string
 	ends  [2]End
 	pumps [2]*pump // forward, reverse
-	fds   []int
+	files []*os.File
 	group errgroup.Group
 
 	mu     sync.Mutex // held while the shape changes, and guards what follows
@@ -58,17 +59,19 @@ func Open(ctx context.Context, log *slog.Logger, name string, mtu int, a, b End,
 	}
 	l := &Link{log: log.With("link", name), name: name, ends: [2]End{a, b}, shape: shape}
 	if err := l.open(mtu); err != nil {
-		return nil, drover.E(openKind(err), op, errors.Join(err, l.closeFDs()))
+		return nil, drover.E(openKind(err), op, errors.Join(err, l.closeFiles()))
 	}
 	for i, p := range l.pumps {
-		from, to := l.ends[i], l.ends[1-i]
-		l.group.Go(func() error {
-			if err := p.run(); err != nil {
-				l.log.Error("link stopped carrying packets", "from", from.Name, "to", to.Name, "err", err)
-				return fmt.Errorf("%s to %s: %w", from.Name, to.Name, err)
-			}
-			return nil
-		})
+		from, to := l.ends[i].Name, l.ends[1-i].Name
+		for _, run := range []func() error{p.read, p.tick} {
+			l.group.Go(func() error {
+				if err := run(); err != nil {
+					l.log.Error("link stopped carrying packets", "from", from, "to", to, "err", err)
+					return fmt.Errorf("%s to %s: %w", from, to, err)
+				}
+				return nil
+			})
+		}
 	}
 	l.log.Debug("link open", "a", a.Name, "b", b.Name, "shape", shape.String())
 	return l, nil
@@ -87,27 +90,27 @@ func openKind(err error) drover.Kind {
 	}
 }
 
-// open makes the descriptors and the pumps; what it made when it fails is in
-// l.fds.
+// open makes the devices and the pumps; what it made when it fails is in
+// l.files.
 func (l *Link) open(mtu int) error {
-	for _, e := range l.ends {
+	var fds [2]int
+	for i, e := range l.ends {
 		fd, err := openTAP(e, mtu)
 		if err != nil {
 			return fmt.Errorf("end %s, interface %s: %w", e.Name, e.Interface, err)
 		}
-		l.fds = append(l.fds, fd)
+		// The descriptor does not block, so the runtime's poller takes it.
+		fds[i] = fd
+		l.files = append(l.files, os.NewFile(uintptr(fd), e.Interface))
 	}
 	epoch := time.Now()
 	for i := range l.pumps {
-		stop, err := newEvent()
+		p, err := newPump(l.files[i], fds[1-i], epoch, newShaper(l.shape, seed(l.name, i)))
 		if err != nil {
 			return err
 		}
-		l.fds = append(l.fds, stop.fd)
-		l.pumps[i] = &pump{
-			src: l.fds[i], dst: l.fds[1-i], stop: stop, epoch: epoch,
-			shaper: newShaper(l.shape, seed(l.name, i)),
-		}
+		l.pumps[i] = p
+		l.files = append(l.files, p.timer.file)
 	}
 	return nil
 }
@@ -182,19 +185,20 @@ func (l *Link) Close() error {
 		return l.err
 	}
 	l.closed = true
+	var errs []error
 	for _, p := range l.pumps {
-		p.halt()
+		errs = append(errs, p.halt())
 	}
-	err := errors.Join(l.group.Wait(), l.closeFDs())
+	err := errors.Join(errors.Join(errs...), l.group.Wait(), l.closeFiles())
 	l.err = drover.E(drover.Internal, "close link "+l.name, err)
 	return l.err
 }
 
-func (l *Link) closeFDs() error {
+func (l *Link) closeFiles() error {
 	var errs []error
-	for _, fd := range l.fds {
-		errs = append(errs, unix.Close(fd))
+	for _, f := range l.files {
+		errs = append(errs, f.Close())
 	}
-	l.fds = nil
+	l.files = nil
 	return errors.Join(errs...)
 }

@@ -3,8 +3,9 @@ package wanem
 import (
 	"errors"
 	"fmt"
-	"runtime"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,116 +15,141 @@ const (
 	// batch bounds the frames moved while holding the lock, so that Status and
 	// SetShape wait for about a millisecond at most.
 	batch = 64
-	// coalesce is the shortest sleep: frames due within it leave together, up
-	// to this much late. It bounds the wake-ups of a fast link with small
-	// packets and is far below the millisecond that the delay is good for.
+	// lead is how much early a frame may be delivered: about what passes from
+	// a timer's expiry until its goroutine runs, which it makes up for.
+	lead = int64(60 * time.Microsecond)
+	// coalesce is the shortest sleep: frames due within it leave together. It
+	// bounds the wake-ups of a fast link with small packets and is far below
+	// the millisecond that the delay is good for.
 	coalesce = int64(50 * time.Microsecond)
 )
 
-// pump moves one direction's frames from one TAP to the other.
+var errDeviceGone = errors.New("the TAP device is gone")
+
+// pump moves one direction's frames from one TAP to the other. Two goroutines
+// serve it: read admits frames and delivers what is due anyway, tick delivers
+// when nothing arrives. Both rest in the runtime's poller.
 type pump struct {
-	src, dst int
-	stop     *event // readable once the pump has to look up
-	epoch    time.Time
+	src   *os.File
+	in    syscall.RawConn // of src
+	dst   int             // descriptor
+	timer *timer
+	epoch time.Time
 
 	mu       sync.Mutex
 	shaper   *shaper
+	armed    int64 // when the timer expires, 0 when it is not set
 	stopping bool
 	head     [vnetLen + maxHeader]byte
 	iov      [2][]byte
 }
 
+func newPump(src *os.File, dst int, epoch time.Time, s *shaper) (*pump, error) {
+	in, err := src.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	timer, err := newTimer()
+	if err != nil {
+		return nil, err
+	}
+	return &pump{src: src, in: in, dst: dst, timer: timer, epoch: epoch, shaper: s}, nil
+}
+
 // now is the pump's clock, in nanoseconds.
 func (p *pump) now() int64 { return int64(time.Since(p.epoch)) }
 
-// run pumps until stopped, or until a device is gone.
-func (p *pump) run() error {
-	// The thread is the pump's own: its timer slack, by default 50 µs, is set
-	// to the least, and put back to the default (0) in the end.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set timer slack: %w", err)
-	}
-	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
-
-	fds := []unix.PollFd{
-		{Fd: int32(p.src), Events: unix.POLLIN},
-		{Fd: int32(p.stop.fd), Events: unix.POLLIN},
-	}
-	for {
-		wait, err := p.turn()
-		if err != nil || wait == stopped {
-			return err
+// read pumps until halted, or until a device is gone.
+func (p *pump) read() error {
+	var failed error
+	err := p.in.Read(func(fd uintptr) (done bool) {
+		for {
+			var more bool
+			more, failed = p.turn(int(fd))
+			if failed != nil || !more {
+				return failed != nil
+			}
 		}
-		if wait == 0 {
-			continue
-		}
-		var timeout *unix.Timespec
-		if wait != forever {
-			ts := unix.NsecToTimespec(wait)
-			timeout = &ts
-		}
-		if _, err := unix.Ppoll(fds, timeout, nil); err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("poll: %w", err)
-		}
-		if fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 {
-			return errDeviceGone
-		}
-		if fds[1].Revents != 0 {
-			p.stop.drain()
-		}
-	}
+	})
+	return p.ended(errors.Join(failed, err))
 }
 
-// Special results of turn.
-const (
-	stopped int64 = -1
-	forever int64 = -2
-)
+// tick delivers on time until halted, or until a device is gone.
+func (p *pump) tick() error {
+	var failed error
+	err := p.timer.conn.Read(func(uintptr) (done bool) {
+		if !p.timer.expired() {
+			return false
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.armed = 0
+		failed = p.deliver(p.now())
+		p.arm()
+		return failed != nil
+	})
+	return p.ended(errors.Join(failed, err))
+}
 
-var errDeviceGone = errors.New("the TAP device is gone")
-
-// turn delivers what is due and admits what can be read, a batch at most, and
-// returns how many nanoseconds to sleep: 0 when there may be more to read.
-func (p *pump) turn() (wait int64, err error) {
+// ended takes the deadline that halt sets for what it is, the end.
+func (p *pump) ended(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopping {
-		return stopped, nil
+		return nil
 	}
+	return err
+}
+
+// turn admits what can be read and delivers what is due, a batch at most, and
+// reports whether there may be more to read.
+func (p *pump) turn(fd int) (more bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for range batch {
+		if p.stopping {
+			return false, os.ErrClosed
+		}
 		if err := p.deliver(p.now()); err != nil {
-			return 0, err
+			return false, err
 		}
 		at, b, kept := p.shaper.slot()
-		n, err := unix.Read(p.src, b)
+		n, err := unix.Read(fd, b)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			return p.untilDue(), nil
+			p.arm()
+			return false, nil
 		case errors.Is(err, unix.EINTR):
 			continue
+		case errors.Is(err, unix.EBADFD):
+			return false, errDeviceGone
 		case err != nil:
-			return 0, fmt.Errorf("read: %w", err)
+			return false, fmt.Errorf("read: %w", err)
 		}
 		p.shaper.offer(p.now(), n, at, b, kept)
 	}
-	return 0, p.deliver(p.now())
+	return true, p.deliver(p.now())
 }
 
-// untilDue returns how long to sleep until the next frame is due.
-func (p *pump) untilDue() int64 {
+// arm sets the timer for the first frame held, unless it is set for then or
+// earlier already.
+func (p *pump) arm() {
 	if p.shaper.n == 0 {
-		return forever
+		return
 	}
-	return max(p.shaper.record(0).due-p.now(), coalesce)
+	now := p.now()
+	at := max(p.shaper.record(0).due-lead, now+coalesce)
+	if p.armed == 0 || at < p.armed {
+		p.armed = at
+		p.timer.set(at - now)
+	}
 }
 
 // deliver writes the frames that are due at now.
 func (p *pump) deliver(now int64) error {
 	for p.shaper.n > 0 {
 		rec := p.shaper.record(0)
-		if rec.due > now {
+		if rec.due > now+lead {
 			return nil
 		}
 		err := p.write(rec)
@@ -163,9 +189,10 @@ func (p *pump) write(rec *record) error {
 // delivered.
 func (p *pump) set(s Shape) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.shaper.set(p.now(), s)
-	p.mu.Unlock()
-	p.stop.signal()
+	p.armed = 0
+	p.arm()
 }
 
 func (p *pump) counters() Counters {
@@ -174,29 +201,46 @@ func (p *pump) counters() Counters {
 	return p.shaper.count
 }
 
-// halt makes run return.
-func (p *pump) halt() {
+// halt makes read and tick return.
+func (p *pump) halt() error {
 	p.mu.Lock()
 	p.stopping = true
 	p.mu.Unlock()
-	p.stop.signal()
+	past := time.Unix(1, 0)
+	return errors.Join(p.src.SetReadDeadline(past), p.timer.file.SetReadDeadline(past))
 }
 
-// event is an eventfd: it wakes a thread out of poll.
-type event struct{ fd int }
+// timer is a timerfd in the runtime's poller. The runtime's own timers are
+// rounded up to the millisecond when the process is otherwise at rest; this one
+// is not.
+type timer struct {
+	file *os.File
+	conn syscall.RawConn
+	fd   int
+}
 
-func newEvent() (*event, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+func newTimer() (*timer, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
+		return nil, fmt.Errorf("timerfd: %w", err)
 	}
-	return &event{fd: fd}, nil
+	file := os.NewFile(uintptr(fd), "timerfd")
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("timerfd: %w", err), file.Close())
+	}
+	return &timer{file: file, conn: conn, fd: fd}, nil
 }
 
-// signal cannot fail but by a counter of 2^64-1, which is as good as signalled.
-func (e *event) signal() { _, _ = unix.Write(e.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+// set makes the timer expire in wait nanoseconds, which must be positive. It
+// can only fail on a closed descriptor or a negative time.
+func (t *timer) set(wait int64) {
+	_ = unix.TimerfdSettime(t.fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(wait)}, nil)
+}
 
-func (e *event) drain() {
+// expired takes an expiry, if there is one.
+func (t *timer) expired() bool {
 	var b [8]byte
-	_, _ = unix.Read(e.fd, b[:])
+	n, _ := unix.Read(t.fd, b[:])
+	return n == len(b)
 }

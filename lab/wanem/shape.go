@@ -22,9 +22,11 @@ const (
 	// MaxQueueBytes bounds the queue, which lives in this process's memory.
 	MaxQueueBytes = 64 << 20
 
-	// minQueueBytes is the least that a queue holds by default: the burst of
-	// two senders' offload-sized packets.
+	// minQueueBytes and minQueueTime are the least that a queue holds by
+	// default: the burst of two senders' offload-sized packets, and what a
+	// router with small buffers holds.
 	minQueueBytes = 128 << 10
+	minQueueTime  = 10 * time.Millisecond
 )
 
 // Shape is how a link treats packets. It holds for each direction on its own.
@@ -40,8 +42,8 @@ type Shape struct {
 	// Loss is the probability, 0 to 1, that a segment is lost on its way.
 	Loss float64 `json:"loss"`
 	// QueueBytes bounds what waits for the link, in bytes of IP packets. 0
-	// means one round trip at the set rate (rate × 2 × delay), at least
-	// 128 KiB and at most MaxQueueBytes. A link without a rate has no queue.
+	// means one round trip at the set rate (rate × 2 × delay), at least 10 ms
+	// and 128 KiB and at most MaxQueueBytes. A link without a rate has no queue.
 	QueueBytes int `json:"queue_bytes"`
 	// Cut drops everything both ways, packets in flight included.
 	Cut bool `json:"cut"`
@@ -76,7 +78,7 @@ func (s Shape) queueLimit() int {
 	if s.QueueBytes > 0 {
 		return s.QueueBytes
 	}
-	bdp := float64(s.RateBps) / 8 * (2 * s.Delay).Seconds()
+	bdp := float64(s.RateBps) / 8 * max(2*s.Delay, minQueueTime).Seconds()
 	return int(min(max(bdp, minQueueBytes), MaxQueueBytes))
 }
 

@@ -43,7 +43,8 @@ func (p place) run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// newPlace makes a namespace with loopback up and IPv6's own chatter off.
+// newPlace makes a namespace with loopback up, IPv6's own chatter off, and send
+// buffers that fill a link of 1 Gbit/s and 50 ms.
 func newPlace(t testing.TB, name, addr string) place {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -77,7 +78,7 @@ func newPlace(t testing.TB, name, addr string) place {
 	p := place{name: name, addr: addr, pid: holder.Process.Pid}
 	p.run(t, "ip", "link", "set", "lo", "up")
 	p.run(t, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1", "net.ipv6.conf.all.disable_ipv6=1",
-		"net.ipv4.tcp_no_metrics_save=1")
+		"net.ipv4.tcp_no_metrics_save=1", "net.ipv4.tcp_wmem=4096 16384 33554432")
 	return p
 }
 
@@ -97,6 +98,8 @@ func newLink(t testing.TB, shape wanem.Shape) (*wanem.Link, place, place) {
 	for _, p := range []place{a, b} {
 		p.run(t, "ip", "addr", "add", p.addr+"/24", "dev", device)
 	}
+	// The first packet waits for ARP, which would count as its round trip.
+	a.run(t, "ping", "-n", "-q", "-c", "1", b.addr)
 	return l, a, b
 }
 
