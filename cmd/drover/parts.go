@@ -1,0 +1,10 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// parts are the commands besides the operator's own, each with a file of its
+// own beside this one. A constructor gets the app: a.out for results, a.err
+// for the rest, a.output for -o, a.logger().
+func (a *app) parts() []*cobra.Command {
+	return []*cobra.Command{}
+}
