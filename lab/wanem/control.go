@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/drover-vm/drover"
 )
 
@@ -25,14 +27,14 @@ import (
 //	  │ GET /links                             │
 //	  │ ─────────────────────────────────────▶ │
 //	  │ ◀───────────── 200 [Status, …]         │
-//	  │ GET /links/NAME                        │
+//	  │ GET /link?name=NAME                    │
 //	  │ ─────────────────────────────────────▶ │
 //	  │ ◀───────────── 200 Status              │
-//	  │ PATCH /links/NAME   ShapeChange        │
+//	  │ PATCH /link?name=NAME   ShapeChange    │
 //	  │ ─────────────────────────────────────▶ │
 //	  │ ◀───────────── 200 Status, afterwards  │
 //
-// Anything else answers 400, 404, 409 or 503 with a refusal.
+// What cannot be done is answered 400, 404, 500 or 503 with a refusal.
 type refusal struct {
 	Kind  drover.Kind `json:"kind"`
 	Error string      `json:"error"`
@@ -61,7 +63,7 @@ func Serve(ctx context.Context, log *slog.Logger, path string, links []*Link) er
 		}
 		byName[l.name] = l
 	}
-	listener, err := listen(path)
+	listener, err := listen(ctx, path)
 	if err != nil {
 		return drover.E(drover.KindOf(err), op, err)
 	}
@@ -90,7 +92,7 @@ func Serve(ctx context.Context, log *slog.Logger, path string, links []*Link) er
 	return drover.E(drover.Internal, op, err)
 }
 
-func listen(path string) (net.Listener, error) {
+func listen(ctx context.Context, path string) (net.Listener, error) {
 	conn, err := net.DialTimeout("unix", path, controlTimeout)
 	switch {
 	case err == nil:
@@ -108,16 +110,14 @@ func listen(path string) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	// The mode is right from the first moment: umask is the process's, but a
-	// socket in a folder of mode 0700 or with its own mode below is enough.
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	return listener, nil
+	// The mode of a socket's file is that of the descriptor at bind, so it is
+	// right from the first moment.
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, chmod)
+	}}
+	return config.Listen(ctx, "unix", path)
 }
 
 type control struct {
@@ -134,7 +134,7 @@ func (c control) handler() http.Handler {
 		}
 		answer(w, http.StatusOK, all)
 	})
-	mux.HandleFunc("GET /links/{name}", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /link", func(w http.ResponseWriter, r *http.Request) {
 		l, err := c.link(r)
 		if err != nil {
 			refuse(w, err)
@@ -142,7 +142,7 @@ func (c control) handler() http.Handler {
 		}
 		answer(w, http.StatusOK, l.Status())
 	})
-	mux.HandleFunc("PATCH /links/{name}", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("PATCH /link", func(w http.ResponseWriter, r *http.Request) {
 		l, err := c.link(r)
 		if err != nil {
 			refuse(w, err)
@@ -166,7 +166,7 @@ func (c control) handler() http.Handler {
 }
 
 func (c control) link(r *http.Request) (*Link, error) {
-	name := r.PathValue("name")
+	name := r.URL.Query().Get("name")
 	if l := c.byName[name]; l != nil {
 		return l, nil
 	}
@@ -215,7 +215,7 @@ func (c Client) List(ctx context.Context) ([]Status, error) {
 // Status returns the status of one link.
 func (c Client) Status(ctx context.Context, name string) (Status, error) {
 	var s Status
-	err := c.call(ctx, "read link "+name, http.MethodGet, "/links/"+url.PathEscape(name), nil, &s)
+	err := c.call(ctx, "read link "+name, http.MethodGet, linkPath(name), nil, &s)
 	return s, err
 }
 
@@ -223,9 +223,11 @@ func (c Client) Status(ctx context.Context, name string) (Status, error) {
 // the status afterwards. Setting the same twice is harmless.
 func (c Client) Set(ctx context.Context, name string, change ShapeChange) (Status, error) {
 	var s Status
-	err := c.call(ctx, "set link "+name, http.MethodPatch, "/links/"+url.PathEscape(name), change, &s)
+	err := c.call(ctx, "set link "+name, http.MethodPatch, linkPath(name), change, &s)
 	return s, err
 }
+
+func linkPath(name string) string { return "/link?name=" + url.QueryEscape(name) }
 
 func (c Client) call(ctx context.Context, op, method, path string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
