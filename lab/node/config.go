@@ -35,6 +35,8 @@ const (
 	LabDir = "/run/drover-lab"
 	// Binary is the drover binary inside a node.
 	Binary = LabDir + "/bin/drover"
+	// Path is where a node's programs are found, the lab's drover before any other.
+	Path = LabDir + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 )
 
 // Config describes one node to its holder.

@@ -34,12 +34,10 @@ func setUp(c *Config) error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("set loopback up: %w", err)
 	}
-	for _, b := range c.Binds {
-		if err := bind(b); err != nil {
-			return err
-		}
+	if err := mountAll(c.Binds); err != nil {
+		return err
 	}
-	// Last, because the sources of the binds may need the machine's own view.
+	// Last, because the binds go through the machine's /proc.
 	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}} {
 		if err := unix.Mount(m.kind, m.at, m.kind, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.at, err)
@@ -48,12 +46,32 @@ func setUp(c *Config) error {
 	return nil
 }
 
-// bind mounts one file or folder, making a missing target. A file as target is
-// made empty.
-func bind(b Bind) error {
-	info, err := os.Stat(b.Source)
+// mountAll does the binds in order. All sources are opened first: a bind may
+// hide the source of a later one, as /tmp does in a test.
+func mountAll(binds []Bind) error {
+	sources := make([]*os.File, len(binds))
+	for i, b := range binds {
+		fd, err := unix.Open(b.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("bind %s: open %s: %w", b.Target, b.Source, err)
+		}
+		sources[i] = os.NewFile(uintptr(fd), b.Source)
+		defer sources[i].Close()
+	}
+	for i, b := range binds {
+		if err := mountOne(sources[i], b); err != nil {
+			return fmt.Errorf("bind %s on %s: %w", b.Source, b.Target, err)
+		}
+	}
+	return nil
+}
+
+// mountOne mounts one file or folder, making a missing target. A file as target
+// is made empty.
+func mountOne(source *os.File, b Bind) error {
+	info, err := source.Stat()
 	if err != nil {
-		return fmt.Errorf("bind %s: %w", b.Target, err)
+		return err
 	}
 	if info.IsDir() {
 		err = os.MkdirAll(b.Target, 0o755)
@@ -64,15 +82,16 @@ func bind(b Bind) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("bind %s: %w", b.Target, err)
+		return err
 	}
-	if err := unix.Mount(b.Source, b.Target, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind %s on %s: %w", b.Source, b.Target, err)
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", source.Fd()), b.Target, "", unix.MS_BIND, ""); err != nil {
+		return err
 	}
-	if b.ReadOnly {
-		if err := unix.Mount("", b.Target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-			return fmt.Errorf("make %s read-only: %w", b.Target, err)
-		}
+	if !b.ReadOnly {
+		return nil
+	}
+	if err := unix.Mount("", b.Target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		return fmt.Errorf("make it read-only: %w", err)
 	}
 	return nil
 }

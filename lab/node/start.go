@@ -42,7 +42,7 @@ func Run(ctx context.Context, exe, lab, name string) (pid int, err error) {
 // need, and the lab's drover before any other.
 func environment() []string {
 	env := []string{
-		"PATH=" + LabDir + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + Path,
 		"HOME=/root", "LANG=C.UTF-8",
 	}
 	// Coverage of the processes that a test starts is collected where Go is told.

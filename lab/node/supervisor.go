@@ -194,10 +194,7 @@ func programPath(name string) (string, error) {
 	if name != filepath.Base(Binary) {
 		return exec.LookPath(name)
 	}
-	if _, err := os.Stat(Binary); err == nil {
-		return Binary, nil
-	}
-	return "/proc/self/exe", nil
+	return Binary, nil
 }
 
 func (s *supervisor) find(name string) (*service, error) {

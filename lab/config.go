@@ -1,0 +1,191 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/drover-vm/drover/lab/labfile"
+	"github.com/drover-vm/drover/lab/node"
+	"github.com/drover-vm/drover/lab/topology"
+	"github.com/drover-vm/drover/pki"
+)
+
+// Ports of Drover's processes in a lab.
+const agentPort, serverPort = "7443", "7444"
+
+// Places inside a node where Drover's processes find their things.
+const (
+	runDir     = "/run/drover"
+	confDir    = runDir + "/conf"
+	tlsDir     = confDir + "/tls"
+	stateDir   = runDir + "/state"
+	serverSock = runDir + "/server.sock"
+
+	libvirtSock = "/run/libvirt/libvirt-sock"
+	volumesDir  = "/var/lib/libvirt/images"
+)
+
+// agentConfig is an agent's file.
+type agentConfig struct {
+	Name    string     `yaml:"name"`
+	Site    string     `yaml:"site"`
+	Listen  string     `yaml:"listen"`
+	State   string     `yaml:"state"`
+	Run     string     `yaml:"run"`
+	TLS     pki.Files  `yaml:"tls"`
+	Libvirt string     `yaml:"libvirt,omitempty"`
+	Volumes string     `yaml:"volumes,omitempty"`
+	Edge    *agentEdge `yaml:"edge,omitempty"`
+	Probe   bool       `yaml:"probe,omitempty"`
+}
+
+type agentEdge struct {
+	Links []agentEdgeLink `yaml:"links"`
+}
+
+type agentEdgeLink struct {
+	Name     string `yaml:"name"`
+	Counters string `yaml:"counters"`
+}
+
+// serverConfig is the server's file.
+type serverConfig struct {
+	Name   string        `yaml:"name"`
+	Listen string        `yaml:"listen"`
+	Socket string        `yaml:"socket"`
+	State  string        `yaml:"state"`
+	TLS    pki.Files     `yaml:"tls"`
+	Sites  []serverSite  `yaml:"sites"`
+	Agents []serverAgent `yaml:"agents"`
+	Links  []serverLink  `yaml:"links,omitempty"`
+}
+
+type serverSite struct {
+	Name string  `yaml:"name"`
+	Lat  float64 `yaml:"lat,omitempty"`
+	Lon  float64 `yaml:"lon,omitempty"`
+}
+
+type serverAgent struct {
+	Name    string `yaml:"name"`
+	Site    string `yaml:"site"`
+	Address string `yaml:"address"`
+}
+
+type serverLink struct {
+	Name string `yaml:"name"`
+	A    string `yaml:"a"`
+	B    string `yaml:"b"`
+	Rate int64  `yaml:"rate"` // bits per second
+	RTT  string `yaml:"rtt"`
+}
+
+// clientConfig is the command line's file.
+type clientConfig struct {
+	Server string    `yaml:"server"`
+	TLS    pki.Files `yaml:"tls"`
+}
+
+// drovers writes the files and certificates of the lab's agents, its server and
+// its operator, all under one certificate authority.
+func (l *Lab) drovers(f *labfile.File, plan *topology.Plan) error {
+	ca, err := pki.NewCA(filepath.Join(l.Dir, pkiDir), time.Now())
+	if err != nil {
+		return err
+	}
+	for i := range plan.Nodes {
+		n := &plan.Nodes[i]
+		conf := filepath.Join(node.Dir(l.Dir, n.Name), "run", confDir[len("/run/"):])
+		role := pki.Agent
+		if n.Role == topology.Server {
+			role = pki.Server
+		}
+		own := filepath.Join(conf, "tls")
+		files, err := ca.Issue(pki.Identity{Role: role, Name: n.Name}, []string{n.Address.String(), n.Name}, own, time.Now())
+		if err != nil {
+			return err
+		}
+		files = insideNode(files)
+		if role == pki.Server {
+			err = writeYAML(filepath.Join(conf, "server.yaml"), newServerConfig(f, plan, n, files))
+		} else {
+			err = writeYAML(filepath.Join(conf, "agent.yaml"), newAgentConfig(plan, n, files))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	files, err := ca.Issue(pki.Identity{Role: pki.Operator, Name: "lab"}, nil, filepath.Join(l.Dir, pkiDir, "operator"), time.Now())
+	if err != nil {
+		return err
+	}
+	l.Client = filepath.Join(l.Dir, clientFile)
+	return writeYAML(l.Client, clientConfig{Server: "unix://" + l.serverSocket(), TLS: files})
+}
+
+// serverSocket is the server's socket as the lab machine sees it.
+func (l *Lab) serverSocket() string {
+	return filepath.Join(node.Dir(l.Dir, labfile.ServerName), serverSock)
+}
+
+func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agentConfig {
+	c := agentConfig{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files}
+	switch n.Role {
+	case topology.Host:
+		c.Libvirt, c.Volumes = libvirtSock, volumesDir
+	case topology.Client:
+		c.Probe = true
+	case topology.Edge:
+		c.Edge = &agentEdge{Links: []agentEdgeLink{}}
+		for _, k := range plan.Links {
+			if k.Ends[0].Node == n.Name || k.Ends[1].Node == n.Name {
+				c.Edge.Links = append(c.Edge.Links, agentEdgeLink{Name: k.Name,
+					Counters: "unix://" + filepath.Join(node.LabDir, wanSocket)})
+			}
+		}
+	}
+	return c
+}
+
+func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) serverConfig {
+	c := serverConfig{Name: n.Name, Listen: net.JoinHostPort(n.Address.String(), serverPort),
+		Socket: serverSock, State: stateDir, TLS: files}
+	for _, s := range f.Sites {
+		site := serverSite{Name: s.Name}
+		if s.Location != nil {
+			site.Lat, site.Lon = s.Location.Lat, s.Location.Lon
+		}
+		c.Sites = append(c.Sites, site)
+	}
+	for _, a := range plan.Nodes {
+		if a.Role != topology.Server {
+			c.Agents = append(c.Agents, serverAgent{Name: a.Name, Site: a.Site, Address: agentAddress(a.Address)})
+		}
+	}
+	for _, k := range f.Links {
+		c.Links = append(c.Links, serverLink{Name: k.Name, A: k.A, B: k.B, Rate: int64(k.Rate), RTT: (2 * k.OneWay()).String()})
+	}
+	return c
+}
+
+func agentAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), agentPort) }
+
+// insideNode turns certificate files of a node's folder into what the node sees.
+func insideNode(f pki.Files) pki.Files {
+	at := func(p string) string { return filepath.Join(tlsDir, filepath.Base(p)) }
+	return pki.Files{CA: at(f.CA), Cert: at(f.Cert), Key: at(f.Key)}
+}
+
+func writeYAML(path string, v any) error {
+	b, err := yaml.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Base(path), err)
+	}
+	return os.WriteFile(path, b, 0o600)
+}

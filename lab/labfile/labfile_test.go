@@ -1,0 +1,1 @@
+package labfile_test
