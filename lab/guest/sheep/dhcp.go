@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -46,6 +47,12 @@ func newDHCP(log *slog.Logger, device string, set settings) *dhcp {
 // run keeps the lease until ctx is done. It returns an error only when the
 // device cannot be configured.
 func (d *dhcp) run(ctx context.Context) error {
+	// A machine without a hardware source has no random numbers at boot, and
+	// the library only polls for them. A blocking read makes the kernel
+	// gather some, in about a second.
+	if _, err := rand.Read(make([]byte, 16)); err != nil {
+		return fmt.Errorf("seed random numbers: %w", err)
+	}
 	for ctx.Err() == nil {
 		err := d.exchange(ctx)
 		var refused *nclient4.ErrNak
