@@ -25,12 +25,15 @@ func BenchmarkLink(b *testing.B) {
 		congestion string
 	}{
 		{0, 0, "cubic"},
+		{0, 25 * time.Millisecond, "cubic"},
 		{10e6, 25 * time.Millisecond, "cubic"},
 		{100e6, 25 * time.Millisecond, "cubic"},
 		{200e6, 25 * time.Millisecond, "cubic"},
 		{622e6, 25 * time.Millisecond, "cubic"},
 		{1e9, 25 * time.Millisecond, "cubic"},
+		{10e6, 0, "cubic"},
 		{622e6, 0, "cubic"},
+		{1e9, 0, "cubic"},
 		{10e6, 25 * time.Millisecond, "bbr"},
 		{100e6, 25 * time.Millisecond, "bbr"},
 		{200e6, 25 * time.Millisecond, "bbr"},

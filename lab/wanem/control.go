@@ -151,7 +151,11 @@ func (c control) handler() http.Handler {
 		var change ShapeChange
 		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
 		body.DisallowUnknownFields()
-		if err := body.Decode(&change); err != nil {
+		err = body.Decode(&change)
+		if err == nil && body.More() {
+			err = errors.New("something comes after the JSON object")
+		}
+		if err != nil {
 			refuse(w, drover.Errorf(drover.Invalid, "set link "+l.name, "request body: %w", err))
 			return
 		}

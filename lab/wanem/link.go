@@ -79,6 +79,8 @@ func Open(ctx context.Context, log *slog.Logger, name string, mtu int, a, b End,
 
 func openKind(err error) drover.Kind {
 	switch {
+	case errors.Is(err, unix.EINVAL):
+		return drover.Invalid
 	case errors.Is(err, unix.EBUSY):
 		return drover.Exists
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):

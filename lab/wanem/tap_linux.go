@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -45,9 +46,10 @@ func openTAP(e End, mtu int) (fd int, err error) {
 }
 
 func createTAP(name string) (int, error) {
+	// The kernel would choose a name for an empty one, and fill in a % itself.
 	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return 0, fmt.Errorf("interface name %q: want 1 to %d bytes", name, unix.IFNAMSIZ-1)
+	if err != nil || name == "" || strings.ContainsAny(name, "%/: \t\n") {
+		return 0, fmt.Errorf("%w: want a name of 1 to %d bytes without %% / : or spaces", unix.EINVAL, unix.IFNAMSIZ-1)
 	}
 	// O_NONBLOCK: the pump asks poll when there is nothing to read.
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
