@@ -1,0 +1,173 @@
+package executor
+
+import (
+	"context"
+	"time"
+
+	"github.com/drover-vm/drover"
+)
+
+// Ref names a move to an agent. An agent refuses (drover.Refused) a generation
+// older than one it has seen for that move.
+type Ref struct {
+	Move       string
+	Generation int64
+	VM, VMUUID string
+}
+
+// Agents is how a step reaches a host. It is implemented by the API's client
+// for real, and in memory by executortest and the simulator.
+//
+// What the executor relies on:
+//
+//   - An action is named by move and step. Asking for one that runs finds it;
+//     one that has succeeded is answered again from the agent's journal; one
+//     that has failed, or was forgotten, is begun anew.
+//   - Cutting a call (ctx, a lost connection) does not end the action.
+//   - An error whose kind is Unavailable or Unknown says nothing about whether
+//     the action took effect. Any other says that it has ended and failed,
+//     perhaps half way.
+//   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
+//     TakeBack, Undefine) first end every other action of the same move on
+//     their host, and wait for that.
+//   - Actions other than Reserve and Release need the move's reservation on
+//     their host. After Release, a late Reserve of the same move is refused.
+type Agents interface {
+	// Run starts or finds the action, calls progress (never after it has
+	// returned) while the action runs, and returns when it has ended.
+	Run(ctx context.Context, host string, ref Ref, step string, action Action, progress func(drover.Progress)) (Result, error)
+	// Cancel asks a running action to end; its Run then fails with
+	// drover.Canceled, unless it succeeds first. Nothing to cancel is fine.
+	Cancel(ctx context.Context, host string, ref Ref, step string) error
+}
+
+// Action is what an agent is asked to do: one of the types below that have an
+// isAction method. All are repeatable.
+type Action interface{ isAction() }
+
+// Reserve admits a move to this host: no VM of that name or UUID may be here
+// (target), or it must be (source), and no other move may have it.
+type Reserve struct {
+	Target      bool
+	MemoryBytes drover.Bytes
+}
+
+// Release ends the reservation and forgets the move. Missing is fine.
+type Release struct{ Target bool }
+
+// CreateVolumes makes the empty images into which disks are carried.
+type CreateVolumes struct{ Disks []DiskPlan }
+
+// DeleteVolumes deletes what CreateVolumes of the same move has made here.
+type DeleteVolumes struct{}
+
+// DiskPlan says how one disk crosses.
+type DiskPlan struct {
+	Target       string       `json:"target"` // "vda"
+	Path         string       `json:"path"`
+	Format       string       `json:"format"`
+	VirtualBytes drover.Bytes `json:"virtual_bytes"`
+	// BackingPath is the file below the top image, where the destination has
+	// it; empty when the whole content crosses.
+	BackingPath    string       `json:"backing_path,omitempty"`
+	BackingFormat  string       `json:"backing_format,omitempty"`
+	TopOnly        bool         `json:"top_only,omitempty"`
+	AllocatedBytes drover.Bytes `json:"allocated_bytes"`
+}
+
+// Transfer is the live migration, run by the source's agent, including the
+// switchover, which the two agents decide between them. Its Result says Moved.
+type Transfer struct {
+	PeerAddress, PeerHost string
+	Disks                 []DiskPlan
+	Bandwidth             drover.BitRate // zero: unlimited
+	MaxPause              time.Duration  // zero: the agent's choice
+}
+
+// AbortTransfer makes sure that no transfer of this move is under way or will
+// be, and that the VM runs at the source; or its Result says that it has
+// Moved. drover.NotFound says that the VM is lost on both sides.
+type AbortTransfer struct{ PeerAddress, PeerHost string }
+
+// Shutdown powers the guest off. Its Result says WasRunning, also when it is
+// repeated.
+type Shutdown struct {
+	Grace time.Duration
+	// Force pulls the plug when the guest has not powered off in time.
+	Force bool
+}
+
+// GiveUp takes the VM's definition away from the source and keeps it in the
+// agent's journal, so that nothing can start the VM there. Its Result has the
+// Definition.
+type GiveUp struct{}
+
+// TakeBack undoes GiveUp, and starts the VM when Start says so or when the
+// agent's journal says that Shutdown found it running. A VM that was not given
+// up is fine. drover.NotFound says that the definition is lost.
+type TakeBack struct{ Start bool }
+
+// Copy sends disks from the source to the peer and compares digests.
+type Copy struct {
+	PeerAddress, PeerHost string
+	Disks                 []DiskPlan
+	Bandwidth             drover.BitRate // zero: unlimited
+}
+
+// Define makes the definition known at the target.
+type Define struct{ Definition []byte }
+
+// Undefine undoes Define; missing is fine. A VM that runs here, or has run
+// since Define, gives drover.Refused.
+type Undefine struct{}
+
+// StartVM boots the VM; running already is fine.
+type StartVM struct{}
+
+// Verify reads the VM's real state here. A VM that is not here gives
+// drover.NotFound; one that is, but not running when Running is set (or
+// running when it is not), any other kind.
+type Verify struct{ Running bool }
+
+// ReleaseSource removes what the VM left at its source: the definition kept by
+// GiveUp and, unless KeepVolumes, the images of Disks. A VM that still runs
+// here gives drover.Refused.
+type ReleaseSource struct {
+	KeepVolumes bool
+	Disks       []DiskPlan
+}
+
+func (Reserve) isAction()       {}
+func (Release) isAction()       {}
+func (CreateVolumes) isAction() {}
+func (DeleteVolumes) isAction() {}
+func (Transfer) isAction()      {}
+func (AbortTransfer) isAction() {}
+func (Shutdown) isAction()      {}
+func (GiveUp) isAction()        {}
+func (TakeBack) isAction()      {}
+func (Copy) isAction()          {}
+func (Define) isAction()        {}
+func (Undefine) isAction()      {}
+func (StartVM) isAction()       {}
+func (Verify) isAction()        {}
+func (ReleaseSource) isAction() {}
+
+// Result is what an action that succeeded says. Fields that the action does
+// not fill are zero.
+type Result struct {
+	// Moved: for Transfer and AbortTransfer, whether the VM is at the
+	// destination.
+	Moved bool
+	// WasRunning: for Shutdown and GiveUp, whether the VM was running before.
+	WasRunning bool
+	// Definition: for GiveUp.
+	Definition []byte
+	// Pause as the hypervisor measured it.
+	Pause time.Duration
+	// Guest bytes carried, and bytes that the data path put on the wire.
+	MemoryBytes, DiskBytes, PathWireBytes drover.Bytes
+	// When the guest stopped at the source and ran at the destination, by the
+	// respective host's clock; zero when not known.
+	Stopped, Resumed time.Time
+}

@@ -1,0 +1,173 @@
+package executor
+
+import (
+	"context"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/saga"
+)
+
+// method is a way to be elsewhere as a table of steps.
+type method struct {
+	// id names the table and its version. A journal keeps it, so that a move
+	// begun by an older Drover goes on by the table it was begun with.
+	id    string
+	steps []step
+}
+
+// step is one line of a method's table: what saga needs to know of it, and
+// what it asks of agents.
+type step struct {
+	saga.Step
+	// do and undo return the calls to make, in order. The undo of a step that
+	// has none is nil.
+	do, undo func(*state) []call
+	// note reads the result of do's call number n into the state. An error
+	// fails the step.
+	note func(s *state, n int, r Result) error
+	// settle says whether the pivot has passed, and makes sure that it does
+	// not pass any more if it has not. Any error means: ask again. For the
+	// pivot only.
+	settle func(context.Context, *state, asker) (passed bool, err error)
+	// lost says, per verb, what drover.NotFound means there: that the VM or its
+	// definition is gone and no retry will bring it back.
+	lost map[saga.Verb]string
+}
+
+// call is one call of an agent.
+type call struct {
+	host string
+	// action to run; nil cancels the action of the step named.
+	action Action
+	cancel string
+}
+
+// asker makes a call and waits for its end.
+type asker func(context.Context, call) (Result, error)
+
+// table returns the method's steps as saga sees them.
+func (m method) table() saga.Table {
+	t := make(saga.Table, len(m.steps))
+	for i, s := range m.steps {
+		t[i] = s.Step
+		t[i].HasUndo = s.undo != nil
+	}
+	return t
+}
+
+// methodOf returns the table by which a new move of that method is made.
+func methodOf(m drover.Method) (method, error) {
+	switch m {
+	case drover.Live:
+		return liveMethod(), nil
+	case drover.Cold:
+		return coldMethod(), nil
+	default:
+		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s or %s", m, drover.Live, drover.Cold)
+	}
+}
+
+// methodByID returns the table that a journal names.
+func methodByID(id string) (method, error) {
+	for _, m := range []method{liveMethod(), coldMethod()} {
+		if m.id == id {
+			return m, nil
+		}
+	}
+	return method{}, drover.Errorf(drover.Corrupt, "method", "this Drover has no step table %q", id)
+}
+
+// Table returns the steps of a method, for showing them.
+func Table(m drover.Method) (saga.Table, error) {
+	way, err := methodOf(m)
+	if err != nil {
+		return nil, err
+	}
+	return way.table(), nil
+}
+
+// The steps that methods share.
+
+func reserveTarget() step {
+	return step{
+		Step: saga.Step{
+			Name: "reserve-target",
+			Why:  "first, because it is the likeliest to be refused and costs nothing yet",
+		},
+		do: func(s *state) []call {
+			return []call{{host: s.Request.To.Host, action: Reserve{Target: true, MemoryBytes: s.Request.VM.MemoryBytes}}}
+		},
+		undo: func(s *state) []call {
+			return []call{{host: s.Request.To.Host, action: Release{Target: true}}}
+		},
+	}
+}
+
+func reserveSource() step {
+	return step{
+		Step: saga.Step{
+			Name: "reserve-source",
+			Why:  "from here on no other move can have the VM, and its source watches over it",
+		},
+		do: func(s *state) []call {
+			return []call{{host: s.Request.From.Host, action: Reserve{MemoryBytes: s.Request.VM.MemoryBytes}}}
+		},
+		undo: func(s *state) []call {
+			return []call{{host: s.Request.From.Host, action: Release{}}}
+		},
+	}
+}
+
+func createVolumes(why string) step {
+	return step{
+		Step: saga.Step{Name: "create-volumes", Why: why},
+		do: func(s *state) []call {
+			return []call{{host: s.Request.To.Host, action: CreateVolumes{Disks: s.Request.Disks}}}
+		},
+		undo: func(s *state) []call {
+			return []call{{host: s.Request.To.Host, action: DeleteVolumes{}}}
+		},
+	}
+}
+
+func verify() step {
+	return step{
+		Step: saga.Step{
+			Name: "verify",
+			Why:  "the source's copy is not touched before the destination's own word that the VM is there",
+		},
+		do: func(s *state) []call {
+			return []call{{host: s.Request.To.Host, action: Verify{Running: s.running()}}}
+		},
+		lost: map[saga.Verb]string{
+			saga.Do: "the move has passed the point of no return, but the destination does not have the VM; the source's disks are kept",
+		},
+	}
+}
+
+func releaseSource() step {
+	return step{
+		Step: saga.Step{
+			Name: "release-source",
+			Why:  "the only step that deletes guest data, so it comes after everything that could still tell against it",
+		},
+		do: func(s *state) []call {
+			return []call{{host: s.Request.From.Host, action: ReleaseSource{KeepVolumes: s.Request.KeepSource, Disks: s.Request.Disks}}}
+		},
+	}
+}
+
+func release() step {
+	return step{
+		Step: saga.Step{
+			Name: "release",
+			Why:  "last, because an agent forgets the move with its reservation",
+		},
+		do: func(s *state) []call {
+			return []call{
+				{host: s.Request.To.Host, action: Release{Target: true}},
+				{host: s.Request.From.Host, action: Release{}},
+			}
+		},
+	}
+}

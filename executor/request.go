@@ -1,0 +1,122 @@
+package executor
+
+import (
+	"time"
+
+	"github.com/drover-vm/drover"
+)
+
+// Request is a move as it has been decided: nothing is left to choose. It is
+// kept in the journal with the move.
+type Request struct {
+	// ID is the caller's name for the request: Start with the same one again
+	// returns the same move. Empty: never the same.
+	ID string `json:"id,omitempty"`
+	// VM as observed at its source.
+	VM drover.VM `json:"vm"`
+	// From and To name site and host; they differ in the host.
+	From drover.Place `json:"from"`
+	To   drover.Place `json:"to"`
+	// FromAddress and ToAddress are where the two agents reach each other,
+	// "ip:port".
+	FromAddress string        `json:"from_address"`
+	ToAddress   string        `json:"to_address"`
+	Method      drover.Method `json:"method"`
+	Reasons     []string      `json:"reasons,omitempty"`
+	// Disks says how each disk crosses. Shared disks are not among them: they
+	// are neither copied nor deleted.
+	Disks []DiskPlan `json:"disks,omitempty"`
+	// Definition is the VM's at its source, used by cold moves where GiveUp
+	// does not return one.
+	Definition []byte `json:"definition,omitempty"`
+	// Bandwidth bounds memory and disks together; zero is unlimited.
+	Bandwidth drover.BitRate `json:"bandwidth_bps,omitempty"`
+	// MaxPause is the pause that a live move may aim at; zero leaves it to the
+	// agent.
+	MaxPause time.Duration `json:"max_pause_ns,omitempty"`
+	// ShutdownGrace is how long a cold move waits for the guest to power off;
+	// zero takes DefaultShutdownGrace. ShutdownForce then pulls the plug;
+	// without it the move is undone.
+	ShutdownGrace time.Duration `json:"shutdown_grace_ns,omitempty"`
+	ShutdownForce bool          `json:"shutdown_force,omitempty"`
+	// KeepSource keeps the disks at the source after the move.
+	KeepSource bool `json:"keep_source,omitempty"`
+}
+
+// DefaultShutdownGrace is what most guests need to power off: systemd gives
+// services 90 s to stop.
+const DefaultShutdownGrace = 2 * time.Minute
+
+// Validate reports whether the request can be carried out at all. The error's
+// kind is drover.Invalid and names the field; or drover.Refused when the
+// method does not suit the VM's state.
+func (r Request) Validate() error {
+	op := "move " + r.VM.Name
+	bad := func(format string, args ...any) error { return drover.Errorf(drover.Invalid, op, format, args...) }
+	switch {
+	case r.VM.Name == "":
+		return drover.Errorf(drover.Invalid, "move", "vm.name is missing")
+	case r.VM.UUID == "":
+		return bad("vm.uuid is missing")
+	case r.From.Site == "" || r.From.Host == "":
+		return bad("from %q: want site/host", r.From)
+	case r.To.Site == "" || r.To.Host == "":
+		return bad("to %q: want site/host", r.To)
+	case r.From.Host == r.To.Host:
+		return bad("from and to are the same host %q", r.To.Host)
+	case r.FromAddress == "":
+		return bad("from_address is missing: want the source agent's ip:port")
+	case r.ToAddress == "":
+		return bad("to_address is missing: want the destination agent's ip:port")
+	case r.Bandwidth < 0:
+		return bad("bandwidth_bps %d: want 0 (unlimited) or more", int64(r.Bandwidth))
+	case r.MaxPause < 0:
+		return bad("max_pause %v: want 0 (the agent's choice) or more", r.MaxPause)
+	case r.ShutdownGrace < 0:
+		return bad("shutdown_grace %v: want 0 (%v) or more", r.ShutdownGrace, DefaultShutdownGrace)
+	}
+	if _, err := methodOf(r.Method); err != nil {
+		return drover.E(drover.Invalid, op, err)
+	}
+	if r.Method == drover.Live && r.VM.State != drover.VMRunning {
+		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves live, take the method cold", r.VM.State)
+	}
+	return r.checkDisks(bad)
+}
+
+// checkDisks makes sure that no shared disk would be copied or deleted.
+func (r Request) checkDisks(bad func(string, ...any) error) error {
+	shared := make(map[string]bool)
+	for _, d := range r.VM.Disks {
+		if d.Shared {
+			shared[d.Target], shared[d.Path] = true, true
+		}
+	}
+	seen := make(map[string]bool)
+	for _, d := range r.Disks {
+		switch {
+		case d.Target == "" || d.Path == "":
+			return bad("disks: target %q with path %q: want both", d.Target, d.Path)
+		case seen[d.Target]:
+			return bad("disks: target %q stands in it twice", d.Target)
+		case shared[d.Target] || shared[d.Path]:
+			return bad("disks: %q is shared: it is neither copied nor deleted, leave it out", d.Target)
+		case d.VirtualBytes <= 0:
+			return bad("disks: %q: virtual_bytes %d: want more than 0", d.Target, int64(d.VirtualBytes))
+		}
+		seen[d.Target] = true
+	}
+	return nil
+}
+
+// running reports whether the VM was executing when it was observed.
+func (r Request) running() bool {
+	return r.VM.State == drover.VMRunning || r.VM.State == drover.VMPaused
+}
+
+func (r Request) shutdownGrace() time.Duration {
+	if r.ShutdownGrace == 0 {
+		return DefaultShutdownGrace
+	}
+	return r.ShutdownGrace
+}

@@ -1,0 +1,315 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/saga"
+	"github.com/drover-vm/drover/store"
+)
+
+// do begins a step, or begins it again.
+func (w *worker) do(ctx context.Context, d saga.Decision) error {
+	st := w.method.steps[d.Step]
+	if err := w.apply(ctx, saga.Event{What: saga.Begin, Step: d.Step}, nil); err != nil {
+		return err
+	}
+	noted := w.now().clone()
+	err := w.each(ctx, d, st.do(noted), func(n int, r Result) error {
+		if st.note == nil {
+			return nil
+		}
+		return st.note(noted, n, r)
+	})
+	if stop := w.mustStop(ctx, err); stop != nil {
+		return stop
+	}
+	if err == nil {
+		w.succeeded()
+		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
+			s.WasRunning, s.Definition = noted.WasRunning, noted.Definition
+			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
+			s.Trouble = ""
+			if st.Pivot {
+				s.Cause = "" // a wish to cancel that came too late
+			}
+		})
+	}
+	if lost := lost(st, d.Verb, err); lost != "" {
+		return w.giveUp(ctx, d, lost, err)
+	}
+	w.failed(d)
+	before := w.now().Journal.Pivot == saga.Open
+	what := saga.Fail
+	if drover.KindOf(err).Retryable() {
+		what = saga.Unsure
+		if before && w.e.clock.Now().Sub(w.try.since) >= w.e.limits.StepPatience {
+			what = saga.Fail
+			err = fmt.Errorf("no answer for %v: %w", w.e.limits.StepPatience, err)
+		}
+	}
+	if err := w.trouble(ctx, d, what, err, before && what == saga.Fail); err != nil {
+		return err
+	}
+	if what == saga.Fail && before {
+		return nil // the way back begins at once
+	}
+	return w.pause(ctx)
+}
+
+// undo begins a step's undo, or begins it again, until it succeeds.
+func (w *worker) undo(ctx context.Context, d saga.Decision) error {
+	st := w.method.steps[d.Step]
+	if err := w.apply(ctx, saga.Event{What: saga.BeginUndo, Step: d.Step}, nil); err != nil {
+		return err
+	}
+	var err error
+	if st.undo != nil {
+		err = w.each(ctx, d, st.undo(w.now()), func(int, Result) error { return nil })
+	}
+	if stop := w.mustStop(ctx, err); stop != nil {
+		return stop
+	}
+	if err == nil {
+		w.succeeded()
+		return w.apply(ctx, saga.Event{What: saga.Undone, Step: d.Step}, func(s *state, _ *store.Record) { s.Trouble = "" })
+	}
+	if lost := lost(st, d.Verb, err); lost != "" {
+		return w.giveUp(ctx, d, lost, err)
+	}
+	w.failed(d)
+	if err := w.trouble(ctx, d, saga.UndoFail, err, false); err != nil {
+		return err
+	}
+	return w.pause(ctx)
+}
+
+// settle asks what became of the pivot, until there is a definite answer.
+func (w *worker) settle(ctx context.Context, d saga.Decision) error {
+	st := w.method.steps[d.Step]
+	if err := w.apply(ctx, saga.Event{What: saga.BeginSettle, Step: d.Step}, nil); err != nil {
+		return err
+	}
+	noted := w.now().clone()
+	passed, err := st.settle(ctx, noted, func(ctx context.Context, c call) (Result, error) {
+		r, err := w.ask(ctx, d, c)
+		if stop := w.mustStop(ctx, err); stop != nil {
+			return r, stop
+		}
+		return r, err
+	})
+	if stop := w.mustStop(ctx, err); stop != nil {
+		return stop
+	}
+	if err == nil {
+		w.succeeded()
+		what := saga.SettleNotPassed
+		if passed {
+			what = saga.SettlePassed
+		}
+		return w.apply(ctx, saga.Event{What: what, Step: d.Step}, func(s *state, _ *store.Record) {
+			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
+			s.Trouble = ""
+			if passed {
+				// What led here did not come true after all.
+				s.Cause = ""
+			}
+		})
+	}
+	if lost := lost(st, d.Verb, err); lost != "" {
+		return w.giveUp(ctx, d, lost, err)
+	}
+	w.failed(d)
+	if err := w.trouble(ctx, d, saga.SettleUnsure, err, false); err != nil {
+		return err
+	}
+	return w.pause(ctx)
+}
+
+// each makes the calls in order and notes their results, up to the first
+// error.
+func (w *worker) each(ctx context.Context, d saga.Decision, calls []call, note func(int, Result) error) error {
+	for i, c := range calls {
+		r, err := w.ask(ctx, d, c)
+		if err != nil {
+			return err
+		}
+		if err := note(i, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask makes one call. While a step up to the pivot is being done, a wish to
+// cancel is passed on to its agent; the answer is still awaited, since only the
+// agent knows which of the two came first.
+func (w *worker) ask(ctx context.Context, d saga.Decision, c call) (Result, error) {
+	m := w.move()
+	ref := Ref{Move: m.Name, Generation: m.Generation, VM: m.VM, VMUUID: m.VMUUID}
+	if c.action == nil {
+		return Result{}, w.e.agents.Cancel(ctx, c.host, ref, c.cancel)
+	}
+	name := stepName(d.Verb, w.table[d.Step].Name)
+	var wg sync.WaitGroup
+	answered := make(chan struct{})
+	if d.Verb == saga.Do && d.Step <= w.table.Pivot() {
+		wg.Go(func() { w.passOn(ctx, answered, c.host, ref, name) })
+	}
+	r, err := w.e.agents.Run(ctx, c.host, ref, name, c.action, w.report(w.table[d.Step].Name))
+	close(answered)
+	wg.Wait()
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && drover.KindOf(err) == drover.Internal {
+		// A call that took too long says nothing about the action.
+		err = drover.E(drover.Unavailable, name, err)
+	}
+	return r, err
+}
+
+// stepName is what agents know an action by, besides its move. An action that
+// takes back has a name of its own, or it would be taken for the one it undoes.
+func stepName(v saga.Verb, step string) string {
+	if v == saga.Do {
+		return step
+	}
+	return string(v) + "-" + step
+}
+
+// passOn asks the agent to end the action once an operator wishes so, until
+// it has been heard or the action has ended.
+func (w *worker) passOn(ctx context.Context, answered <-chan struct{}, host string, ref Ref, step string) {
+	select {
+	case <-w.wish:
+	case <-answered:
+		return
+	case <-ctx.Done():
+		return
+	}
+	ctx, stop := until(ctx, answered)
+	defer stop()
+	for n := 1; ctx.Err() == nil; n++ {
+		err := w.e.agents.Cancel(ctx, host, ref, step)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		w.log.WarnContext(ctx, "agent does not take the request to cancel; trying again", "host", host, "step", step, "error", err)
+		if w.e.clock.Sleep(ctx, w.e.backoff(n)) != nil {
+			return
+		}
+	}
+}
+
+// until returns a context that also ends when c is closed; stop frees it.
+func until(ctx context.Context, c <-chan struct{}) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-c:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { cancel(); wg.Wait() }
+}
+
+// pause waits before the next attempt; a new wish to cancel ends the wait.
+func (w *worker) pause(ctx context.Context) error {
+	wait := w.e.backoff(w.try.times)
+	select {
+	case <-w.wish: // known already, so nothing to be woken by
+		return w.e.clock.Sleep(ctx, wait)
+	default:
+	}
+	woken, stop := until(ctx, w.wish)
+	defer stop()
+	if err := w.e.clock.Sleep(woken, wait); err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return nil
+}
+
+func (w *worker) succeeded() { w.try = try{} }
+
+// failed counts how often the same has failed.
+func (w *worker) failed(d saga.Decision) {
+	if w.try.what != d || w.try.times == 0 {
+		w.try = try{what: d, since: w.e.clock.Now()}
+	}
+	w.try.times++
+}
+
+// mustStop says whether the worker has to let the move go rather than draw a
+// conclusion from err: because its executor is closed, or because another has
+// taken the move up, which is why an agent refuses this one.
+func (w *worker) mustStop(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, errLetGo):
+		return err
+	case drover.KindOf(err) != drover.Refused:
+		return nil
+	}
+	m := w.move()
+	for n := 1; ; n++ {
+		kept, gerr := w.e.journal.Get(ctx, m.Name)
+		switch {
+		case gerr == nil && kept.Move.Generation == m.Generation:
+			return nil
+		case gerr == nil || drover.KindOf(gerr) == drover.NotFound:
+			return errors.Join(errLetGo, err)
+		}
+		if err := w.e.clock.Sleep(ctx, w.e.backoff(n)); err != nil {
+			return err
+		}
+	}
+}
+
+// lost says what has been lost for good, if err means that.
+func lost(st step, v saga.Verb, err error) string {
+	if drover.KindOf(err) != drover.NotFound {
+		return ""
+	}
+	return st.lost[v]
+}
+
+// giveUp ends the move where only a person can go on.
+func (w *worker) giveUp(ctx context.Context, d saga.Decision, why string, err error) error {
+	w.log.ErrorContext(ctx, "move is stuck", "step", w.table[d.Step].Name, "why", why, "error", err)
+	return w.apply(ctx, saga.Event{What: saga.GiveUp, Reason: why}, func(s *state, rec *store.Record) {
+		s.Trouble = ""
+		s.Cause = fmt.Sprintf("%s: %v", why, err)
+		rec.Move.Steps = withFault(rec.Move.Steps, d.Step, err)
+	})
+}
+
+// trouble journals an attempt that has not succeeded. cause says that it is why
+// the move is undone.
+func (w *worker) trouble(ctx context.Context, d saga.Decision, what saga.What, err error, cause bool) error {
+	step := w.table[d.Step].Name
+	w.log.WarnContext(ctx, "step has not succeeded", "step", step, "verb", d.Verb, "taken as", what, "attempt", w.try.times, "error", err)
+	return w.apply(ctx, saga.Event{What: what, Step: d.Step}, func(s *state, rec *store.Record) {
+		line := fmt.Sprintf("%s: %v", stepName(d.Verb, step), err)
+		cause := cause || what == saga.Fail && s.Journal.Pivot == saga.Unknown
+		switch {
+		case cause && s.Cause == "":
+			s.Cause = line
+		case !cause:
+			s.Trouble = line
+		}
+		rec.Move.Steps = withFault(rec.Move.Steps, d.Step, err)
+	})
+}
+
+func withFault(steps []drover.StepRecord, i int, err error) []drover.StepRecord {
+	steps = slices.Clone(steps)
+	steps[i].Fault = err.Error()
+	return steps
+}
