@@ -31,7 +31,7 @@ type image struct {
 	path     string
 	topOnly  bool // Extents leaves out what is below the top image
 	writable bool
-	lock     *os.File // held by readers
+	locks    []*os.File
 	server   *child
 	client   *nbd.Client
 
@@ -81,7 +81,7 @@ func (s *Store) open(ctx context.Context, op string, im *image) (*image, error) 
 	if err := s.reserve(op); err != nil {
 		return nil, err
 	}
-	if err := im.start(ctx, chain[0]); err != nil {
+	if err := im.start(ctx, chain); err != nil {
 		im.unlock()
 		s.forget(im)
 		return nil, fault(op, err)
@@ -116,15 +116,12 @@ func (s *Store) forget(im *image) {
 
 // start runs qemu-nbd and connects to it. The socket's folder goes as soon as
 // the connection stands; the server goes with the connection.
-func (im *image) start(ctx context.Context, h header) error {
+func (im *image) start(ctx context.Context, chain []header) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !im.writable {
-		var err error
-		if im.lock, err = lockForReading(im.path); err != nil {
-			return err
-		}
+	if err := im.lock(chain); err != nil {
+		return err
 	}
 	dir, err := os.MkdirTemp(im.store.cfg.RunDir, "drover-nbd-")
 	if err != nil {
@@ -133,7 +130,7 @@ func (im *image) start(ctx context.Context, h header) error {
 	defer os.RemoveAll(dir)
 	socket := filepath.Join(dir, "s")
 	args := []string{
-		"--socket=" + socket, "--format=" + h.format, "--shared=1",
+		"--socket=" + socket, "--format=" + chain[0].format, "--shared=1",
 		"--cache=writeback", "--discard=unmap", "--detect-zeroes=off",
 	}
 	contexts := []string{"base:allocation"}
@@ -153,9 +150,9 @@ func (im *image) start(ctx context.Context, h header) error {
 		<-im.server.exited
 		return err
 	}
-	if im.client.Size() != h.size {
+	if im.client.Size() != chain[0].size {
 		im.shut()
-		return drover.Errorf(drover.Corrupt, "", "qemu-nbd serves %d bytes, the header says %d", im.client.Size(), h.size)
+		return drover.Errorf(drover.Corrupt, "", "qemu-nbd serves %d bytes, the header says %d", im.client.Size(), chain[0].size)
 	}
 	return nil
 }
@@ -256,9 +253,24 @@ func (im *image) shut() error {
 	return nil
 }
 
+// lock keeps writers away from every image that is only read.
+func (im *image) lock(chain []header) error {
+	if im.writable {
+		chain = chain[1:]
+	}
+	for _, h := range chain {
+		f, err := lockForReading(h.path)
+		if err != nil {
+			return fmt.Errorf("lock %s: %w", h.path, err)
+		}
+		im.locks = append(im.locks, f)
+	}
+	return nil
+}
+
 func (im *image) unlock() {
-	if im.lock != nil {
-		im.lock.Close()
+	for _, f := range im.locks {
+		f.Close()
 	}
 }
 
