@@ -25,7 +25,7 @@ test: deps build ## the whole test suite, lab included
 
 .PHONY: soak
 soak: deps build ## twenty moves back and forth, and the Debian guest under load
-	$(GO) test -p 1 -timeout 80m -count 1 -v ./lab/soak -args -soak
+	$(GO) test -p 1 -timeout 80m -count 1 -v ./lab/trial -args -soak
 
 .PHONY: bench
 bench: deps build ## the benchmarks, as tables

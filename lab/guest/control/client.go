@@ -81,6 +81,14 @@ func (c *Client) CheckDisk(ctx context.Context) (DiskCheck, error) {
 	return d, err
 }
 
+// CheckDiskAgainst has the guest read its disk and judge it against what was
+// acknowledged to a recorder outside, in earlier boots too.
+func (c *Client) CheckDiskAgainst(ctx context.Context, acked journal.Acks) (DiskCheck, error) {
+	var d DiskCheck
+	err := c.do(ctx, http.MethodPost, "/disk/check", acked, &d)
+	return d, err
+}
+
 // Acks calls f for every record acknowledged from sequence number from on (0:
 // the first of this boot), in order, until ctx is done, f fails or the stream
 // breaks; it always returns an error, ctx's in the first case. To go on after

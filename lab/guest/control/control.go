@@ -12,6 +12,8 @@
 //	GET    /disk/acks    a stream of journal.Ack, one JSON document per line,
 //	                     from the boot's first or from ?from=SEQ on
 //	GET    /disk/check   DiskCheck: the guest's own reading of its disk
+//	POST   /disk/check   journal.Acks → DiskCheck: the same, judged against
+//	                     acknowledgements that were recorded outside
 //
 // A request that cannot be met is answered with a 4xx status and
 // {"error": "…"}; then nothing has changed.
@@ -146,6 +148,7 @@ type GapStats struct {
 // DiskCheck is the guest's reading of its own disk.
 type DiskCheck struct {
 	journal.Scan
-	// Verdict judges the records acknowledged in this boot.
+	// Verdict judges the records acknowledged in this boot, or those that were
+	// handed in.
 	Verdict journal.Verdict `json:"verdict"`
 }

@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// maxBody holds any request many times over.
-	maxBody = 4 << 10
+	// maxBody holds any request; the largest lists ranges of acknowledgements.
+	maxBody = 64 << 10
 	// ackBatch is how long acknowledgements are collected before they are
 	// sent: a packet per record would cost more than the record.
 	ackBatch = 5 * time.Millisecond
@@ -62,26 +62,42 @@ func (h *handler) routes() http.Handler {
 	})
 	mux.HandleFunc("GET /disk/acks", h.acks)
 	mux.HandleFunc("GET /disk/check", func(w http.ResponseWriter, _ *http.Request) {
-		check, err := h.disk.check()
-		if err != nil {
-			h.fail(w, err)
-			return
+		h.check(w, nil)
+	})
+	mux.HandleFunc("POST /disk/check", func(w http.ResponseWriter, r *http.Request) {
+		acked := new(journal.Acks)
+		if h.decode(w, r, acked) {
+			h.check(w, acked)
 		}
-		h.reply(w, http.StatusOK, check)
 	})
 	return mux
+}
+
+func (h *handler) check(w http.ResponseWriter, acked *journal.Acks) {
+	check, err := h.disk.check(acked)
+	if err != nil {
+		h.fail(w, err)
+		return
+	}
+	h.reply(w, http.StatusOK, check)
+}
+
+// decode reads the request's body, or answers that it is no good.
+func (h *handler) decode(w http.ResponseWriter, r *http.Request, req any) bool {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(req); err != nil {
+		h.reply(w, http.StatusBadRequest, map[string]string{"error": "request: " + err.Error()})
+		return false
+	}
+	return true
 }
 
 // act decodes the request into req, unless that is nil, and does what was
 // asked.
 func (h *handler) act(w http.ResponseWriter, r *http.Request, req any, do func() error) {
-	if req != nil {
-		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(req); err != nil {
-			h.reply(w, http.StatusBadRequest, map[string]string{"error": "request: " + err.Error()})
-			return
-		}
+	if req != nil && !h.decode(w, r, req) {
+		return
 	}
 	if err := do(); err != nil {
 		h.fail(w, err)
