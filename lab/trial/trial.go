@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -62,7 +63,7 @@ func (l *Lab) Down(ctx context.Context) error {
 // out, where out is not nil. An exit status other than 0 gives *ExitError, and
 // whatever JSON there was is decoded all the same.
 func (l *Lab) Drover(ctx context.Context, out any, args ...string) error {
-	raw, err := l.run(ctx, append([]string{"--lab", l.Name, "-o", "json"}, args...)...)
+	raw, err := l.run(ctx, append(slices.Clone(args), "--lab", l.Name, "-o", "json")...)
 	if out != nil && len(bytes.TrimSpace(raw)) > 0 {
 		if jerr := json.Unmarshal(raw, out); jerr != nil && err == nil {
 			return fmt.Errorf("drover %s: %w in %q", strings.Join(args, " "), jerr, raw)
