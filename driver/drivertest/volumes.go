@@ -70,8 +70,8 @@ const testBytes = 6*drover.MiB + 128*drover.KiB
 // clusterBytes is the largest unit that an implementation may allocate in.
 const clusterBytes = 64 << 10
 
-// wantKind fails unless err is a drover.Error of the kind.
-func wantKind(t *testing.T, err error, want drover.Kind) {
+// volumeKind fails unless err is a drover.Error of the kind.
+func volumeKind(t *testing.T, err error, want drover.Kind) {
 	t.Helper()
 	if err == nil || drover.KindOf(err) != want {
 		t.Fatalf("got error %v of kind %v, want kind %v", err, drover.KindOf(err), want)

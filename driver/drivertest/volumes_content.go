@@ -74,12 +74,12 @@ func volumesRanges(t *testing.T, setup VolumesSetup) {
 		}
 		for _, off := range []int64{-512, size - 512, size, 1 << 62} {
 			_, err := w.WriteAt(b, off)
-			wantKind(t, err, drover.Invalid)
-			wantKind(t, w.Zero(t.Context(), off, 1024), drover.Invalid)
+			volumeKind(t, err, drover.Invalid)
+			volumeKind(t, w.Zero(t.Context(), off, 1024), drover.Invalid)
 		}
-		wantKind(t, w.Zero(t.Context(), 0, -512), drover.Invalid)
+		volumeKind(t, w.Zero(t.Context(), 0, -512), drover.Invalid)
 		_, err = w.ReadAt(b, -1)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		noError(t, w.Zero(t.Context(), 0, 0))
 	})
 }
@@ -243,7 +243,7 @@ func volumesStopExtents(t *testing.T, setup VolumesSetup) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	wantKind(t, r.Extents(ctx, func(driver.Extent) bool { return true }), drover.Canceled)
+	volumeKind(t, r.Extents(ctx, func(driver.Extent) bool { return true }), drover.Canceled)
 }
 
 // volumesLocks: an image has one writer or any number of readers, and so has
@@ -255,13 +255,13 @@ func volumesLocks(t *testing.T, setup VolumesSetup) {
 	w, err := v.OpenWrite(ctx, path[2])
 	noError(t, err)
 	_, err = v.OpenWrite(ctx, path[2])
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	_, err = v.OpenRead(ctx, path[2], false)
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	_, err = v.OpenWrite(ctx, path[1])
-	wantKind(t, err, drover.Refused)
-	wantKind(t, v.Delete(ctx, path[2]), drover.Refused)
-	wantKind(t, v.Delete(ctx, path[0]), drover.Refused)
+	volumeKind(t, err, drover.Refused)
+	volumeKind(t, v.Delete(ctx, path[2]), drover.Refused)
+	volumeKind(t, v.Delete(ctx, path[0]), drover.Refused)
 	if _, err := v.Volume(ctx, path[2]); err != nil {
 		t.Errorf("observing an open image: %v", err)
 	}
@@ -275,7 +275,7 @@ func volumesLocks(t *testing.T, setup VolumesSetup) {
 	b, err := v.OpenRead(ctx, path[2], true)
 	noError(t, err)
 	_, err = v.OpenWrite(ctx, path[2])
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	noError(t, a.Close())
 	noError(t, b.Close())
 	w, err = v.OpenWrite(ctx, path[2])
@@ -286,14 +286,14 @@ func volumesLocks(t *testing.T, setup VolumesSetup) {
 	w, err = v.OpenWrite(ctx, path[0]) // a raw image is locked alike
 	noError(t, err)
 	_, err = v.OpenRead(ctx, path[0], false)
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	_, err = v.OpenRead(ctx, path[1], false)
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	noError(t, w.Close())
 	a, err = v.OpenRead(ctx, path[0], false)
 	noError(t, err)
 	_, err = v.OpenWrite(ctx, path[0])
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 	noError(t, a.Close())
 }
 
@@ -388,9 +388,9 @@ func volumesCloseTwice(t *testing.T, setup VolumesSetup) {
 	noError(t, v.Close())
 	noError(t, v.Close())
 	_, err = v.Volume(t.Context(), path)
-	wantKind(t, err, drover.Canceled)
+	volumeKind(t, err, drover.Canceled)
 	_, err = v.OpenRead(t.Context(), path, false)
-	wantKind(t, err, drover.Canceled)
+	volumeKind(t, err, drover.Canceled)
 }
 
 // volumesCloseStore: what is open is closed with the store.
@@ -449,7 +449,7 @@ func volumesIdentify(t *testing.T, setup VolumesSetup) {
 	defer busy.Close()
 	writeAt(t, busy, noise(13, 512), 0)
 	_, err = v.Identify(t.Context(), copied)
-	wantKind(t, err, drover.Refused)
+	volumeKind(t, err, drover.Refused)
 }
 
 // volumesIdentifyAgain: whatever is remembered, a changed image has another

@@ -45,13 +45,13 @@ func volumesMissing(t *testing.T, setup VolumesSetup) {
 	ctx := t.Context()
 	for _, path := range []string{filepath.Join(dir, "missing.qcow2"), filepath.Join(dir, "no", "folder", "missing.raw")} {
 		_, err := v.Volume(ctx, path)
-		wantKind(t, err, drover.NotFound)
+		volumeKind(t, err, drover.NotFound)
 		_, err = v.OpenRead(ctx, path, false)
-		wantKind(t, err, drover.NotFound)
+		volumeKind(t, err, drover.NotFound)
 		_, err = v.OpenWrite(ctx, path)
-		wantKind(t, err, drover.NotFound)
+		volumeKind(t, err, drover.NotFound)
 		_, err = v.Identify(ctx, path)
-		wantKind(t, err, drover.NotFound)
+		volumeKind(t, err, drover.NotFound)
 		noError(t, v.Delete(ctx, path))
 		if _, err := v.FreeBytes(ctx, path); err != nil {
 			t.Errorf("free space where an image is to be: %v", err)
@@ -61,7 +61,7 @@ func volumesMissing(t *testing.T, setup VolumesSetup) {
 		Path: filepath.Join(dir, "new", "top.qcow2"), Format: "qcow2", VirtualBytes: testBytes,
 		Backing: drover.Backing{Path: filepath.Join(dir, "missing.raw"), Format: "raw"},
 	})
-	wantKind(t, err, drover.NotFound)
+	volumeKind(t, err, drover.NotFound)
 	listed(t, v)
 }
 
@@ -82,7 +82,7 @@ func volumesExclusiveCreate(t *testing.T, setup VolumesSetup) {
 		if err == nil {
 			won++
 		} else {
-			wantKind(t, err, drover.Exists)
+			volumeKind(t, err, drover.Exists)
 		}
 	}
 	if won != 1 {
@@ -91,7 +91,7 @@ func volumesExclusiveCreate(t *testing.T, setup VolumesSetup) {
 	data := noise(1, clusterBytes)
 	write(t, v, path, func(w driver.ImageWriter) { writeAt(t, w, data, 0) })
 	err := v.Create(t.Context(), driver.VolumeSpec{Path: path, Format: "qcow2", VirtualBytes: testBytes})
-	wantKind(t, err, drover.Exists)
+	volumeKind(t, err, drover.Exists)
 	sameBytes(t, content(t, v, path)[:clusterBytes], data)
 }
 
@@ -106,17 +106,17 @@ func volumesBadPaths(t *testing.T, setup VolumesSetup) {
 		dir + "/new\nline.raw", dir + "/nul\x00.raw",
 	} {
 		_, err := v.Volume(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.FreeBytes(ctx, path)
-		wantKind(t, err, drover.Invalid)
-		wantKind(t, v.Create(ctx, driver.VolumeSpec{Path: path, Format: "raw", VirtualBytes: testBytes}), drover.Invalid)
-		wantKind(t, v.Delete(ctx, path), drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
+		volumeKind(t, v.Create(ctx, driver.VolumeSpec{Path: path, Format: "raw", VirtualBytes: testBytes}), drover.Invalid)
+		volumeKind(t, v.Delete(ctx, path), drover.Invalid)
 		_, err = v.OpenRead(ctx, path, true)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.OpenWrite(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.Identify(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		if path == "" {
 			continue // means no backing
 		}
@@ -124,7 +124,7 @@ func volumesBadPaths(t *testing.T, setup VolumesSetup) {
 			Path: filepath.Join(dir, "top.qcow2"), Format: "qcow2", VirtualBytes: testBytes,
 			Backing: drover.Backing{Path: path, Format: "raw"},
 		})
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 	}
 	listed(t, v, good)
 }
@@ -152,7 +152,7 @@ func volumesBadSpecs(t *testing.T, setup VolumesSetup) {
 		"raw named qcow2": {Path: top + ".qcow2", Format: "raw", VirtualBytes: testBytes},
 	} {
 		t.Run(name, func(t *testing.T) {
-			wantKind(t, v.Create(t.Context(), spec), drover.Invalid)
+			volumeKind(t, v.Create(t.Context(), spec), drover.Invalid)
 			listed(t, v, base.Path)
 		})
 	}
@@ -167,20 +167,20 @@ func volumesNotAnImage(t *testing.T, setup VolumesSetup) {
 		path := filepath.Join(dir, name)
 		setup.PutFile(t, v, path, []byte(text))
 		_, err := v.Volume(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.OpenRead(ctx, path, false)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.OpenWrite(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		_, err = v.Identify(ctx, path)
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 		err = v.Create(ctx, driver.VolumeSpec{Path: path, Format: "qcow2", VirtualBytes: testBytes})
-		wantKind(t, err, drover.Exists)
+		volumeKind(t, err, drover.Exists)
 		err = v.Create(ctx, driver.VolumeSpec{
 			Path: filepath.Join(dir, "top.qcow2"), Format: "qcow2", VirtualBytes: testBytes,
 			Backing: drover.Backing{Path: path, Format: "qcow2"},
 		})
-		wantKind(t, err, drover.Invalid)
+		volumeKind(t, err, drover.Invalid)
 	}
 	listed(t, v)
 }
@@ -239,7 +239,7 @@ func volumesFullDisk(t *testing.T, setup VolumesSetup) {
 			break
 		}
 	}
-	wantKind(t, err, drover.Exhausted)
+	volumeKind(t, err, drover.Exhausted)
 	for off := written; ; off += 4096 { // what is left of the last cluster
 		if _, err := w.WriteAt(noise(4, 4096), off); err != nil {
 			break
@@ -254,7 +254,7 @@ func volumesFullDisk(t *testing.T, setup VolumesSetup) {
 
 	path := filepath.Join(dir, "new.qcow2")
 	err = v.Create(ctx, driver.VolumeSpec{Path: path, Format: "qcow2", VirtualBytes: testBytes})
-	wantKind(t, err, drover.Exhausted)
+	volumeKind(t, err, drover.Exhausted)
 	listed(t, v, fill)
 	noError(t, v.Delete(ctx, fill))
 	free, err := v.FreeBytes(ctx, path)
@@ -273,13 +273,13 @@ func volumesCanceled(t *testing.T, setup VolumesSetup) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	other := filepath.Join(dir, "other.qcow2")
-	wantKind(t, v.Create(ctx, driver.VolumeSpec{Path: other, Format: "qcow2", VirtualBytes: testBytes}), drover.Canceled)
+	volumeKind(t, v.Create(ctx, driver.VolumeSpec{Path: other, Format: "qcow2", VirtualBytes: testBytes}), drover.Canceled)
 	_, err := v.OpenRead(ctx, path, false)
-	wantKind(t, err, drover.Canceled)
+	volumeKind(t, err, drover.Canceled)
 	_, err = v.OpenWrite(ctx, path)
-	wantKind(t, err, drover.Canceled)
+	volumeKind(t, err, drover.Canceled)
 	_, err = v.Identify(ctx, path)
-	wantKind(t, err, drover.Canceled)
+	volumeKind(t, err, drover.Canceled)
 	listed(t, v, path)
 	sameBytes(t, content(t, v, path)[:clusterBytes], noise(5, clusterBytes))
 }
