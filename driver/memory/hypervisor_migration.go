@@ -1,0 +1,481 @@
+package memory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
+)
+
+// outgoing is the source's half. Its fields are guarded by the fleet's lock.
+type outgoing struct {
+	h      *Hypervisor
+	g      *guest
+	spec   driver.MigrationSpec
+	offer  driver.Offer
+	phase  outgoingPhase
+	dead   bool // its client has crashed: nothing it does counts any more
+	broken bool // the transfer broke
+	cancel context.CancelFunc
+	ended  chan struct{}
+	began  time.Time
+	stats  driver.MigrationStats
+}
+
+type outgoingPhase int
+
+const (
+	begun outgoingPhase = iota
+	performing
+	performed
+	stays
+	gone
+)
+
+// incoming is the destination's half.
+type incoming struct {
+	h        *Hypervisor
+	g        *guest
+	spec     driver.MigrationSpec
+	cookie   string
+	from     *outgoing
+	known    bool // defined here before
+	complete bool // everything has arrived
+	dead     bool // what was received is destroyed
+	arrived  bool
+	unsure   bool // a Finish failed with drover.Unknown
+}
+
+var (
+	_ driver.Outgoing = (*outgoing)(nil)
+	_ driver.Incoming = (*incoming)(nil)
+)
+
+// Begin opens the migration at its source.
+func (h *Hypervisor) Begin(ctx context.Context, name string, spec driver.MigrationSpec) (driver.Outgoing, error) {
+	var o *outgoing
+	op := "begin migration of " + name
+	err := h.call(ctx, "begin", name, func() error {
+		g, err := h.find(op, name)
+		switch {
+		case err != nil:
+			return err
+		case g.state != drover.VMRunning:
+			return drover.Errorf(drover.Refused, op, "it is %s; only a running vm can be moved live", g.state)
+		case g.sending != nil:
+			return drover.Errorf(drover.Refused, op, "it is being migrated already")
+		}
+		h.fleet.serial++
+		cookie := fmt.Sprintf("out-%d", h.fleet.serial)
+		spec.Name = name
+		o = &outgoing{h: h, g: g, spec: spec, ended: make(chan struct{}), began: h.fleet.clock(),
+			offer: driver.Offer{Definition: NewDefinition(g.vm), Cookie: []byte(cookie)}}
+		g.sending = o
+		h.fleet.sending[cookie] = o
+		return nil
+	})
+	if err != nil {
+		if o != nil {
+			_ = o.Close()
+		}
+		return nil, err
+	}
+	return o, nil
+}
+
+func (o *outgoing) Offer() driver.Offer { return o.offer }
+
+// Perform calls the fleet's Transfer and then pauses the guest.
+func (o *outgoing) Perform(ctx context.Context, prepared []byte) ([]byte, error) {
+	f, op := o.h.fleet, "perform migration of "+o.spec.Name
+	if err := ctx.Err(); err != nil {
+		return nil, o.stay(drover.E(drover.Canceled, op, err))
+	}
+	if err := f.strike(o.h.host.Name, "perform", o.spec.Name, Before); err != nil {
+		return nil, o.stay(err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.mu.Lock()
+	to := f.receiving[string(prepared)]
+	switch {
+	case o.dead || o.h.down:
+		f.mu.Unlock()
+		return nil, drover.Errorf(drover.Unavailable, op, "the manager of %s does not answer", o.h.host.Name)
+	case o.phase != begun:
+		f.mu.Unlock()
+		return nil, drover.Errorf(drover.Refused, op, "this migration has been performed or closed already")
+	case to == nil || to.dead || to.from != o:
+		f.mu.Unlock()
+		return nil, o.stay(drover.Errorf(drover.Internal, op, "the destination does not listen"))
+	}
+	o.phase, o.cancel = performing, cancel
+	transfer := f.transfer
+	f.mu.Unlock()
+	defer close(o.ended)
+
+	var err error
+	if transfer != nil {
+		err = transfer(ctx, o.spec.Name, o.h.host.Name, to.h.host.Name)
+	}
+	f.mu.Lock()
+	cookie, err := o.arrive(ctx, to, err)
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.strike(o.h.host.Name, "perform", o.spec.Name, After); err != nil {
+		if drover.KindOf(err) == drover.Unknown {
+			return nil, err
+		}
+		return nil, o.stay(err)
+	}
+	return cookie, nil
+}
+
+// arrive ends the transfer: the guest is paused, or runs on. The lock is held.
+func (o *outgoing) arrive(ctx context.Context, to *incoming, err error) ([]byte, error) {
+	f, op := o.h.fleet, "perform migration of "+o.spec.Name
+	o.cancel = nil
+	switch {
+	case o.dead || o.broken:
+		err = drover.Errorf(drover.Unavailable, op, "the transfer broke")
+	case ctx.Err() != nil:
+		err = drover.E(drover.Canceled, op, ctx.Err())
+	case err == nil && to.dead:
+		err = drover.Errorf(drover.Internal, op, "the destination went away")
+	case err == nil && o.g.state != drover.VMRunning:
+		err = drover.Errorf(drover.Internal, op, "the guest has stopped meanwhile")
+	}
+	if err != nil {
+		o.phase = stays
+		o.forget()
+		var known *drover.Error
+		if errors.As(err, &known) {
+			return nil, err
+		}
+		return nil, drover.E(drover.Internal, op, err)
+	}
+	f.set(o.h, o.g, drover.VMPaused, "suspended")
+	for _, disk := range o.g.vm.Disks {
+		if slices.Contains(o.spec.CopyDisks, disk.Target) {
+			f.disks[imageOf(to.h.host.Name, disk)] = f.disks[imageOf(o.h.host.Name, disk)]
+			o.stats.DiskTotalBytes += disk.VirtualBytes
+		}
+	}
+	to.complete = true
+	o.phase = performed
+	o.stats.Phase = "done"
+	o.stats.DiskDoneBytes = o.stats.DiskTotalBytes
+	o.stats.MemoryTotalBytes, o.stats.MemoryDoneBytes = o.g.vm.MemoryBytes, o.g.vm.MemoryBytes
+	o.stats.Rounds, o.stats.PageBytes = 1, 4*drover.KiB
+	o.stats.Elapsed = f.clock().Sub(o.began)
+	return []byte("done " + to.cookie), nil
+}
+
+// stay gives the migration up with the guest running here, and returns err.
+func (o *outgoing) stay(err error) error {
+	f := o.h.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if o.dead {
+		return err
+	}
+	if o.phase == begun || o.phase == performed {
+		o.phase = stays
+		o.forget()
+		if o.g.state == drover.VMPaused {
+			f.set(o.h, o.g, drover.VMRunning, "resumed")
+		}
+	}
+	return err
+}
+
+// forget ends the migration's hold on the guest. The lock is held.
+func (o *outgoing) forget() {
+	if o.g.sending == o {
+		o.g.sending = nil
+	}
+	delete(o.h.fleet.sending, string(o.offer.Cookie))
+}
+
+// abort cancels a running transfer. The lock is held.
+func (o *outgoing) abort() {
+	if o.cancel != nil {
+		o.cancel()
+	}
+}
+
+// Progress returns the figures of an ended Perform; while it runs it only
+// knows what is to be moved.
+func (o *outgoing) Progress(ctx context.Context) (driver.MigrationStats, error) {
+	var stats driver.MigrationStats
+	err := o.h.call(ctx, "progress", o.spec.Name, func() error {
+		stats = o.stats
+		if o.phase == performing {
+			stats.Phase = "memory"
+			stats.MemoryTotalBytes, stats.MemoryRemainingBytes = o.g.vm.MemoryBytes, o.g.vm.MemoryBytes
+			stats.PageBytes = 4 * drover.KiB
+			stats.Elapsed = o.h.fleet.clock().Sub(o.began)
+		}
+		return nil
+	})
+	return stats, err
+}
+
+// Confirm ends the migration at the source. As in the real driver the outcome
+// is decided: ctx is not heeded.
+func (o *outgoing) Confirm(ctx context.Context, _ []byte, moved bool) error {
+	op := "confirm migration of " + o.spec.Name
+	return o.h.call(context.WithoutCancel(ctx), "confirm", o.spec.Name, func() error {
+		f := o.h.fleet
+		switch {
+		case o.dead:
+			return drover.Errorf(drover.Unavailable, op, "its client has crashed")
+		case o.phase == performing:
+			return drover.Errorf(drover.Refused, op, "the transfer is still running")
+		case moved && o.phase == gone, !moved && o.phase == stays:
+			return nil
+		case moved && o.phase != performed:
+			return drover.Errorf(drover.Refused, op, "the guest runs on here: it was not given up")
+		case !moved && o.phase == gone:
+			return drover.Errorf(drover.Refused, op, "the guest has been given up and is gone here")
+		}
+		o.forget()
+		if !moved {
+			o.phase = stays
+			f.set(o.h, o.g, drover.VMRunning, "resumed")
+			return nil
+		}
+		o.phase = gone
+		f.set(o.h, o.g, drover.VMOff, "migrated")
+		if o.h.guests[o.spec.Name] == o.g {
+			delete(o.h.guests, o.spec.Name)
+		}
+		return nil
+	})
+}
+
+// Close aborts a running Perform; after it the guest stays paused.
+func (o *outgoing) Close() error {
+	f := o.h.fleet
+	f.mu.Lock()
+	running := o.phase == performing
+	o.abort()
+	if o.phase == begun {
+		o.phase = stays
+	}
+	if !running {
+		o.forget()
+	}
+	f.mu.Unlock()
+	if running {
+		<-o.ended
+	}
+	return nil
+}
+
+// Prepare starts receiving.
+func (h *Hypervisor) Prepare(ctx context.Context, spec driver.MigrationSpec, offer driver.Offer) (driver.Incoming, error) {
+	var in *incoming
+	op := "prepare migration of " + spec.Name
+	vm, err := parseDefinition(offer.Definition)
+	if err != nil {
+		return nil, err
+	}
+	err = h.call(ctx, "prepare", spec.Name, func() error {
+		if err := h.taken(op, vm); err != nil {
+			return err
+		}
+		from := h.fleet.sending[string(offer.Cookie)]
+		switch {
+		case from == nil || from.dead:
+			return drover.Errorf(drover.Internal, op, "the source has closed the migration")
+		case from.h == h:
+			return drover.Errorf(drover.Internal, op, "source and destination are the same host")
+		}
+		g := h.guests[spec.Name]
+		known := g != nil
+		if known && active(g.state) {
+			return drover.Errorf(drover.Refused, op, "it is active here already")
+		}
+		if !known {
+			g = &guest{vm: clone(vm), state: drover.VMOff}
+			h.guests[spec.Name] = g
+		}
+		h.fleet.serial++
+		in = &incoming{h: h, g: g, spec: spec, from: from, known: known, cookie: fmt.Sprintf("in-%d", h.fleet.serial)}
+		g.receiving = in
+		h.fleet.receiving[in.cookie] = in
+		h.fleet.set(h, g, drover.VMPaused, "started")
+		return nil
+	})
+	if err != nil {
+		if in != nil {
+			_ = in.Close()
+		}
+		return nil, err
+	}
+	return in, nil
+}
+
+func (in *incoming) Prepared() []byte { return []byte(in.cookie) }
+
+// Finish lets the guest run here.
+func (in *incoming) Finish(ctx context.Context, cookie []byte) ([]byte, error) {
+	f, op := in.h.fleet, "finish migration of "+in.spec.Name
+	if err := ctx.Err(); err != nil {
+		return nil, drover.E(drover.Canceled, op, err)
+	}
+	if err := f.strike(in.h.host.Name, "finish", in.spec.Name, Before); err != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if drover.KindOf(err) == drover.Unknown {
+			in.unsure = true
+		} else {
+			in.discard()
+		}
+		return nil, err
+	}
+	err := func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		switch {
+		case in.arrived:
+			return nil
+		case in.unsure:
+			return drover.Errorf(drover.Unknown, op, "an earlier finish did not end")
+		case in.dead:
+			return drover.Errorf(drover.Refused, op, "what was received has been destroyed")
+		case in.h.down:
+			in.discard()
+			return drover.Errorf(drover.Unavailable, op, "the manager of %s does not answer", in.h.host.Name)
+		case !in.complete || string(cookie) != "done "+in.cookie:
+			in.discard()
+			return drover.Errorf(drover.Internal, op, "the guest has not arrived")
+		}
+		in.arrived = true
+		in.g.receiving, in.g.persistent = nil, true
+		delete(f.receiving, in.cookie)
+		f.set(in.h, in.g, drover.VMRunning, "resumed")
+		return nil
+	}()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.strike(in.h.host.Name, "finish", in.spec.Name, After); err != nil {
+		return nil, drover.E(drover.Unknown, op, err)
+	}
+	return []byte("finished " + in.cookie), nil
+}
+
+// discard destroys what was received. The lock is held.
+func (in *incoming) discard() {
+	if in.dead || in.arrived {
+		return
+	}
+	in.dead = true
+	delete(in.h.fleet.receiving, in.cookie)
+	if in.g.receiving != in {
+		return
+	}
+	in.g.receiving = nil
+	in.h.fleet.set(in.h, in.g, drover.VMOff, "stopped")
+	if !in.known {
+		delete(in.h.guests, in.spec.Name)
+	}
+}
+
+// Abandon destroys what was received. Ctx is not heeded.
+func (in *incoming) Abandon(ctx context.Context) error {
+	op := "abandon migration of " + in.spec.Name
+	return in.h.call(context.WithoutCancel(ctx), "abandon", in.spec.Name, func() error {
+		switch {
+		case in.arrived:
+			return drover.Errorf(drover.Refused, op, "the guest has arrived and runs here")
+		case in.unsure:
+			return drover.Errorf(drover.Unknown, op, "the guest may run here; read its state and settle it")
+		}
+		in.discard()
+		return nil
+	})
+}
+
+// Close without Finish destroys what was received.
+func (in *incoming) Close() error {
+	in.h.fleet.mu.Lock()
+	defer in.h.fleet.mu.Unlock()
+	if !in.unsure {
+		in.discard()
+	}
+	return nil
+}
+
+// dropClients leaves the host's open migrations as a dying client does. The
+// lock is held.
+func (h *Hypervisor) dropClients() {
+	for _, g := range h.guests {
+		if o := g.sending; o != nil {
+			o.dead, o.broken = true, true
+			o.abort()
+			if o.phase != performing {
+				o.forget()
+			}
+		}
+		if in := g.receiving; in != nil {
+			in.unsure = false
+			in.discard()
+		}
+	}
+}
+
+// Settle brings the VM into the state given.
+func (h *Hypervisor) Settle(ctx context.Context, name string, to driver.Settlement) error {
+	h.fleet.mu.Lock()
+	var half interface{ Close() error }
+	var ended chan struct{}
+	if g := h.guests[name]; g != nil && !h.down {
+		switch {
+		case g.sending != nil:
+			half = g.sending
+			if g.sending.phase == performing {
+				ended = g.sending.ended
+			}
+		case g.receiving != nil:
+			half = g.receiving
+		}
+	}
+	h.fleet.mu.Unlock()
+	if half != nil {
+		_ = half.Close()
+	}
+	if ended != nil {
+		<-ended
+	}
+	return h.call(ctx, "settle", name, func() error {
+		g := h.guests[name]
+		if to == driver.SettleGone {
+			if g == nil {
+				return nil
+			}
+			h.stop(g)
+			if h.guests[name] == g {
+				delete(h.guests, name)
+				h.notify(name, "undefined")
+			}
+			return nil
+		}
+		switch {
+		case g == nil:
+			return drover.Errorf(drover.NotFound, "resume "+name, "there is no vm %s on %s", name, h.host.Name)
+		case g.receiving != nil:
+			return drover.Errorf(drover.NotFound, "resume "+name, "it never arrived here")
+		}
+		h.fleet.set(h, g, drover.VMRunning, "resumed")
+		return nil
+	})
+}
