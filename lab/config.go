@@ -40,7 +40,7 @@ type agentConfig struct {
 	Run     string     `yaml:"run"`
 	TLS     pki.Files  `yaml:"tls"`
 	Libvirt string     `yaml:"libvirt,omitempty"`
-	Volumes string     `yaml:"volumes,omitempty"`
+	Volumes []string   `yaml:"volumes,omitempty"`
 	Edge    *agentEdge `yaml:"edge,omitempty"`
 	Probe   bool       `yaml:"probe,omitempty"`
 }
@@ -51,6 +51,8 @@ type agentEdge struct {
 
 type agentEdgeLink struct {
 	Name     string `yaml:"name"`
+	A        string `yaml:"a"`
+	B        string `yaml:"b"`
 	Counters string `yaml:"counters"`
 }
 
@@ -68,8 +70,8 @@ type serverConfig struct {
 
 type serverSite struct {
 	Name string  `yaml:"name"`
-	Lat  float64 `yaml:"lat,omitempty"`
-	Lon  float64 `yaml:"lon,omitempty"`
+	Lat  float64 `yaml:"latitude,omitempty"`
+	Lon  float64 `yaml:"longitude,omitempty"`
 }
 
 type serverAgent struct {
@@ -138,14 +140,14 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 	c := agentConfig{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files}
 	switch n.Role {
 	case topology.Host:
-		c.Libvirt, c.Volumes = libvirtSock, volumesDir
+		c.Libvirt, c.Volumes = libvirtSock, []string{volumesDir}
 	case topology.Client:
 		c.Probe = true
 	case topology.Edge:
 		c.Edge = &agentEdge{Links: []agentEdgeLink{}}
 		for _, k := range plan.Links {
 			if k.Ends[0].Node == n.Name || k.Ends[1].Node == n.Name {
-				c.Edge.Links = append(c.Edge.Links, agentEdgeLink{Name: k.Name,
+				c.Edge.Links = append(c.Edge.Links, agentEdgeLink{Name: k.Name, A: k.Sites[0], B: k.Sites[1],
 					Counters: "unix://" + filepath.Join(node.LabDir, wanSocket)})
 			}
 		}

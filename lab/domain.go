@@ -13,8 +13,11 @@ import (
 	"github.com/drover-vm/drover/lab/topology"
 )
 
+// libvirtLogs is the folder of a host's libvirt logs.
+const libvirtLogs = "/var/log/libvirt"
+
 // consoleLog is where a guest's serial console goes, in its host.
-func consoleLog(guest string) string { return "/var/log/libvirt/qemu/" + guest + "-console.log" }
+func consoleLog(guest string) string { return libvirtLogs + "/qemu/" + guest + "-console.log" }
 
 // domain is the libvirt definition of a guest.
 func (l *Lab) domain(f *labfile.File, g *labfile.Guest, img *image, disk, cache string) (string, error) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/labfile"
+	"github.com/drover-vm/drover/lab/node"
 	"github.com/drover-vm/drover/lab/topology"
 )
 
@@ -75,7 +76,14 @@ func (l *Lab) startGuests(ctx context.Context, f *labfile.File, images map[strin
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil || len(f.Guests) == 0 {
+		return err
+	}
+	if err := l.keepCapabilities(f.Guests[0].Host); err != nil {
+		// It would only have saved time.
+		l.opt.Log.Warn("cannot keep what libvirt learnt of QEMU", "err", err)
+	}
+	return nil
 }
 
 func (l *Lab) startGuest(ctx context.Context, f *labfile.File, g *labfile.Guest, img *image, cache string) error {
@@ -220,7 +228,8 @@ func (l *Lab) waitGuests(ctx context.Context, f *labfile.File) error {
 				return l.answers(ctx, from, spec.Probe)
 			})
 			if err != nil {
-				return fmt.Errorf("guest %s does not answer at %s: %w", spec.Name, from, err)
+				tail := lastLine(filepath.Join(node.Dir(l.Dir, spec.Host), "log-libvirt", strings.TrimPrefix(consoleLog(spec.Name), libvirtLogs)))
+				return fmt.Errorf("guest %s does not answer at %s: %w; its console ends with: %s", spec.Name, from, err, tail)
 			}
 			l.opt.Log.Info("guest answers", "guest", spec.Name, "from", from)
 			return nil

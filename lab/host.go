@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -42,7 +44,7 @@ remember_owner = 0
 `
 
 // nodeConfig makes a node's folder and what its holder is told.
-func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, images []image) (*node.Config, error) {
+func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images []image) (*node.Config, error) {
 	dir := node.Dir(l.Dir, n.Name)
 	c := &node.Config{Name: n.Name, Dir: dir, Sysctls: sysctls(n)}
 	mount := func(folder, target string) error {
@@ -61,6 +63,16 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, images []image) (*no
 	c.Binds = append(c.Binds,
 		node.Bind{Source: filepath.Join(l.Dir, sharedDir), Target: node.LabDir},
 		node.Bind{Source: "/proc/self/exe", Target: node.Binary, ReadOnly: true})
+	// Without a name server, and without a wait for one.
+	for name, text := range map[string]string{"hosts": hosts, "resolv.conf": ""} {
+		source, target := filepath.Join(dir, name), filepath.Join("/etc", name)
+		if err := os.WriteFile(source, []byte(text), 0o644); err != nil {
+			return nil, err
+		}
+		if _, err := os.Stat(target); err == nil {
+			c.Binds = append(c.Binds, node.Bind{Source: source, Target: target})
+		}
+	}
 	if n.Role == topology.Host {
 		for _, m := range hostMounts {
 			if err := mount(m[0], m[1]); err != nil {
@@ -68,6 +80,9 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, images []image) (*no
 			}
 		}
 		if err := l.libvirtFiles(n.Name, dir); err != nil {
+			return nil, err
+		}
+		if err := l.seedCapabilities(dir); err != nil {
 			return nil, err
 		}
 		for _, img := range images {
@@ -119,6 +134,16 @@ func (l *Lab) libvirtFiles(name, dir string) error {
 	return os.Symlink("../"+poolName+".xml", filepath.Join(etc, "storage/autostart", poolName+".xml"))
 }
 
+// hostsFile is every node's /etc/hosts: the nodes by name. libvirt looks up its
+// own, and waits for a name server when it is not there.
+func hostsFile(plan *topology.Plan) string {
+	text := "127.0.0.1 localhost\n"
+	for _, n := range plan.Nodes {
+		text += n.Address.String() + " " + n.Name + "\n"
+	}
+	return text
+}
+
 // sysctls are a node's kernel settings. IPv6 is off because the networks are
 // IPv4 only and neighbour discovery would be noise on the counters; reverse path
 // filters are off because a guest's traffic may take one way and come back another.
@@ -144,4 +169,65 @@ func uuid(parts ...string) string {
 	h := sha256.Sum256(fmt.Append(nil, parts))
 	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // version 8, RFC 9562
 	return fmt.Sprintf("%x-%x-%x-%x-%x", h[:4], h[4:6], h[6:8], h[8:10], h[10:16])
+}
+
+// capabilitiesDir is where libvirt keeps what it learnt of QEMU, below its cache.
+const capabilitiesDir = "qemu/capabilities"
+
+// seedCapabilities gives a host what an earlier one learnt of QEMU, which costs
+// each libvirtd seconds of processor time to find out. libvirt itself checks
+// that it still holds (versions, kernel, processor), so a stale copy only costs
+// the time that it would have saved.
+func (l *Lab) seedCapabilities(dir string) error {
+	to := filepath.Join(dir, "cache-libvirt", capabilitiesDir)
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	return copyFiles(filepath.Join(l.opt.CacheDir, "libvirt-capabilities"), to)
+}
+
+// keepCapabilities keeps what a host's libvirtd learnt of QEMU for later labs.
+func (l *Lab) keepCapabilities(host string) error {
+	to := filepath.Join(l.opt.CacheDir, "libvirt-capabilities")
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	return copyFiles(filepath.Join(node.Dir(l.Dir, host), "cache-libvirt", capabilitiesDir), to)
+}
+
+// copyFiles copies the files of a folder that the other does not have with the
+// same content; a missing source has none. A reader never sees half a file.
+func copyFiles(from, to string) error {
+	entries, err := os.ReadDir(from)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || filepath.Ext(e.Name()) != ".xml" {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(from, e.Name()))
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, e.Name())
+		if old, err := os.ReadFile(target); err == nil && bytes.Equal(old, b) {
+			continue
+		}
+		f, err := os.CreateTemp(to, ".new-")
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
+		if err = errors.Join(err, f.Close()); err == nil {
+			err = os.Rename(f.Name(), target)
+		}
+		if err != nil {
+			return errors.Join(err, os.Remove(f.Name()))
+		}
+	}
+	return nil
 }

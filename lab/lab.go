@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -202,6 +203,15 @@ func hint(o Options) string {
 	return ", none is up"
 }
 
+// Names lists the labs that are there, whatever their state.
+func Names(o Options) []string {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil
+	}
+	return names(o)
+}
+
 // names lists the labs that have a folder or a process.
 func names(o Options) []string {
 	var all []string
@@ -256,15 +266,23 @@ func (l *Lab) EmulatorPID() (int, error) {
 }
 
 // Command prepares a command that runs inside a node, as in a shell there.
-// Canceling ctx kills nsenter; what it started in the node may live on until
-// the lab goes down.
+// Canceling ctx ends it and what it started. It has a process group of its own,
+// so at a terminal, clear SysProcAttr and Cancel to leave it in the caller's.
 func (l *Lab) Command(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	argv, err := l.commandLine(name, args)
 	if err != nil {
 		return nil, err
 	}
-	return exec.CommandContext(ctx, argv[0], argv[1:]...), nil
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// nsenter stays outside and only waits: the signal is for what is inside.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = commandGrace
+	return cmd, nil
 }
+
+// commandGrace is how long a command in a node may take to end after SIGTERM.
+const commandGrace = 5 * time.Second
 
 // commandLine is the command that enters a node and runs args there.
 func (l *Lab) commandLine(name string, args []string) ([]string, error) {

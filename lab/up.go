@@ -199,10 +199,11 @@ func (l *Lab) accelerate(ctx context.Context, f *labfile.File, images []image) e
 // startNodes writes what the nodes are told, starts their holders and returns
 // the holders' process ids.
 func (l *Lab) startNodes(ctx context.Context, f *labfile.File, plan *topology.Plan, images []image) (map[string]int, error) {
+	hosts := hostsFile(plan)
 	configs := make([]*node.Config, len(plan.Nodes))
 	for i := range plan.Nodes {
 		n := &plan.Nodes[i]
-		c, err := l.nodeConfig(f, n, images)
+		c, err := l.nodeConfig(f, n, hosts, images)
 		if err == nil {
 			err = c.Write()
 		}

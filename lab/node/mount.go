@@ -38,6 +38,11 @@ func setUp(c *Config) error {
 		return err
 	}
 	// Last, because the binds go through the machine's /proc.
+	// The machine's control groups are below its /sys; here they would only lead
+	// libvirt to look for controllers.
+	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount /sys: %w", err)
+	}
 	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}} {
 		if err := unix.Mount(m.kind, m.at, m.kind, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.at, err)
