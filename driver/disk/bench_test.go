@@ -1,11 +1,14 @@
 package disk
 
 import (
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -102,26 +105,47 @@ func readExtents(b *testing.B, r driver.ImageReader, bufs [][]byte) {
 	}
 }
 
-// BenchmarkQemuImg is what BenchmarkRead is to be measured against: QEMU's
-// own copier reading the same image into nothing.
+// BenchmarkQemuImg is what BenchmarkRead is to be measured against: QEMU's own
+// copier reading the same image into nothing, through the same server ("nbd")
+// and in one process, without a socket between ("file").
 func BenchmarkQemuImg(b *testing.B) {
 	for _, format := range []string{"raw", "qcow2"} {
 		dir := b.TempDir()
 		s := newStore(b, Config{Dirs: []string{dir}})
 		path := filepath.Join(dir, "disk."+format)
 		benchImage(b, s, path, format)
-		b.Run(format, func(b *testing.B) {
+		b.Run(format+"/file", func(b *testing.B) {
 			b.SetBytes(int64(benchBytes))
 			for b.Loop() {
-				// null-co swallows what it is given, as /dev/null would, and
-				// has a size.
-				out, err := exec.Command("qemu-img", "convert", "-n", "-W", "-m", "16", "-f", format,
-					"--target-image-opts", path, "driver=null-co,size=536870912").CombinedOutput()
-				if err != nil {
-					b.Fatalf("%v: %s", err, out)
-				}
+				swallow(b, format, path)
 			}
 		})
+		b.Run(format+"/nbd", func(b *testing.B) {
+			socket := filepath.Join(dir, "s")
+			server, err := spawn("qemu-nbd", io.Discard, "--socket="+socket, "--format="+format, "--persistent", "--read-only", path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer server.end(0)
+			for !fileExists(socket) {
+				time.Sleep(time.Millisecond)
+			}
+			b.SetBytes(int64(benchBytes))
+			for b.Loop() {
+				swallow(b, "raw", "nbd+unix:///?socket="+socket)
+			}
+		})
+	}
+}
+
+// swallow copies an image to null-co, which takes what it is given as
+// /dev/null would, and has a size.
+func swallow(b *testing.B, format, from string) {
+	b.Helper()
+	out, err := exec.Command("qemu-img", "convert", "-n", "-W", "-m", "16", "-f", format,
+		"--target-image-opts", from, fmt.Sprintf("driver=null-co,size=%d", int64(benchBytes))).CombinedOutput()
+	if err != nil {
+		b.Fatalf("%v: %s", err, out)
 	}
 }
 
