@@ -61,7 +61,11 @@ func (a *app) rootCommand() *cobra.Command {
 	root.PersistentFlags().Var(&a.logLevel, "log-level", "what is logged: debug, info, warn or error")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
-	root.AddCommand(newVersionCommand(a))
+	root.AddCommand(
+		newSitesCommand(a), newHostsCommand(a), newLinksCommand(a), newVMsCommand(a), newServicesCommand(a), newMovesCommand(a),
+		newPreflightCommand(a), newMoveCommand(a), newProbeCommand(a),
+		newServerCommand(a), newPKICommand(a), newVersionCommand(a),
+	)
 	root.AddCommand(a.parts()...)
 	return root
 }

@@ -6,5 +6,7 @@ import "github.com/spf13/cobra"
 // own beside this one. A constructor gets the app: a.out for results, a.err
 // for the rest, a.output for -o, a.logger().
 func (a *app) parts() []*cobra.Command {
-	return []*cobra.Command{}
+	lab := newLabCommand(a)
+	lab.AddCommand(newDemoCommand(a))
+	return append(newLabProcessCommands(), lab, newBenchCommand(a))
 }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/drover-vm/drover"
+)
+
+// plainEvery is how often a running step is mentioned where the line cannot
+// be redrawn: often enough to see that it goes on, seldom enough for a log.
+const plainEvery = 5 * time.Second
+
+// progressLine shows how far a move has come: on a terminal one line that is
+// redrawn, elsewhere a line for each change.
+type progressLine struct {
+	w        io.Writer
+	terminal bool
+	width    func() int
+	now      func() time.Time
+
+	last  drover.Move
+	drawn bool
+	key   string
+	at    time.Time
+}
+
+func (a *app) newProgressLine() *progressLine {
+	p := &progressLine{w: a.err, now: time.Now, width: func() int { return 0 }}
+	if f, ok := a.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		p.terminal = true
+		p.width = func() int {
+			w, _, err := term.GetSize(int(f.Fd()))
+			if err != nil {
+				return 0
+			}
+			return w
+		}
+	}
+	return p
+}
+
+// show takes the move's new state in and shows it.
+func (p *progressLine) show(m drover.Move) {
+	p.last = m
+	p.draw()
+}
+
+// again shows the last state with the time that has passed since.
+func (p *progressLine) again() {
+	if p.terminal {
+		p.draw()
+	}
+}
+
+func (p *progressLine) draw() {
+	if p.last.State.Final() {
+		return // the result says it
+	}
+	text := progressText(p.last, p.now())
+	if p.terminal {
+		if w := p.width(); w > 1 && len(text) >= w {
+			text = text[:w-1]
+		}
+		fmt.Fprintf(p.w, "\r\x1b[K%s", text)
+		p.drawn = true
+		return
+	}
+	key := string(p.last.State) + "/" + currentStep(p.last)
+	if g := p.last.Progress; g != nil {
+		key += "/" + g.Phase
+	}
+	if key == p.key && p.now().Sub(p.at) < plainEvery {
+		return
+	}
+	p.key, p.at = key, p.now()
+	fmt.Fprintln(p.w, text)
+}
+
+// say shows a line of its own, once while it stays the same.
+func (p *progressLine) say(text string) {
+	if p.key == text {
+		return
+	}
+	p.end()
+	p.key = text
+	fmt.Fprintln(p.w, text)
+}
+
+// end removes a line that would be redrawn.
+func (p *progressLine) end() {
+	if p.drawn {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.drawn = false
+	}
+}
+
+// currentStep names the step that is under way, "undo NAME" on the way back.
+func currentStep(m drover.Move) string {
+	for _, s := range m.Steps {
+		switch s.State {
+		case drover.StepRunning:
+			return s.Name
+		case drover.StepUndoing:
+			return "undo " + s.Name
+		}
+	}
+	return ""
+}
+
+// progressText is one line: step, phase, bytes, rate, ETA, elapsed. The parts
+// that are not known are left out.
+func progressText(m drover.Move, now time.Time) string {
+	var parts []string
+	add := func(s string) {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	step := currentStep(m)
+	switch {
+	case step != "":
+		add(step)
+	case m.State == drover.MovePending:
+		add("waiting for its turn")
+	default:
+		add(string(m.State))
+	}
+	if g := m.Progress; g != nil && strings.TrimPrefix(step, "undo ") == g.Step {
+		add(g.Phase)
+		if g.TotalBytes > 0 {
+			add(fmt.Sprintf("%s of %s", g.DoneBytes, g.TotalBytes))
+		}
+		add(rate(g.Rate))
+		if g.ETASeconds >= 0 && g.TotalBytes > 0 {
+			add(fmt.Sprintf("ETA %.0f s", math.Ceil(g.ETASeconds)))
+		}
+	}
+	if m.State == drover.MoveUndoing && m.Fault != "" {
+		add(m.Fault)
+	}
+	if elapsed := now.Sub(m.Created); !m.Created.IsZero() && elapsed >= 0 {
+		add(fmt.Sprintf("elapsed %.0f s", elapsed.Seconds()))
+	}
+	return strings.Join(parts, "  ")
+}

@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/executor"
+)
+
+// agents is how the executor's steps reach the hosts: the API's client.
+type agents struct{ fleet *fleet }
+
+var _ executor.Agents = agents{}
+
+// Run implements executor.Agents.
+func (g agents) Run(ctx context.Context, host string, ref executor.Ref, step string, action executor.Action, progress func(drover.Progress)) (executor.Result, error) {
+	a, err := g.fleet.agent(host)
+	if err != nil {
+		return executor.Result{}, err
+	}
+	req := &droverv1.RunRequest{Ref: refToProto(ref), Step: step}
+	if err := setAction(req, action); err != nil {
+		return executor.Result{}, err
+	}
+	// The stream is freed with its context.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := a.client.Run(ctx, req)
+	if err != nil {
+		return executor.Result{}, err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		m := stream.Msg()
+		if r := m.GetResult(); r != nil {
+			return resultFromProto(r), nil
+		}
+		if p := m.GetProgress(); p != nil && progress != nil {
+			progress(api.ProgressFromProto(p))
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return executor.Result{}, err
+	}
+	return executor.Result{}, drover.Errorf(drover.Unavailable, step+" on "+host, "the agent ended the stream without a result")
+}
+
+// Cancel implements executor.Agents.
+func (g agents) Cancel(ctx context.Context, host string, ref executor.Ref, step string) error {
+	a, err := g.fleet.agent(host)
+	if err != nil {
+		return err
+	}
+	_, err = a.client.Cancel(ctx, &droverv1.CancelRequest{Ref: refToProto(ref), Step: step})
+	return err
+}
+
+func refToProto(r executor.Ref) *droverv1.MoveRef {
+	return &droverv1.MoveRef{Move: r.Move, Generation: r.Generation, Vm: r.VM, VmUuid: r.VMUUID}
+}
+
+// setAction fills the request's action.
+func setAction(req *droverv1.RunRequest, action executor.Action) error {
+	switch v := action.(type) {
+	case executor.Reserve:
+		req.Action = &droverv1.RunRequest_Reserve{Reserve: &droverv1.Reserve{Target: v.Target, MemoryBytes: int64(v.MemoryBytes)}}
+	case executor.Release:
+		req.Action = &droverv1.RunRequest_Release{Release: &droverv1.Release{Target: v.Target}}
+	case executor.CreateVolumes:
+		req.Action = &droverv1.RunRequest_CreateVolumes{CreateVolumes: &droverv1.CreateVolumes{Disks: plansToProto(v.Disks)}}
+	case executor.DeleteVolumes:
+		req.Action = &droverv1.RunRequest_DeleteVolumes{DeleteVolumes: &droverv1.DeleteVolumes{}}
+	case executor.Transfer:
+		req.Action = &droverv1.RunRequest_Transfer{Transfer: &droverv1.Transfer{
+			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks),
+			BandwidthBps: int64(v.Bandwidth), MaxPauseMillis: v.MaxPause.Milliseconds(),
+		}}
+	case executor.AbortTransfer:
+		req.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: &droverv1.AbortTransfer{PeerAddress: v.PeerAddress, PeerHost: v.PeerHost}}
+	case executor.Shutdown:
+		req.Action = &droverv1.RunRequest_Shutdown{Shutdown: &droverv1.Shutdown{GraceMillis: v.Grace.Milliseconds(), Force: v.Force}}
+	case executor.GiveUp:
+		req.Action = &droverv1.RunRequest_GiveUp{GiveUp: &droverv1.GiveUp{}}
+	case executor.TakeBack:
+		req.Action = &droverv1.RunRequest_TakeBack{TakeBack: &droverv1.TakeBack{Start: v.Start}}
+	case executor.Copy:
+		req.Action = &droverv1.RunRequest_Copy{Copy: &droverv1.Copy{
+			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks), BandwidthBps: int64(v.Bandwidth),
+		}}
+	case executor.Define:
+		req.Action = &droverv1.RunRequest_Define{Define: &droverv1.Define{Definition: v.Definition}}
+	case executor.Undefine:
+		req.Action = &droverv1.RunRequest_Undefine{Undefine: &droverv1.Undefine{}}
+	case executor.StartVM:
+		req.Action = &droverv1.RunRequest_Start{Start: &droverv1.StartVM{}}
+	case executor.Verify:
+		req.Action = &droverv1.RunRequest_Verify{Verify: &droverv1.Verify{Running: v.Running}}
+	case executor.ReleaseSource:
+		req.Action = &droverv1.RunRequest_ReleaseSource{ReleaseSource: &droverv1.ReleaseSource{
+			KeepVolumes: v.KeepVolumes, Disks: plansToProto(v.Disks),
+		}}
+	default:
+		return drover.Errorf(drover.Internal, "run action", "%s", fmt.Sprintf("the API has no action for %T", action))
+	}
+	return nil
+}
+
+func plansToProto(in []executor.DiskPlan) []*droverv1.DiskPlan {
+	out := make([]*droverv1.DiskPlan, len(in))
+	for i, d := range in {
+		out[i] = &droverv1.DiskPlan{
+			Target: d.Target, Path: d.Path, Format: d.Format, VirtualBytes: int64(d.VirtualBytes),
+			BackingPath: d.BackingPath, BackingFormat: d.BackingFormat, TopOnly: d.TopOnly,
+			AllocatedBytes: int64(d.AllocatedBytes),
+		}
+	}
+	return out
+}
+
+func resultFromProto(r *droverv1.RunResult) executor.Result {
+	return executor.Result{
+		Moved: r.GetMoved(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
+		Pause:       time.Duration(r.GetPauseNanos()),
+		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),
+		PathWireBytes: drover.Bytes(r.GetPathWireBytes()),
+		Stopped:       instant(r.GetStoppedUnixNanos()), Resumed: instant(r.GetResumedUnixNanos()),
+	}
+}
+
+func instant(nanos int64) time.Time {
+	if nanos == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanos).UTC()
+}

@@ -1,0 +1,224 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/pki"
+)
+
+// Config is a server's file.
+type Config struct {
+	// Name is the server's own, as its certificate has it.
+	Name string `yaml:"name"`
+	// Listen is the "ip:port" of the API; Socket the path of a unix socket for
+	// operators on this machine. At least one of them.
+	Listen string `yaml:"listen"`
+	Socket string `yaml:"socket"`
+	// State is the folder of the server's database.
+	State string    `yaml:"state"`
+	TLS   pki.Files `yaml:"tls"`
+
+	Sites  []SiteConfig  `yaml:"sites"`
+	Agents []AgentConfig `yaml:"agents"`
+	Links  []LinkConfig  `yaml:"links"`
+}
+
+// SiteConfig is a data center.
+type SiteConfig struct {
+	Name string `yaml:"name"`
+	// Latitude and Longitude in degrees; both zero when not known.
+	Latitude  float64 `yaml:"latitude"`
+	Longitude float64 `yaml:"longitude"`
+}
+
+// AgentConfig is where an agent is to be found. What its host is, it says
+// itself.
+type AgentConfig struct {
+	Name    string `yaml:"name"`
+	Site    string `yaml:"site"`
+	Address string `yaml:"address"` // "ip:port"
+}
+
+// LinkConfig is a WAN link between two sites.
+type LinkConfig struct {
+	Name string `yaml:"name"`
+	A    string `yaml:"a"`
+	B    string `yaml:"b"`
+	// Rate is the rate bought, RTT the round trip; zero when not known.
+	Rate Rate     `yaml:"rate"`
+	RTT  Duration `yaml:"rtt"`
+}
+
+// Limits of a configuration: a file beyond them was not meant.
+const (
+	maxSites  = 1000
+	maxAgents = 10_000
+	maxLinks  = 10_000
+	// maxSocketPath is what Linux's sockaddr_un holds, without the final zero.
+	maxSocketPath = 107
+)
+
+// Validate reports everything that is wrong, one line for each fault, as
+// drover.Invalid.
+func (c Config) Validate() error {
+	v := &faults{}
+	v.check(drover.CheckName("name", c.Name))
+	if c.Listen == "" && c.Socket == "" {
+		v.add("listen", "missing, and so is socket: want at least one, such as 192.0.2.1:7444")
+	}
+	if c.Listen != "" {
+		v.address("listen", c.Listen)
+	}
+	if c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > maxSocketPath) {
+		v.add("socket", "%q: want an absolute path of at most %d bytes", c.Socket, maxSocketPath)
+	}
+	if !filepath.IsAbs(c.State) {
+		v.add("state", "%q: want the absolute path of a folder", c.State)
+	}
+	v.check(c.TLS.Validate())
+	v.count("sites", len(c.Sites), 1, maxSites)
+	v.count("agents", len(c.Agents), 1, maxAgents)
+	v.count("links", len(c.Links), 0, maxLinks)
+
+	sites, names := map[string]bool{}, map[string]bool{}
+	for i, s := range c.Sites {
+		at := fmt.Sprintf("sites[%d].", i)
+		v.unique(at+"name", "site", s.Name, sites)
+		v.within(at+"latitude", s.Latitude, 90)
+		v.within(at+"longitude", s.Longitude, 180)
+	}
+	for i, a := range c.Agents {
+		at := fmt.Sprintf("agents[%d].", i)
+		v.unique(at+"name", "agent", a.Name, names)
+		v.site(at+"site", a.Site, sites)
+		v.address(at+"address", a.Address)
+	}
+	links := map[string]bool{}
+	for i, l := range c.Links {
+		at := fmt.Sprintf("links[%d].", i)
+		v.unique(at+"name", "link", l.Name, links)
+		v.site(at+"a", l.A, sites)
+		v.site(at+"b", l.B, sites)
+		if l.A == l.B && sites[l.A] {
+			v.add(at+"b", "%q: want another site than a", l.B)
+		}
+		if l.Rate < 0 {
+			v.add(at+"rate", "%d: want bits per second above zero, such as 200Mbit, or 0 when not known", int64(l.Rate))
+		}
+		if l.RTT < 0 {
+			v.add(at+"rtt", "%s: want a time of at least zero, such as 50ms", time.Duration(l.RTT))
+		}
+	}
+	return v.err()
+}
+
+// faults collects what is wrong, one line each.
+type faults []error
+
+func (v *faults) add(field, format string, args ...any) {
+	*v = append(*v, drover.Errorf(drover.Invalid, field, format, args...))
+}
+
+func (v *faults) check(err error) {
+	if err != nil {
+		*v = append(*v, err)
+	}
+}
+
+func (v *faults) count(field string, n, least, most int) {
+	if n < least || n > most {
+		v.add(field, "%d of them: want %d to %d", n, least, most)
+	}
+}
+
+func (v *faults) unique(field, what, name string, seen map[string]bool) {
+	err := drover.CheckName(field, name)
+	if err == nil && seen[name] {
+		err = drover.Errorf(drover.Invalid, field, "%q: another %s has the name already", name, what)
+	}
+	v.check(err)
+	seen[name] = true
+}
+
+func (v *faults) site(field, name string, sites map[string]bool) {
+	if !sites[name] {
+		v.add(field, "%q: want the name of a site in sites", name)
+	}
+}
+
+func (v *faults) within(field string, deg, most float64) {
+	if math.IsNaN(deg) || math.Abs(deg) > most {
+		v.add(field, "%v: want degrees from %v to %v", deg, -most, most)
+	}
+}
+
+func (v *faults) address(field, addr string) {
+	host, port, err := net.SplitHostPort(addr)
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if err != nil || perr != nil || n == 0 || host == "" && field != "listen" {
+		v.add(field, "%q: want HOST:PORT, such as 192.0.2.1:7443", addr)
+	}
+}
+
+func (v *faults) err() error {
+	if len(*v) == 0 {
+		return nil
+	}
+	return &drover.Error{Kind: drover.Invalid, Err: errors.Join(*v...)}
+}
+
+// Rate is a bit rate as files and flags write it: "200Mbit" or bits per
+// second as a number.
+type Rate drover.BitRate
+
+// UnmarshalText reads a rate; see ParseRate.
+func (r *Rate) UnmarshalText(text []byte) error {
+	v, err := ParseRate(string(text))
+	*r = Rate(v)
+	return err
+}
+
+// ParseRate reads "200Mbit", "1.5 Gbit/s", "200M" or plain bits per second.
+// Prefixes are SI: 1k is 1000.
+func ParseRate(s string) (drover.BitRate, error) {
+	const want = "want bits per second, such as 200Mbit or 1.5Gbit"
+	t := strings.TrimSpace(s)
+	i := strings.IndexFunc(t, func(r rune) bool { return (r < '0' || r > '9') && r != '.' && r != '-' })
+	unit := ""
+	if i >= 0 {
+		t, unit = t[:i], strings.TrimSpace(t[i:])
+	}
+	unit = strings.ToLower(unit)
+	for _, suffix := range []string{"/s", "bits", "bit", "bps"} {
+		unit = strings.TrimSuffix(unit, suffix)
+	}
+	factor := map[string]float64{"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[unit]
+	v, err := strconv.ParseFloat(t, 64)
+	// The bound keeps sums of rates far from overflow; it is a thousand
+	// times the fastest link there is.
+	if err != nil || factor == 0 || math.Abs(v*factor) > 1e15 {
+		return 0, fmt.Errorf("rate %q: %s", s, want)
+	}
+	return drover.BitRate(v * factor), nil
+}
+
+// Duration is a time as files write it: "50ms".
+type Duration time.Duration
+
+// UnmarshalText reads a duration.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q: want a time, such as 50ms", text)
+	}
+	*d = Duration(v)
+	return nil
+}
