@@ -1,0 +1,271 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/api/droverv1/droverv1connect"
+	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/pki"
+	"github.com/drover-vm/drover/wan"
+)
+
+// LinkCounters reads what has crossed a WAN link.
+type LinkCounters interface {
+	// Counters returns bytes and packets since counting began, from A to B and
+	// from B to A.
+	Counters(ctx context.Context, link EdgeLink) (LinkCount, error)
+}
+
+// LinkCount is one reading of a link.
+type LinkCount struct {
+	ABBytes, BABytes, ABPackets, BAPackets uint64
+}
+
+// Prober watches a VM as a client does.
+type Prober interface {
+	// Start begins to probe and returns what stops it. The probe outlives ctx.
+	Start(ctx context.Context, target drover.ProbeTarget) (Probe, error)
+}
+
+// Probe is a probe that runs.
+type Probe interface {
+	// Stop ends it and returns what it saw.
+	Stop() ProbeResult
+}
+
+// ProbeResult is what a client saw.
+type ProbeResult struct {
+	Outage, OutageHTTP       time.Duration
+	Sessions, SessionsLost   int64
+	BeatsSent, BeatsAnswered int64
+	RTTMedian                time.Duration
+	HTTPOK, HTTPFailed       int64
+	// Fault says why the figures mean little, if they do.
+	Fault string
+}
+
+// Deps are what an agent works with. The caller closes the drivers.
+type Deps struct {
+	// Hypervisor and Volumes are nil on an edge without VMs.
+	Hypervisor driver.Hypervisor
+	Volumes    driver.Volumes
+	// Links is needed where the file names links, Prober where it sets probe.
+	Links  LinkCounters
+	Prober Prober
+	// TLS is the process's configuration, from pki.Config.
+	TLS *tls.Config
+	Log *slog.Logger
+	// Clock is the time; nil is time.Now.
+	Clock func() time.Time
+	// SocketUID and SocketGID own the folders in which the hypervisor makes
+	// sockets. Zero is root.
+	SocketUID, SocketGID int
+}
+
+// Agent is a host's or an edge's daemon. To servers it shows AgentService, to
+// other agents PeerService.
+type Agent struct {
+	config   Config
+	hyp      driver.Hypervisor
+	volumes  driver.Volumes
+	links    LinkCounters
+	tls      *tls.Config
+	log      *slog.Logger
+	clock    func() time.Time
+	sockets  sockets
+	journal  *journal
+	jobs     *jobs
+	peers    *peers
+	endpoint *wan.Endpoint
+	dialer   *wan.Dialer
+	observer *observer
+	probes   *probes
+	locks    locks
+	incoming incomings
+	resolver *resolver
+}
+
+var (
+	_ droverv1connect.AgentServiceHandler = agentService{}
+	_ droverv1connect.PeerServiceHandler  = peerService{}
+)
+
+// New checks the configuration and opens the journal in the state folder.
+// Close (or Run's end) closes it.
+func New(d Deps, c Config) (*Agent, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	switch {
+	case (d.Hypervisor == nil) != (d.Volumes == nil):
+		return nil, drover.Errorf(drover.Invalid, "agent", "a hypervisor and its volumes come together")
+	case d.Hypervisor == nil && c.Edge == nil:
+		return nil, drover.Errorf(drover.Invalid, "agent", "neither a hypervisor nor an edge")
+	case c.Edge != nil && len(c.Edge.Links) > 0 && d.Links == nil:
+		return nil, drover.Errorf(drover.Invalid, "agent", "links without counters")
+	case c.Probe && d.Prober == nil:
+		return nil, drover.Errorf(drover.Invalid, "agent", "probe without a prober")
+	case d.TLS == nil || d.Log == nil:
+		return nil, drover.Errorf(drover.Invalid, "agent", "TLS configuration or log is missing")
+	}
+	clock := d.Clock
+	if clock == nil {
+		clock = time.Now
+	}
+	j, err := openJournal(c.State)
+	if err != nil {
+		return nil, err
+	}
+	log := d.Log.With("host", c.Name)
+	a := &Agent{
+		config: c, hyp: d.Hypervisor, volumes: d.Volumes, links: d.Links, tls: d.TLS, log: log, clock: clock,
+		sockets:  sockets{dir: c.Run, uid: d.SocketUID, gid: d.SocketGID},
+		journal:  j,
+		jobs:     newJobs(j, log, clock),
+		peers:    newPeers(d.TLS),
+		endpoint: wan.NewEndpoint(log),
+		dialer:   &wan.Dialer{TLS: d.TLS},
+	}
+	a.observer = newObserver(a)
+	a.probes = newProbes(d.Prober, c.Probe, clock)
+	a.resolver = newResolver(a)
+	return a, nil
+}
+
+// Serve listens and works until ctx ends, which is no error, or until
+// something fails that it cannot work without. A transfer that is under way
+// when ctx ends is aborted, unless the guest has been given up; then the next
+// start settles it. Serve closes the journal; an Agent serves once.
+func (a *Agent) Serve(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.journal.close()) }()
+	if err := a.sockets.sweep(); err != nil {
+		return err
+	}
+	if err := a.sweepJobs(); err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", a.config.Listen)
+	if err != nil {
+		return drover.E(drover.Unavailable, "listen", err)
+	}
+	return a.serve(ctx, listener)
+}
+
+func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	mux := wan.NewMux(listener, a.tls, a.log)
+	server := api.NewHTTPServer(a.handler())
+	server.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
+	server.BaseContext = func(net.Listener) context.Context { return ctx }
+	group.Go(func() error { return mux.Serve(ctx) })
+	group.Go(func() error { return a.endpoint.Serve(ctx, mux.Data()) })
+	group.Go(func() error {
+		err := server.Serve(mux.Control())
+		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
+			return nil
+		}
+		return drover.E(drover.Internal, "serve", err)
+	})
+	group.Go(func() error { return a.observer.run(ctx) })
+	// What an earlier process left is settled beside serving: the other end
+	// must be able to ask in the meantime. Jobs come after, so that none finds
+	// a transfer of an earlier process and takes it for its own.
+	a.resolver.start(ctx)
+	if err := a.recoverOutgoing(); err != nil {
+		return err
+	}
+	group.Go(func() error { a.recoverIncoming(ctx); return nil })
+	a.jobs.start(ctx)
+	a.log.Info("agent serves", "site", a.config.Site, "address", listener.Addr().String())
+	<-ctx.Done()
+	// Jobs end first: their last words to the peer need its answers, not ours.
+	a.jobs.wait()
+	a.resolver.settled()
+	_ = server.Close()
+	err := group.Wait()
+	a.closeIncoming()
+	a.probes.close()
+	a.peers.close()
+	return err
+}
+
+// handler serves both services, each to its role only.
+func (a *Agent) handler() http.Handler {
+	mux := http.NewServeMux()
+	path, h := droverv1connect.NewAgentServiceHandler(agentService{a}, api.HandlerOptions()...)
+	mux.Handle(path, api.RequireRole(h, pki.Server))
+	path, h = droverv1connect.NewPeerServiceHandler(peerService{a}, api.HandlerOptions()...)
+	mux.Handle(path, api.RequireRole(h, pki.Agent))
+	return mux
+}
+
+// locks are one lock per move: what a peer asks and what a server asks of the
+// receiving side must not interleave.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock waits for the move's lock; ctx bounds the wait.
+func (l *locks) lock(ctx context.Context, move string) (unlock func(), err error) {
+	for {
+		l.mu.Lock()
+		if l.held == nil {
+			l.held = make(map[string]chan struct{})
+		}
+		busy := l.held[move]
+		if busy == nil {
+			free := make(chan struct{})
+			l.held[move] = free
+			l.mu.Unlock()
+			return func() {
+				l.mu.Lock()
+				delete(l.held, move)
+				l.mu.Unlock()
+				close(free)
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, drover.E(drover.Unavailable, "move "+move, fmt.Errorf("another call is at work on it: %w", ctx.Err()))
+		}
+	}
+}
+
+// randomBytes fills b; crypto/rand does not fail.
+func randomBytes(b []byte) { _, _ = rand.Read(b) }
+
+// agentService and peerService are the agent's two faces.
+type agentService struct{ *Agent }
+
+type peerService struct{ *Agent }
+
+// edge reports whether the agent has no hypervisor.
+func (a *Agent) edge() bool { return a.hyp == nil }
+
+// needHypervisor refuses what an edge cannot do.
+func (a *Agent) needHypervisor() error {
+	if a.edge() {
+		return drover.Errorf(drover.Refused, "host "+a.config.Name, "it is an edge and runs no VMs")
+	}
+	return nil
+}
+
+// resultNow is the result of actions that have nothing to say.
+func resultNow() *droverv1.RunResult { return new(droverv1.RunResult) }

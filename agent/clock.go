@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/drover-vm/drover"
+)
+
+const (
+	// pings for one measurement: the quickest of them is the least disturbed.
+	pings = 5
+	// The difference of two hosts' clocks beyond which figures that compare
+	// them mislead (warn), and certificates and logs do (fail).
+	clockWarn = 2 * time.Second
+	clockFail = 5 * time.Second
+	// certWarn before a certificate's end is time to replace it; with less than
+	// certFail left a long move might not end before it does.
+	certWarn = 14 * 24 * time.Hour
+	certFail = 24 * time.Hour
+)
+
+// reach is what pinging a peer has shown.
+type reach struct {
+	name string
+	rtt  time.Duration
+	// offset is how far the peer's clock is ahead, give or take half of rtt.
+	offset time.Duration
+}
+
+// measure pings the peer as NTP does: the peer's time is taken to be that of
+// the middle of the exchange, and the quickest exchange counts.
+func (a *Agent) measure(ctx context.Context, address, host string) (reach, error) {
+	c := a.peers.at(address, host)
+	best := reach{rtt: -1}
+	for range pings {
+		sent := time.Now()
+		sentWall := a.clock()
+		resp, err := ping(ctx, c)
+		if err != nil {
+			return reach{}, err
+		}
+		rtt := time.Since(sent)
+		if best.rtt < 0 || rtt < best.rtt {
+			theirs := time.Unix(0, resp.GetClockUnixNanos())
+			best = reach{resp.GetName(), rtt, theirs.Sub(sentWall.Add(rtt / 2))}
+		}
+	}
+	return best, nil
+}
+
+// reachChecks are the findings about a peer: that it answers, and its clock.
+func (a *Agent) reachChecks(ctx context.Context, name, clockName, address, host string) []drover.Check {
+	r, err := a.measure(ctx, address, host)
+	if err != nil {
+		return []drover.Check{{
+			Name: name, Detail: err.Error(),
+			Fix: fmt.Sprintf("let host %s connect to TCP %s, start the agent there, and check that both trust the same certificate authority", a.config.Name, address),
+		}}
+	}
+	return []drover.Check{
+		{Name: name, OK: true, Detail: fmt.Sprintf("agent %s answers from %s in %s", host, address, roundRTT(r.rtt))},
+		clockCheck(clockName, a.config.Name, host, r),
+	}
+}
+
+func roundRTT(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+
+func clockCheck(name, here, there string, r reach) drover.Check {
+	// What cannot be told from the path's asymmetry does not count.
+	sure := r.offset.Abs() - r.rtt/2
+	c := drover.Check{
+		Name: name, OK: true,
+		Detail: fmt.Sprintf("the clock of %s is %+.3f s off that of %s, within %.3f s", there, r.offset.Seconds(), here, (r.rtt / 2).Seconds()),
+	}
+	if sure > clockWarn {
+		c.OK, c.Warning = false, sure <= clockFail
+		c.Fix = fmt.Sprintf("set the clocks of %s and %s by NTP; %s is the most they may differ", here, there, clockFail)
+	}
+	return c
+}
+
+// certificateCheck is about this host's own certificate.
+func (a *Agent) certificateCheck(name string) drover.Check {
+	leaf := a.tls.Certificates[0].Leaf
+	left := leaf.NotAfter.Sub(a.clock())
+	c := drover.Check{
+		Name: name, OK: true,
+		Detail: fmt.Sprintf("the certificate of %s is valid until %s", a.config.Name, leaf.NotAfter.UTC().Format(time.RFC3339)),
+	}
+	if left < certWarn {
+		c.OK, c.Warning = false, left >= certFail
+		c.Fix = fmt.Sprintf("issue a new certificate for host %s and restart its agent", a.config.Name)
+	}
+	return c
+}

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"sync"
+	"time"
+
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
+)
+
+// maxPeers bounds the kept connections to other agents; beyond it idle ones
+// are dropped. An installation with more hosts moves between few at a time.
+const maxPeers = 256
+
+// peers are the clients of other agents, kept so that a connection is open and
+// warm when the switchover needs it.
+type peers struct {
+	tls *tls.Config
+
+	mu      sync.Mutex
+	clients map[peerKey]*api.PeerClient
+}
+
+type peerKey struct{ address, host string }
+
+func newPeers(cfg *tls.Config) *peers {
+	return &peers{tls: cfg, clients: make(map[peerKey]*api.PeerClient)}
+}
+
+// at returns the client of the agent called host at address.
+func (p *peers) at(address, host string) *api.PeerClient {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	key := peerKey{address, host}
+	if c := p.clients[key]; c != nil {
+		return c
+	}
+	if len(p.clients) >= maxPeers {
+		for k, c := range p.clients {
+			c.Close()
+			delete(p.clients, k)
+		}
+	}
+	c := api.NewPeerClient(address, p.tls, host)
+	p.clients[key] = c
+	return c
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.clients {
+		c.Close()
+	}
+}
+
+const (
+	// warmEvery is how often an idle control connection is used during a
+	// transfer: often enough that no middlebox forgets it and that TCP does
+	// not fall back to its initial window before the switchover.
+	warmEvery = 2 * time.Second
+	// pingLimit bounds one ping.
+	pingLimit = 5 * time.Second
+)
+
+// keepWarm pings until ctx ends.
+func keepWarm(ctx context.Context, c *api.PeerClient) {
+	for sleep(ctx, warmEvery, nil) == nil {
+		// A failure is not this function's to report: the next call will.
+		_, _ = ping(ctx, c)
+	}
+}
+
+func ping(ctx context.Context, c *api.PeerClient) (*droverv1.PingResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, pingLimit)
+	defer cancel()
+	return c.Ping(ctx, &droverv1.PingRequest{})
+}

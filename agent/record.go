@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
+)
+
+// record is what the journal keeps of one move on this host, from Reserve to
+// Release.
+type record struct {
+	Move string `json:"move"`
+	// Generation is the newest seen.
+	Generation int64  `json:"generation"`
+	VM         string `json:"vm"`
+	VMUUID     string `json:"vm_uuid"`
+	// Target says which end of the move this host is.
+	Target      bool         `json:"target"`
+	MemoryBytes drover.Bytes `json:"memory_bytes,omitempty"`
+	// Disks of the VM at its source, as observed at the reservation: what
+	// ReleaseSource may delete at most.
+	Disks []drover.Disk `json:"disks,omitempty"`
+	// Peer is the agent at the other end: bound by its first call.
+	Peer string `json:"peer,omitempty"`
+
+	Out *outRecord `json:"out,omitempty"`
+	In  *inRecord  `json:"in,omitempty"`
+	// RefusedGeneration: no Prepare of this generation or an older one is
+	// accepted any more. At the source, no Transfer.
+	RefusedGeneration int64 `json:"refused_generation,omitempty"`
+
+	// Volumes that CreateVolumes has made or was about to make.
+	Volumes []volumeRecord `json:"volumes,omitempty"`
+	// Copied disks at the destination, by target.
+	Copied map[string]copyRecord `json:"copied,omitempty"`
+
+	// WasRunning is what the first Shutdown found.
+	WasRunning *bool `json:"was_running,omitempty"`
+	// Definition is what GiveUp has taken; GivenUp says that it has been.
+	Definition driver.Definition `json:"definition,omitempty"`
+	GivenUp    bool              `json:"given_up,omitempty"`
+	// Defined and Started at the destination, written before each is done.
+	Defined bool `json:"defined,omitempty"`
+	Started bool `json:"started,omitempty"`
+}
+
+// The states of an outgoing transfer.
+const (
+	outBegun    = "begun"    // the guest is the source's
+	outGivenUp  = "given-up" // whose it is, only the destination knows
+	outAccepted = "accepted" // the guest is the destination's
+	outMoved    = "moved"    // and nothing of it is left here
+	outEnded    = "ended"    // the guest is the source's, and runs
+)
+
+// outRecord is the source's side of a transfer.
+type outRecord struct {
+	State       string         `json:"state"`
+	Generation  int64          `json:"generation"`
+	PeerAddress string         `json:"peer_address"`
+	PeerHost    string         `json:"peer_host"`
+	Token       []byte         `json:"token,omitempty"`
+	Cookie      []byte         `json:"cookie,omitempty"`
+	Figures     transferFigure `json:"figures"`
+	Fault       string         `json:"fault,omitempty"`
+}
+
+// transferFigure is what was measured, as far as it was known.
+type transferFigure struct {
+	Pause       time.Duration `json:"pause_ns,omitempty"`
+	MemoryBytes int64         `json:"memory_bytes,omitempty"`
+	DiskBytes   int64         `json:"disk_bytes,omitempty"`
+	PathBytes   int64         `json:"path_bytes,omitempty"`
+	Stopped     time.Time     `json:"stopped,omitzero"`
+	Resumed     time.Time     `json:"resumed,omitzero"`
+}
+
+// The states of an incoming transfer.
+const (
+	inPrepared  = "prepared"  // the receiving hypervisor may be waiting
+	inAccepted  = "accepted"  // the source has given the guest up to this host
+	inRunning   = "running"   // and it runs here
+	inRefused   = "refused"   // it never will
+	inAbandoned = "abandoned" // thrown away by the source before it was given up
+)
+
+// inRecord is the destination's side.
+type inRecord struct {
+	State      string    `json:"state"`
+	Generation int64     `json:"generation"`
+	Token      []byte    `json:"token"`
+	Cookie     []byte    `json:"cookie,omitempty"` // of Finish, for Confirm
+	Resumed    time.Time `json:"resumed,omitzero"`
+	Fault      string    `json:"fault,omitempty"`
+	// Copying is true for a session that carries disks only.
+	Copying bool `json:"copying,omitempty"`
+}
+
+// owns reports whether the guest is, or may be, this host's by this transfer.
+func (in *inRecord) owns() bool {
+	return in != nil && (in.State == inAccepted || in.State == inRunning)
+}
+
+// volumeRecord is written before the volume is made; Made after.
+type volumeRecord struct {
+	Target string            `json:"target"`
+	Spec   driver.VolumeSpec `json:"spec"`
+	Made   bool              `json:"made,omitempty"`
+	// Dirty says that a copy into it has begun: another begins with an empty
+	// volume.
+	Dirty bool `json:"dirty,omitempty"`
+}
+
+// copyRecord is a disk that was copied, read back and found the same.
+type copyRecord struct {
+	Digest    []byte       `json:"digest"`
+	DataBytes drover.Bytes `json:"data_bytes"`
+}
+
+func (r *record) volume(target string) *volumeRecord {
+	for i := range r.Volumes {
+		if r.Volumes[i].Target == target {
+			return &r.Volumes[i]
+		}
+	}
+	return nil
+}

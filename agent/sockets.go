@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/wan"
+)
+
+// sockets are the folders in which a move's unix sockets lie. Names are short,
+// since a socket's path may have 107 bytes.
+type sockets struct {
+	dir      string
+	uid, gid int
+}
+
+// memory and disk are the paths of a move's sockets.
+func (s sockets) memory(move string) string { return filepath.Join(s.dir, move, "m") }
+func (s sockets) disk(move string) string   { return filepath.Join(s.dir, move, "d") }
+
+// paths is what a wan.Endpoint dials.
+func (s sockets) paths(move string) map[wan.Channel]string {
+	return map[wan.Channel]string{wan.Memory: s.memory(move), wan.Disk: s.disk(move)}
+}
+
+// make makes a move's folder anew. Only the hypervisor's user may enter it:
+// who reaches a receiving hypervisor's socket could feed it a guest.
+func (s sockets) make(move string) error {
+	const op = "make socket folder"
+	if err := s.remove(move); err != nil {
+		return err
+	}
+	// Search permission on the way down is all that others get.
+	if err := os.MkdirAll(s.dir, 0o711); err != nil {
+		return drover.E(drover.Internal, op, err)
+	}
+	path := filepath.Join(s.dir, move)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return drover.E(drover.Internal, op, err)
+	}
+	if s.uid == 0 && s.gid == 0 {
+		return nil
+	}
+	return drover.E(drover.Internal, op, os.Chown(path, s.uid, s.gid))
+}
+
+// give makes the hypervisor's user the owner of a socket that it connects to.
+func (s sockets) give(path string) error {
+	if s.uid == 0 && s.gid == 0 {
+		return nil
+	}
+	return drover.E(drover.Internal, "make socket", os.Chown(path, s.uid, s.gid))
+}
+
+// remove takes the folder away; missing is fine.
+func (s sockets) remove(move string) error {
+	return drover.E(drover.Internal, "remove socket folder", os.RemoveAll(filepath.Join(s.dir, move)))
+}
+
+// sweep removes what an earlier process left.
+func (s sockets) sweep() error {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return drover.E(drover.Internal, "sweep socket folders", err)
+	}
+	for _, e := range entries {
+		// Other things may live in the run folder; folders with a socket of
+		// ours do not.
+		if !e.IsDir() || !ours(filepath.Join(s.dir, e.Name())) {
+			continue
+		}
+		if err := s.remove(e.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ours reports whether a folder holds nothing but sockets called m and d.
+func ours(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		if e.Type()&os.ModeSocket == 0 || e.Name() != "m" && e.Name() != "d" {
+			return false
+		}
+	}
+	return true
+}

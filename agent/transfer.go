@@ -1,0 +1,428 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/wan"
+)
+
+const (
+	// sampleEvery is how often the hypervisor is asked how far it is.
+	sampleEvery = 500 * time.Millisecond
+	// prepareLimit bounds the start of the receiving hypervisor: it takes
+	// under a second, and a busy host some.
+	prepareLimit = 60 * time.Second
+	// finishLimit bounds the wait for the answer to Finish. When it is over the
+	// guest has been paused for so long that asking again (Fate) is as good.
+	finishLimit = 30 * time.Second
+	// settleWait is how long an action waits for a transfer to be settled
+	// before it says that the outcome is not known; settling goes on.
+	settleWait = 20 * time.Second
+)
+
+// transfer moves the running VM, switchover included.
+func (a *Agent) transfer(ctx context.Context, j *job, ref moveRef, t *droverv1.Transfer) (*droverv1.RunResult, error) {
+	op := "transfer vm " + ref.vm
+	if err := errors.Join(a.needHypervisor(), checkPeer(t.GetPeerAddress(), t.GetPeerHost())); err != nil {
+		return nil, err
+	}
+	r, err := a.sourceRecord(ref)
+	if err != nil {
+		return nil, err
+	}
+	if r.Out != nil {
+		switch r.Out.State {
+		case outMoved:
+			return r.Out.result(), nil
+		case outBegun, outGivenUp, outAccepted:
+			// An earlier process of this agent was in the middle of it.
+			moved, err := a.resolver.wait(ctx, ref.move, settleWait)
+			if err != nil || moved {
+				return a.outcome(ref.move, err)
+			}
+			if r, err = a.sourceRecord(ref); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if ref.generation <= r.RefusedGeneration {
+		return nil, drover.Errorf(drover.Refused, op, "the transfer of generation %d was given back or refused by the destination%s; the guest is here",
+			r.RefusedGeneration, because(r.Out))
+	}
+	f := &flight{
+		a: a, j: j, ref: ref, log: j.log, msg: t,
+		peer: a.peers.at(t.GetPeerAddress(), t.GetPeerHost()),
+	}
+	err = f.run(ctx)
+	if err == nil {
+		return a.outcome(ref.move, nil)
+	}
+	f.close()
+	// Whatever is left is settled the way a crash's remains are.
+	moved, serr := a.resolver.wait(context.WithoutCancel(ctx), ref.move, settleWait)
+	switch {
+	case serr != nil:
+		return nil, drover.E(drover.Unknown, op, errors.Join(serr, err))
+	case moved:
+		return a.outcome(ref.move, nil)
+	default:
+		return nil, drover.E(drover.KindOf(err), op, err)
+	}
+}
+
+func because(o *outRecord) string {
+	if o == nil || o.Fault == "" {
+		return ""
+	}
+	return " (" + o.Fault + ")"
+}
+
+// outcome is the result of a transfer that has moved the VM.
+func (a *Agent) outcome(move string, err error) (*droverv1.RunResult, error) {
+	if err != nil {
+		return nil, err
+	}
+	r, err := a.journal.move(move)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil || r.Out == nil {
+		return nil, drover.Errorf(drover.Corrupt, "journal", "move %s: its transfer is gone", move)
+	}
+	return r.Out.result(), nil
+}
+
+func (o *outRecord) result() *droverv1.RunResult {
+	f := o.Figures
+	return &droverv1.RunResult{
+		Moved:       o.State == outMoved,
+		PauseNanos:  f.Pause.Nanoseconds(),
+		MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes, PathWireBytes: f.PathBytes,
+		StoppedUnixNanos: unixNanos(f.Stopped), ResumedUnixNanos: unixNanos(f.Resumed),
+	}
+}
+
+func unixNanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromUnixNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// sourceRecord returns the record of a move whose source this host is.
+func (a *Agent) sourceRecord(ref moveRef) (*record, error) {
+	r, err := a.journal.move(ref.move)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil || r.Target {
+		return nil, drover.Errorf(drover.Refused, "move "+ref.move, "host %s has not reserved vm %s as its source", a.config.Name, ref.vm)
+	}
+	return r, nil
+}
+
+func checkPeer(address, host string) error {
+	if address == "" {
+		return drover.Errorf(drover.Invalid, "peer_address", "missing: want IP:PORT of the agent at the other end")
+	}
+	return drover.CheckName("peer_host", host)
+}
+
+// flight is one attempt at a transfer.
+type flight struct {
+	a    *Agent
+	j    *job
+	ref  moveRef
+	log  *slog.Logger
+	msg  *droverv1.Transfer
+	peer *api.PeerClient
+
+	out     driver.Outgoing
+	token   []byte
+	session *wan.Session
+	relays  []*wan.Relay
+	began   time.Time // of Perform
+	stats   driver.MigrationStats
+	statsMu sync.Mutex
+}
+
+// run carries the guest over and switches. On an error the journal says how
+// far it came; the caller settles.
+func (f *flight) run(ctx context.Context) error {
+	a := f.a
+	err := a.journal.update(f.ref.move, "begun", func(r *record) error {
+		if err := r.fence(f.ref); err != nil {
+			return err
+		}
+		r.Peer = f.msg.GetPeerHost()
+		r.Out = &outRecord{
+			State: outBegun, Generation: f.ref.generation,
+			PeerAddress: f.msg.GetPeerAddress(), PeerHost: f.msg.GetPeerHost(),
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	prepared, err := f.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	cookie, err := f.perform(ctx, prepared)
+	if err != nil {
+		return err
+	}
+	// The guest is paused; nothing that can wait is done from here on.
+	return f.switchOver(ctx, cookie)
+}
+
+// close frees what the flight holds; it decides nothing.
+func (f *flight) close() {
+	for _, r := range f.relays {
+		_ = r.Close()
+	}
+	f.relays = nil
+	if f.out != nil {
+		_ = f.out.Close()
+	}
+	_ = f.a.sockets.remove(f.ref.move)
+}
+
+func (f *flight) spec(disks []*droverv1.DiskPlan) driver.MigrationSpec {
+	return migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks,
+		drover.BitRate(f.msg.GetBandwidthBps()), time.Duration(f.msg.GetMaxPauseMillis())*time.Millisecond)
+}
+
+// migrationSpec is the same on both ends but for the sockets. Only the top is
+// copied if that holds for every disk: the hypervisors know no mixture. The
+// bandwidth is left to the data path, which shares it between memory and
+// disks.
+func migrationSpec(vm string, s sockets, move string, disks []*droverv1.DiskPlan, rate drover.BitRate, pause time.Duration) driver.MigrationSpec {
+	spec := driver.MigrationSpec{
+		Name: vm, MemorySocket: s.memory(move), DiskSocket: s.disk(move),
+		Bandwidth: rate, MaxPause: pause, TopOnly: len(disks) > 0,
+	}
+	for _, d := range disks {
+		spec.CopyDisks = append(spec.CopyDisks, d.GetTarget())
+		spec.TopOnly = spec.TopOnly && d.GetTopOnly()
+	}
+	return spec
+}
+
+// prepare begins the migration here and makes the peer ready.
+func (f *flight) prepare(ctx context.Context) ([]byte, error) {
+	a := f.a
+	disks, err := f.plans(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.sockets.make(f.ref.move); err != nil {
+		return nil, err
+	}
+	f.out, err = a.hyp.Begin(ctx, f.ref.vm, f.spec(disks))
+	if err != nil {
+		return nil, err
+	}
+	offer := f.out.Offer()
+	prep, cancel := context.WithTimeout(ctx, prepareLimit)
+	defer cancel()
+	resp, err := f.peer.Prepare(prep, &droverv1.PrepareRequest{
+		Ref: f.ref.proto(), Definition: offer.Definition, Cookie: offer.Cookie, Disks: disks,
+		MaxPauseMillis: f.msg.GetMaxPauseMillis(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.token = resp.GetToken()
+	f.session = wan.NewSession(drover.BitRate(f.msg.GetBandwidthBps()))
+	for path, channel := range map[string]wan.Channel{
+		a.sockets.memory(f.ref.move): wan.Memory, a.sockets.disk(f.ref.move): wan.Disk,
+	} {
+		r, err := wan.NewRelay(path, func(ctx context.Context) (wan.Stream, error) {
+			return a.dialer.Open(ctx, f.msg.GetPeerAddress(), f.msg.GetPeerHost(),
+				wan.Header{Token: f.token, Channel: channel}, f.session)
+		})
+		if err != nil {
+			return nil, err
+		}
+		f.relays = append(f.relays, r)
+		if err := a.sockets.give(path); err != nil {
+			return nil, err
+		}
+	}
+	return resp.GetCookie(), nil
+}
+
+// plans are the disks to copy. A disk that has no backing at all is carried
+// whole by either way of copying, so it does not keep the others from being
+// copied above their backing files only.
+func (f *flight) plans(ctx context.Context) ([]*droverv1.DiskPlan, error) {
+	vm, err := f.a.hyp.VM(ctx, f.ref.vm)
+	if err != nil {
+		return nil, err
+	}
+	backed := make(map[string]bool)
+	for _, d := range vm.Disks {
+		backed[d.Target] = len(d.Backing) > 0
+	}
+	top := true
+	for _, d := range f.msg.GetDisks() {
+		has, known := backed[d.GetTarget()]
+		if !known {
+			return nil, drover.Errorf(drover.Invalid, "transfer", "vm %s has no disk %q", f.ref.vm, d.GetTarget())
+		}
+		top = top && (d.GetTopOnly() || !has)
+	}
+	plans := make([]*droverv1.DiskPlan, 0, len(f.msg.GetDisks()))
+	for _, d := range f.msg.GetDisks() {
+		plans = append(plans, &droverv1.DiskPlan{
+			Target: d.GetTarget(), Path: d.GetPath(), Format: d.GetFormat(), VirtualBytes: d.GetVirtualBytes(),
+			BackingPath: d.GetBackingPath(), BackingFormat: d.GetBackingFormat(), TopOnly: top,
+			AllocatedBytes: d.GetAllocatedBytes(),
+		})
+	}
+	return plans, nil
+}
+
+// perform runs the transfer to the point where the guest is paused here.
+func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
+	watch, stop := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	helpers.Go(func() { f.sample(watch) })
+	helpers.Go(func() { keepWarm(watch, f.peer) })
+	f.began = f.a.clock()
+	cookie, err := f.out.Perform(ctx, prepared)
+	stop()
+	if err == nil {
+		// The helpers end beside the switchover: waiting would lengthen the pause.
+		f.a.jobs.group.Go(helpers.Wait)
+		return cookie, nil
+	}
+	helpers.Wait()
+	for _, r := range f.relays {
+		if rerr := r.Err(); rerr != nil {
+			// The hypervisor only saw its socket close.
+			err = drover.E(drover.KindOf(err), "", fmt.Errorf("%w (data path: %w)", err, rerr))
+		}
+	}
+	return nil, err
+}
+
+// sample reads the statistics and tells the job until ctx ends.
+func (f *flight) sample(ctx context.Context) {
+	for sleep(ctx, sampleEvery, nil) == nil {
+		s, err := f.out.Progress(ctx)
+		if err != nil {
+			continue
+		}
+		f.keep(s)
+		p := drover.Progress{
+			Phase:      s.Phase,
+			DoneBytes:  s.MemoryDoneBytes + s.DiskDoneBytes,
+			TotalBytes: s.MemoryDoneBytes + s.MemoryRemainingBytes + s.DiskDoneBytes + s.DiskRemainingBytes,
+			Rate:       s.Rate, ETASeconds: -1,
+		}
+		if left := s.MemoryRemainingBytes + s.DiskRemainingBytes; s.Rate > 0 {
+			p.ETASeconds = float64(left) * 8 / float64(s.Rate)
+		}
+		f.j.report(f.a.clock(), p)
+	}
+}
+
+// keep remembers figures; the hypervisor forgets some at the end.
+func (f *flight) keep(s driver.MigrationStats) {
+	f.statsMu.Lock()
+	defer f.statsMu.Unlock()
+	old := f.stats
+	f.stats = s
+	f.stats.MemoryDoneBytes = max(old.MemoryDoneBytes, s.MemoryDoneBytes)
+	f.stats.DiskDoneBytes = max(old.DiskDoneBytes, s.DiskDoneBytes)
+	f.stats.Pause = max(old.Pause, s.Pause)
+}
+
+func (f *flight) figures() transferFigure {
+	f.statsMu.Lock()
+	defer f.statsMu.Unlock()
+	w := f.session.Stats()
+	return transferFigure{
+		Pause:       f.stats.Pause,
+		MemoryBytes: int64(f.stats.MemoryDoneBytes), DiskBytes: int64(f.stats.DiskDoneBytes),
+		PathBytes: w.WireSentBytes + w.WireReceivedBytes,
+	}
+}
+
+// switchOver gives the guest up and hands it to the destination.
+func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
+	a := f.a
+	if ctx.Err() != nil {
+		// Canceled at the last moment at which that is still possible.
+		return context.Cause(ctx)
+	}
+	stopped := a.observer.stopped(f.ref.vm, f.began)
+	err := a.journal.update(f.ref.move, "given-up", func(r *record) error {
+		if err := r.fence(f.ref); err != nil {
+			return err
+		}
+		r.Out.State, r.Out.Token, r.Out.Cookie = outGivenUp, f.token, cookie
+		r.Out.Figures = f.figures()
+		r.Out.Figures.Stopped = stopped
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	// From here on only the destination's word counts: no cancel, and no stop
+	// of this agent, changes anything.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishLimit)
+	defer cancel()
+	resp, err := f.peer.Finish(ctx, &droverv1.FinishRequest{Ref: f.ref.proto(), Token: f.token, Cookie: cookie})
+	if err != nil {
+		f.log.Warn("no answer to the switchover; asking again", "err", err)
+		return err
+	}
+	work, end := context.WithTimeout(context.WithoutCancel(ctx), concludeLimit)
+	defer end()
+	if !resp.GetRunning() {
+		err := a.concludeRefused(work, f.ref.move, f.out, resp.GetFault())
+		return errors.Join(drover.Errorf(drover.Unavailable, "switchover", "the destination could not run the guest, which runs on here: %s", resp.GetFault()), err)
+	}
+	err = a.concludeAccepted(work, f.ref.move, f.out, resp.GetCookie(), fromUnixNanos(resp.GetResumedUnixNanos()))
+	if err != nil {
+		return err
+	}
+	return f.final(work)
+}
+
+// final adds the figures that are known only at the end.
+func (f *flight) final(ctx context.Context) error {
+	if s, err := f.out.Progress(ctx); err == nil {
+		f.keep(s)
+	}
+	figures := f.figures()
+	return f.a.journal.update(f.ref.move, "measured", func(r *record) error {
+		figures.Stopped, figures.Resumed = r.Out.Figures.Stopped, r.Out.Figures.Resumed
+		if figures.Pause == 0 && !figures.Stopped.IsZero() && figures.Resumed.After(figures.Stopped) {
+			// By two hosts' clocks, whose difference preflight bounds.
+			figures.Pause = figures.Resumed.Sub(figures.Stopped)
+		}
+		r.Out.Figures = figures
+		return nil
+	})
+}
