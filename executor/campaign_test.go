@@ -1,0 +1,295 @@
+package executor_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/executor"
+	"github.com/drover-vm/drover/executor/executortest"
+)
+
+// moves are the methods and the ways in which a VM can be before.
+var moves = map[string]scenario{
+	"live":          {method: drover.Live},
+	"live kept":     {method: drover.Live, keep: true},
+	"cold":          {method: drover.Cold},
+	"cold off":      {method: drover.Cold, off: true},
+	"cold off kept": {method: drover.Cold, off: true, keep: true},
+}
+
+// kinds are all kinds of failure.
+var kinds = []drover.Kind{
+	drover.Internal, drover.Invalid, drover.NotFound, drover.Exists, drover.Refused, drover.Unavailable,
+	drover.Canceled, drover.Denied, drover.Exhausted, drover.Corrupt, drover.Unknown,
+}
+
+// once makes the fault befall only the first n calls that match.
+func once(n int, match func(executortest.Call) bool, f func(*executortest.World, executortest.Call) error) func(*executortest.World, executortest.Call) error {
+	var mu sync.Mutex
+	return func(w *executortest.World, c executortest.Call) error {
+		mu.Lock()
+		hit := n > 0 && match(c)
+		if hit {
+			n--
+		}
+		mu.Unlock()
+		if !hit {
+			return nil
+		}
+		return f(w, c)
+	}
+}
+
+func fail(k drover.Kind) func(*executortest.World, executortest.Call) error {
+	return func(*executortest.World, executortest.Call) error {
+		return drover.Errorf(k, "test", "made to fail with %v", k)
+	}
+}
+
+// at matches calls for that step; after, when they have been answered.
+func at(step string, after bool) func(executortest.Call) bool {
+	return func(c executortest.Call) bool { return c.Step == step && c.After == after }
+}
+
+func stepsOf(t *testing.T, m drover.Method) []string {
+	t.Helper()
+	table, err := executor.Table(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, s := range table {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+func want(t *testing.T, name string, st *story, state drover.MoveState) {
+	t.Helper()
+	if st.move.State != state {
+		t.Errorf("%s: the move is %s (%s), want %s", name, st.move.State, st.move.Fault, state)
+	}
+}
+
+func TestNothingBefalls(t *testing.T) {
+	for name, sc := range moves {
+		st := bubble(t, name, sc)
+		want(t, name, st, drover.MoveDone)
+		m := st.move
+		if m.Generation != 1 || m.Measured.TotalSeconds == nil || *m.Measured.TotalSeconds <= 0 {
+			t.Errorf("%s: generation %d, measured %+v", name, m.Generation, m.Measured)
+		}
+		if !sc.off && (m.Measured.PauseMillis == nil || *m.Measured.PauseMillis <= 0) {
+			t.Errorf("%s: its guest paused, but no pause was measured", name)
+		}
+		for _, s := range m.Steps {
+			if s.Attempts != 1 || s.Started.IsZero() || s.Ended.Before(s.Started) {
+				t.Errorf("%s: step %+v", name, s)
+			}
+		}
+	}
+}
+
+// Every step fails once: before the agent hears of it (nothing was done), and
+// after (all was done). Before the pivot the move is undone, or goes on where
+// nobody knows; from the pivot on it is done in the end.
+func TestEveryStepFailsOnce(t *testing.T) {
+	for name, sc := range moves {
+		table, err := executor.Table(sc.method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, step := range table {
+			for _, kind := range kinds {
+				for _, after := range []bool{false, true} {
+					name := fmt.Sprintf("%s: %s fails once with %v, after %v", name, step.Name, kind, after)
+					sc := sc
+					sc.fault = once(1, at(step.Name, after), fail(kind))
+					if step.Name == "verify" && kind == drover.NotFound {
+						wantStuck(t, name, sc, "destination does not have the VM")
+						continue
+					}
+					st := bubble(t, name, sc)
+					switch pivot := table.Pivot(); {
+					case kind.Retryable(), i > pivot:
+						want(t, name, st, drover.MoveDone)
+					case i < pivot, !after, sc.off:
+						// A VM that stays off has not passed until that is known.
+						want(t, name, st, drover.MoveUndone)
+					default: // the pivot has passed, though its answer says otherwise
+						want(t, name, st, drover.MoveDone)
+					}
+				}
+			}
+		}
+	}
+}
+
+// wantStuck plays a scenario that needs a person; the fault must say why.
+func wantStuck(t *testing.T, name string, sc scenario, why string) {
+	t.Helper()
+	var st *story
+	silent(t, func() { st = play(sc) })
+	if st.move.State != drover.MoveStuck || !strings.Contains(st.move.Fault, why) {
+		t.Errorf("%s: the move is %s (%s), want stuck because %q", name, st.move.State, st.move.Fault, why)
+	}
+}
+
+// Every step fails, and then the undo of each step begun fails twice, before or
+// after it has done its work.
+func TestEveryUndoFailsTwice(t *testing.T) {
+	for name, sc := range moves {
+		steps := stepsOf(t, sc.method)
+		table, _ := executor.Table(sc.method)
+		for _, step := range steps[:table.Pivot()+1] {
+			for _, kind := range []drover.Kind{drover.Internal, drover.Unavailable, drover.Unknown, drover.Refused} {
+				for _, after := range []bool{false, true} {
+					name := fmt.Sprintf("%s: %s fails, undos fail twice with %v, after %v", name, step, kind, after)
+					sc := sc
+					forward := once(1, at(step, false), fail(drover.Internal))
+					tries := make(map[string]int)
+					var mu sync.Mutex
+					sc.fault = func(w *executortest.World, c executortest.Call) error {
+						if err := forward(w, c); err != nil {
+							return err
+						}
+						back := strings.HasPrefix(c.Step, "undo-") || strings.HasPrefix(c.Step, "settle-") || c.Action == nil
+						if !back || c.After != after {
+							return nil
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						if tries[c.Step]++; tries[c.Step] > 2 {
+							return nil
+						}
+						return drover.Errorf(kind, "test", "%s fails", c.Step)
+					}
+					want(t, name, bubble(t, name, sc), drover.MoveUndone)
+				}
+			}
+		}
+	}
+}
+
+// Every call is made twice, as a retry after a lost answer would: doing and
+// undoing are repeatable.
+func TestEveryAnswerLostOnce(t *testing.T) {
+	for name, sc := range moves {
+		for _, failing := range append(stepsOf(t, sc.method), "") {
+			name := fmt.Sprintf("%s: every answer is lost once, %q fails", name, failing)
+			sc := sc
+			var mu sync.Mutex
+			lost := make(map[string]bool)
+			forward := once(1, at(failing, false), fail(drover.Exhausted))
+			sc.fault = func(w *executortest.World, c executortest.Call) error {
+				if err := forward(w, c); err != nil {
+					return err
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				key := fmt.Sprint(c.Host, c.Step, c.Action == nil)
+				if !c.After || lost[key] {
+					return nil
+				}
+				lost[key] = true
+				return drover.Errorf(drover.Unavailable, "test", "the answer is lost")
+			}
+			bubble(t, name, sc)
+		}
+	}
+}
+
+// The executor dies at every point there is: before and after each call of
+// journal and agents, in moves that go well and in moves of which each step
+// fails. Another takes the move up.
+func TestExecutorDiesAnywhere(t *testing.T) {
+	for name, sc := range moves {
+		for _, failing := range append(stepsOf(t, sc.method), "") {
+			make := func() scenario {
+				sc := sc
+				sc.fault = once(1, at(failing, false), fail(drover.Internal))
+				return sc
+			}
+			whole := bubble(t, name, make())
+			for k := 1; k <= whole.points; k++ {
+				sc := make()
+				sc.killAt = k
+				name := fmt.Sprintf("%s: %q fails, the executor dies at point %d (%s)", name, failing, k, whole.trace[k-1])
+				// A failure that nobody has journaled is a failure no more.
+				if st := bubble(t, name, sc); st.move.State != drover.MoveDone {
+					want(t, name, st, whole.move.State)
+				}
+				if t.Failed() {
+					return
+				}
+			}
+		}
+	}
+}
+
+// An agent dies before, while and after it carries out each step and each undo.
+func TestAgentDiesAnywhere(t *testing.T) {
+	for name, sc := range moves {
+		for _, failing := range append(stepsOf(t, sc.method), "") {
+			for _, host := range []string{"west1", "east1"} {
+				make := func(hit int) scenario {
+					sc := sc
+					forward := once(1, at(failing, false), fail(drover.Internal))
+					var mu sync.Mutex
+					n := 0
+					sc.fault = func(w *executortest.World, c executortest.Call) error {
+						err := forward(w, c)
+						mu.Lock()
+						n++
+						now := n == hit
+						mu.Unlock()
+						if now {
+							w.Crash(host)
+							if c.After {
+								return drover.Errorf(drover.Unavailable, "test", "%s has died", host)
+							}
+						}
+						return err
+					}
+					return sc
+				}
+				whole := bubble(t, name, make(0))
+				for hit := 1; hit <= whole.points; hit++ {
+					name := fmt.Sprintf("%s: %q fails, the agent of %s dies at call %d", name, failing, host, hit)
+					if bubble(t, name, make(hit)); t.Failed() {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// An operator cancels at every point: the move is undone, or done when it was
+// too late, and a cancel does not change what is left behind.
+func TestCanceledAnywhere(t *testing.T) {
+	for name, sc := range moves {
+		whole := bubble(t, name, sc)
+		undone := 0
+		for k := 1; k <= whole.points; k++ {
+			sc := sc
+			sc.cancelAt = k
+			st := bubble(t, fmt.Sprintf("%s: canceled at point %d (%s)", name, k, whole.trace[k-1]), sc)
+			if st.move.State == drover.MoveUndone {
+				undone++
+				if !strings.Contains(st.move.Fault, "cancel") {
+					t.Errorf("%s: canceled at point %d, its fault is %q", name, k, st.move.Fault)
+				}
+			}
+			if t.Failed() {
+				return
+			}
+		}
+		if undone == 0 || undone == whole.points {
+			t.Errorf("%s: %d of %d cancels led to undoing: want some, and not all", name, undone, whole.points)
+		}
+	}
+}

@@ -1,0 +1,285 @@
+package executortest
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/executor"
+)
+
+// Call is one call of an agent, as a Fault sees it.
+type Call struct {
+	Host       string
+	Step       string
+	Generation int64
+	// Action is nil for a Cancel.
+	Action executor.Action
+	// After is false before the agent hears of it, and true when it has
+	// answered with Err.
+	After bool
+	Err   error
+}
+
+// Fault decides about one call: an error returned before keeps it from the
+// agent, one returned after replaces the answer. It may call the World's
+// methods, and may be called concurrently.
+type Fault func(Call) error
+
+var _ executor.Agents = (*World)(nil)
+
+// SetFault makes calls fail as f says; nil ends it.
+func (w *World) SetFault(f Fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = f
+}
+
+func (w *World) faulty(c Call) error {
+	w.mu.Lock()
+	f := w.fault
+	w.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(c)
+}
+
+type jobKey struct{ move, step string }
+
+// job is an action under way.
+type job struct {
+	w      *World
+	h      *host
+	j      *journal
+	key    jobKey
+	action executor.Action
+	// ctx ends when it is to end: asked says whether somebody wished so, or the
+	// agent has crashed.
+	ctx   context.Context
+	stop  context.CancelFunc
+	asked bool
+	dead  bool
+
+	progress func(drover.Progress)
+	done     chan struct{}
+	result   executor.Result
+	err      error
+}
+
+func (h *host) killJobs() {
+	for k, j := range h.jobs {
+		j.dead = true
+		j.stop()
+		delete(h.jobs, k)
+	}
+}
+
+// Run implements executor.Agents.
+func (w *World) Run(ctx context.Context, hostName string, ref executor.Ref, step string, action executor.Action, progress func(drover.Progress)) (executor.Result, error) {
+	c := Call{Host: hostName, Step: step, Generation: ref.Generation, Action: action}
+	if err := w.faulty(c); err != nil {
+		return executor.Result{}, err
+	}
+	r, err := w.attend(ctx, hostName, ref, step, action, progress)
+	c.After, c.Err = true, err
+	if err := w.faulty(c); err != nil {
+		return executor.Result{}, err
+	}
+	return r, err
+}
+
+// attend finds or starts the action, and waits for its end.
+func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, step string, action executor.Action, progress func(drover.Progress)) (executor.Result, error) {
+	w.mu.Lock()
+	h, j, err := w.admit(hostName, ref)
+	if err != nil {
+		w.mu.Unlock()
+		return executor.Result{}, err
+	}
+	if r, ok := j.results[step]; ok {
+		w.mu.Unlock()
+		return r, nil
+	}
+	if err := j.allows(action); err != nil {
+		w.mu.Unlock()
+		return executor.Result{}, err
+	}
+	key := jobKey{ref.Move, step}
+	run, found := h.jobs[key]
+	if !found {
+		run = &job{w: w, h: h, j: j, key: key, action: action, done: make(chan struct{})}
+		run.ctx, run.stop = context.WithCancel(context.Background())
+		h.jobs[key] = run
+		w.jobs.Go(run.run)
+	}
+	run.progress = progress
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		run.progress = nil
+		w.mu.Unlock()
+	}()
+	select {
+	case <-run.done:
+		return run.result, run.err
+	case <-ctx.Done():
+		return executor.Result{}, drover.E(drover.Unavailable, step, ctx.Err())
+	}
+}
+
+// admit finds the move in the agent's journal and fences older generations.
+// w.mu is held.
+func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error) {
+	h := w.hosts[hostName]
+	if h == nil || !h.up || w.finished {
+		return nil, nil, drover.Errorf(drover.Unavailable, "agent", "%s does not answer", hostName)
+	}
+	j := h.moves[ref.Move]
+	if j == nil {
+		j = &journal{vm: ref.VM, uuid: ref.VMUUID, results: make(map[string]executor.Result)}
+		h.moves[ref.Move] = j
+		j.released = true // until it is reserved; a mere question leaves nothing
+	}
+	if ref.Generation < j.generation {
+		return nil, nil, drover.Errorf(drover.Refused, "agent", "generation %d is over, %d has the move", ref.Generation, j.generation)
+	}
+	j.generation = ref.Generation
+	return h, j, nil
+}
+
+// allows refuses what must not come late.
+func (j *journal) allows(a executor.Action) error {
+	switch a.(type) {
+	case executor.Release:
+		return nil
+	case executor.Reserve:
+		if j.released && len(j.results) > 0 {
+			return drover.Errorf(drover.Refused, "agent", "the move has been released")
+		}
+		return nil
+	}
+	if !j.reserved {
+		return drover.Errorf(drover.Refused, "agent", "the move has no reservation here")
+	}
+	return nil
+}
+
+// Cancel implements executor.Agents.
+func (w *World) Cancel(ctx context.Context, hostName string, ref executor.Ref, step string) error {
+	c := Call{Host: hostName, Step: step, Generation: ref.Generation}
+	if err := w.faulty(c); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	h, _, err := w.admit(hostName, ref)
+	if err == nil {
+		if run := h.jobs[jobKey{ref.Move, step}]; run != nil {
+			run.asked = true
+			run.stop()
+		}
+	}
+	w.mu.Unlock()
+	c.After, c.Err = true, err
+	if err := w.faulty(c); err != nil {
+		return err
+	}
+	return err
+}
+
+// run carries the action out.
+func (j *job) run() {
+	defer j.stop()
+	j.result, j.err = j.act()
+	j.w.mu.Lock()
+	if !j.dead {
+		delete(j.h.jobs, j.key)
+		if j.err == nil {
+			j.j.results[j.key.step] = j.result
+		}
+	} else if j.err == nil {
+		// What it did is done, but nobody wrote down that it was.
+		j.result, j.err = executor.Result{}, errCrashed(j.h)
+	}
+	j.w.mu.Unlock()
+	close(j.done)
+}
+
+func errCrashed(h *host) error {
+	return drover.Errorf(drover.Unavailable, "agent", "%s has crashed", h.name)
+}
+
+// part does one part of the action, at once and whole, unless the agent has
+// crashed.
+func (j *job) part(f func() error) error {
+	j.w.mu.Lock()
+	defer j.w.mu.Unlock()
+	if j.dead || !j.h.up {
+		return errCrashed(j.h)
+	}
+	return f()
+}
+
+// rest passes the time of one part, unless the action has to end.
+func (j *job) rest() error {
+	if err := j.sleep(); err != nil {
+		return err
+	}
+	return j.part(func() error {
+		if j.asked {
+			return drover.Errorf(drover.Canceled, j.key.step, "it was canceled")
+		}
+		return nil
+	})
+}
+
+// hold passes the time of one part that cannot be canceled.
+func (j *job) hold() error {
+	if j.w.Pace > 0 {
+		// A crash is noticed at the next part.
+		<-timer(j.w.Pace)
+	}
+	return j.part(func() error { return nil })
+}
+
+// endOthers ends every other action of the move on this host.
+func (j *job) endOthers() error {
+	var others []*job
+	err := j.part(func() error {
+		for k, o := range j.h.jobs {
+			if k.move == j.key.move && o != j {
+				o.asked = true
+				o.stop()
+				others = append(others, o)
+			}
+		}
+		return nil
+	})
+	for _, o := range others {
+		<-o.done
+	}
+	return err
+}
+
+func (j *job) tell(phase string, done, total int) {
+	j.w.mu.Lock()
+	report := j.progress
+	if report != nil {
+		// Under the lock, so that it is not called when Run has returned.
+		report(drover.Progress{Phase: phase, DoneBytes: drover.Bytes(done), TotalBytes: drover.Bytes(total), ETASeconds: -1})
+	}
+	j.w.mu.Unlock()
+}
+
+// peer finds the move at the other agent. w.mu is held.
+func (j *job) peer(name string) (*host, *journal, error) {
+	h := j.w.hosts[name]
+	if h == nil || !h.up {
+		return nil, nil, drover.Errorf(drover.Unavailable, "peer", "%s does not answer", name)
+	}
+	m := h.moves[j.key.move]
+	if m == nil || !m.reserved {
+		return nil, nil, drover.E(drover.Refused, "peer", fmt.Errorf("%s has no reservation of the move", name))
+	}
+	return h, m, nil
+}
