@@ -39,6 +39,9 @@ const (
 	defaultMTU = 1600
 )
 
+// reservedSegments are names of bridges that are not segments'; see package topology.
+var reservedSegments = []string{"net", "access"}
+
 var lowerName = regexp.MustCompile(`^[a-z][a-z0-9-]*$`)
 
 // checker judges what a decoder has read, and fills in defaults.
@@ -235,6 +238,9 @@ func (c *checker) segments() {
 		at := fmt.Sprintf("segments[%d]", i)
 		if c.name(at+".name", s.Name, maxShortName) && seen[s.Name] {
 			c.report(at+".name", s.Name, "two segments have this name")
+		}
+		if slices.Contains(reservedSegments, s.Name) {
+			c.report(at+".name", s.Name, "the name is taken by a network that every site has")
 		}
 		seen[s.Name] = true
 		if len(s.Sites) == 0 && !c.bad[at+".sites"] {

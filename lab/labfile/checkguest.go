@@ -78,8 +78,8 @@ func (c *checker) images() {
 		at := "images." + name
 		c.name(at, name, maxLinkName)
 		c.siteList(at+".sites", img.Sites)
-		c.oneOf(at+".format", &img.Format, "", "", "raw", "qcow2")
-		c.oneOf(at+".backing_format", &img.BackingFormat, "", "", "raw", "qcow2")
+		c.oneOf(at+".format", &img.Format, "", "raw", "qcow2")
+		c.oneOf(at+".backing_format", &img.BackingFormat, "", "raw", "qcow2")
 		only := func(cond bool, key, value, want string) {
 			if value != "" && cond && !c.bad[at+"."+key] {
 				c.report(at+"."+key, value, want)

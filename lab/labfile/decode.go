@@ -202,6 +202,7 @@ func (d *decoder) decodeText(n ast.Node, v reflect.Value, path, want string) {
 		return
 	}
 	if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
+		v.SetZero() // later checks see nothing rather than half a value
 		d.report(path, s, "want "+want)
 	}
 }

@@ -68,8 +68,10 @@ func parse(label, path string, b []byte) (*File, error) {
 	}
 	d.decode(doc, reflect.ValueOf(f).Elem(), "", "")
 	f.lines = d.lines
-	c := &checker{decoder: d, f: f}
-	c.check()
+	if !d.bad[""] {
+		c := &checker{decoder: d, f: f}
+		c.check()
+	}
 	if err := d.problems.OrNil(); err != nil {
 		return nil, drover.E(drover.Invalid, "", err)
 	}

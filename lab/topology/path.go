@@ -15,8 +15,9 @@ type ways map[[2]string]int
 // hopCost makes the way with fewer links win between ways of equal delay.
 const hopCost = time.Nanosecond
 
-// paths finds the way of least delay between all sites (Floyd and Warshall; a lab
-// has few sites). Links that a stretched segment crosses must have room for it.
+// paths finds the ways between all sites: two sites that a link joins use it,
+// others use the way of least delay (Floyd and Warshall; a lab has few sites).
+// Links that a stretched segment crosses must have room for it.
 func paths(f *labfile.File) (ways, labfile.Problems) {
 	first := ways{}
 	cost := map[[2]string]time.Duration{}
@@ -37,6 +38,11 @@ func paths(f *labfile.File) (ways, labfile.Problems) {
 				cost[k], first[k] = x+y, first[[2]string{a.Name, mid.Name}]
 			}
 		}
+	}
+	// A packet on a way of least delay that meets a link to where it is going takes
+	// it, so this cannot make a loop.
+	for i, l := range f.Links {
+		first[[2]string{l.A, l.B}], first[[2]string{l.B, l.A}] = i, i
 	}
 	var problems labfile.Problems
 	reported := map[int]bool{}

@@ -10,7 +10,8 @@
 //
 // Each site has an edge with a bridge for the transport network (hosts, server)
 // and one for each segment. An edge routes between its networks and, over the
-// WAN links, to the other sites' by the least delay. A segment at several sites
+// WAN links, to the other sites': over the link between the two, or else by the
+// least delay. A segment at several sites
 // is joined by VXLAN between their edges; it is one broadcast domain, whose
 // gateway is the edge of its first site.
 //
