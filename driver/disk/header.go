@@ -99,23 +99,32 @@ func readHeader(path, want string) (header, error) {
 		path: path, allocated: st.Blocks * 512, inode: st.Ino,
 		fileSize: fi.Size(), mtime: fi.ModTime().UnixNano(),
 	}
+	if want == "" {
+		want = attribute(f)
+	}
+	err = h.parse(f, want)
+	return h, err
+}
+
+// parse fills in what the file's content says. known is its format if that is
+// on record.
+func (h *header) parse(f io.ReaderAt, known string) error {
 	start := make([]byte, 112)
 	n, err := f.ReadAt(start, 0)
 	if err != nil && err != io.EOF {
-		return header{}, err
+		return err
 	}
-	h.format, err = sniff(f, path, start[:n], want)
+	h.format, err = sniff(h.path, start[:n], known)
 	if err != nil {
-		return header{}, err
+		return err
 	}
-	if h.format == formatRaw {
-		h.size = h.fileSize
-		if h.size == 0 || h.size%sectorBytes != 0 {
-			return header{}, noImage("%s has %d bytes, no positive multiple of %d", path, h.size, sectorBytes)
-		}
-		return h, nil
+	if h.format == formatQcow2 {
+		return h.parseQcow2(f, start)
 	}
-	return h, h.parseQcow2(f, start)
+	if h.size = h.fileSize; h.size == 0 || h.size%sectorBytes != 0 {
+		return noImage("%s has %d bytes, no positive multiple of %d", h.path, h.size, sectorBytes)
+	}
+	return nil
 }
 
 // foreign are the magic numbers of files that are easily taken for raw images.
@@ -126,13 +135,10 @@ var foreign = []struct{ magic, name string }{
 	{"\x28\xb5\x2f\xfd", "zstd-compressed"}, {"PK\x03\x04", "a ZIP archive"}, {"\x7fELF", "a program"},
 }
 
-// sniff decides the format of a file that begins with start.
-func sniff(f *os.File, path string, start []byte, want string) (string, error) {
+// sniff decides the format of a file that begins with start, unless format is
+// known.
+func sniff(path string, start []byte, format string) (string, error) {
 	qcow2 := strings.HasPrefix(string(start), "QFI\xfb")
-	format := want
-	if format == "" {
-		format = attribute(f)
-	}
 	if format == "" && strings.HasSuffix(path, ".raw") {
 		format = formatRaw
 	}
@@ -166,7 +172,7 @@ func attribute(f *os.File) string {
 }
 
 // parseQcow2 reads the header that QEMU's docs/interop/qcow2.rst describes.
-func (h *header) parseQcow2(f *os.File, b []byte) error {
+func (h *header) parseQcow2(f io.ReaderAt, b []byte) error {
 	const (
 		incompatCorrupt  = 1 << 1
 		incompatDataFile = 1 << 2
@@ -224,7 +230,7 @@ func (h *header) setBacking(name, format string) error {
 
 // backingFormat looks for the extension that names it, between the header and
 // the backing file's name.
-func backingFormat(f *os.File, at, end int64) string {
+func backingFormat(f io.ReaderAt, at, end int64) string {
 	const (
 		extBackingFormat = 0xe2792aca
 		// maxExtensions is above what the format defines.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -28,6 +29,7 @@ func reexec() int {
 		fmt.Fprintln(os.Stderr, "the tests of driver/disk mount small file systems: run them as root")
 		return 1
 	}
+	runtime.LockOSThread() // the child is to end with the process, not with a thread
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inNamespace+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +50,8 @@ func TestDiesWithParent(t *testing.T) {
 	defer stdin.Close()
 	stdout, err := cmd.StdoutPipe()
 	must(t, err)
+	runtime.LockOSThread() // the kernel watches the thread, see spawn
+	defer runtime.UnlockOSThread()
 	must(t, cmd.Start())
 	pid := 0
 	for lines := bufio.NewScanner(stdout); pid == 0 && lines.Scan(); {

@@ -86,6 +86,14 @@ func TestSymbolicLinks(t *testing.T) {
 // forge puts a qcow2 header there that names a backing file of the format.
 func forge(t *testing.T, path, backing, format string, change func(header []byte)) {
 	t.Helper()
+	b := forged(backing, format)
+	if change != nil {
+		change(b)
+	}
+	must(t, os.WriteFile(path, b, 0o600))
+}
+
+func forged(backing, format string) []byte {
 	b := make([]byte, 65536)
 	copy(b, "QFI\xfb")
 	be := binary.BigEndian
@@ -104,10 +112,7 @@ func forge(t *testing.T, path, backing, format string, change func(header []byte
 		be.PutUint32(b[108:], uint32(len(format)))
 		copy(b[112:], format)
 	}
-	if change != nil {
-		change(b)
-	}
-	must(t, os.WriteFile(path, b, 0o600))
+	return b
 }
 
 // TestForgedHeaders: an image's header cannot make QEMU open anything but
@@ -237,15 +242,14 @@ func TestConfig(t *testing.T) {
 // FuzzHeader: no file makes the header's reader panic, and what it accepts is
 // sound.
 func FuzzHeader(f *testing.F) {
-	f.Add([]byte("QFI\xfb"), "disk")
-	f.Add(make([]byte, 512), "disk.qcow2")
-	f.Fuzz(func(t *testing.T, b []byte, name string) {
-		path := filepath.Join(t.TempDir(), "disk")
-		if strings.HasSuffix(name, ".raw") || strings.HasSuffix(name, ".qcow2") {
-			path += filepath.Ext(name)
-		}
-		must(t, os.WriteFile(path, b, 0o600))
-		h, err := readHeader(path, "")
+	for _, c := range [][2]string{{"base.raw", "raw"}, {"json:{}", "qcow2"}, {"", ""}} {
+		b := forged(c[0], c[1])
+		f.Add(b[:512], "x", "")
+	}
+	f.Add(make([]byte, 512), "x.qcow2", "raw")
+	f.Fuzz(func(t *testing.T, b []byte, name, known string) {
+		h := header{path: "/images/" + name, fileSize: int64(len(b))}
+		err := h.parse(bytes.NewReader(b), known)
 		if err == nil && (h.size <= 0 || h.size%sectorBytes != 0 || h.backing != "" && !filepath.IsAbs(h.backing)) {
 			t.Fatalf("accepted %+v", h)
 		}
