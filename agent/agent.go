@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -113,14 +114,15 @@ func New(d Deps, c Config) (*Agent, error) {
 	switch {
 	case (d.Hypervisor == nil) != (d.Volumes == nil):
 		return nil, drover.Errorf(drover.Invalid, "agent", "a hypervisor and its volumes come together")
-	case d.Hypervisor == nil && c.Edge == nil:
-		return nil, drover.Errorf(drover.Invalid, "agent", "neither a hypervisor nor an edge")
 	case c.Edge != nil && len(c.Edge.Links) > 0 && d.Links == nil:
 		return nil, drover.Errorf(drover.Invalid, "agent", "links without counters")
 	case c.Probe && d.Prober == nil:
 		return nil, drover.Errorf(drover.Invalid, "agent", "probe without a prober")
 	case d.TLS == nil || d.Log == nil:
 		return nil, drover.Errorf(drover.Invalid, "agent", "TLS configuration or log is missing")
+	}
+	if err := named(c, d.TLS); err != nil {
+		return nil, err
 	}
 	clock := d.Clock
 	if clock == nil {
@@ -144,6 +146,22 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.probes = newProbes(d.Prober, c.Probe, clock)
 	a.resolver = newResolver(a)
 	return a, nil
+}
+
+// named refuses a certificate that is another's: servers and other agents would
+// refuse it too, one call at a time and less clearly.
+func named(c Config, cfg *tls.Config) error {
+	if len(cfg.Certificates) == 0 {
+		return drover.Errorf(drover.Invalid, "tls.cert", "missing")
+	}
+	id, err := pki.Peer(&tls.ConnectionState{PeerCertificates: []*x509.Certificate{cfg.Certificates[0].Leaf}})
+	if err != nil {
+		return err
+	}
+	if want := (pki.Identity{Role: pki.Agent, Name: c.Name}); id != want {
+		return drover.Errorf(drover.Invalid, "tls.cert", "%s is the certificate of %s: want one of %s", c.TLS.Cert, id, want)
+	}
+	return nil
 }
 
 // Serve listens and works until ctx ends, which is no error, or until
@@ -256,13 +274,14 @@ type agentService struct{ *Agent }
 
 type peerService struct{ *Agent }
 
-// edge reports whether the agent has no hypervisor.
+// edge reports whether the agent has no hypervisor: a site's edge, or a place
+// to probe from.
 func (a *Agent) edge() bool { return a.hyp == nil }
 
 // needHypervisor refuses what an edge cannot do.
 func (a *Agent) needHypervisor() error {
 	if a.edge() {
-		return drover.Errorf(drover.Refused, "host "+a.config.Name, "it is an edge and runs no VMs")
+		return drover.Errorf(drover.Refused, "host "+a.config.Name, "it runs no VMs")
 	}
 	return nil
 }

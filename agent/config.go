@@ -1,15 +1,11 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
-
-	"github.com/goccy/go-yaml"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/pki"
@@ -26,7 +22,7 @@ type Config struct {
 	Run   string    `yaml:"run"`
 	State string    `yaml:"state"`
 	TLS   pki.Files `yaml:"tls"`
-	// Libvirt is the path of libvirtd's unix socket; absent on an edge.
+	// Libvirt is the path of libvirtd's unix socket; absent where no VMs run.
 	Libvirt string `yaml:"libvirt,omitempty"`
 	// Volumes are the folders in which disk images lie.
 	Volumes []string `yaml:"volumes,omitempty"`
@@ -54,42 +50,9 @@ type EdgeLink struct {
 // longestSocket is the longest path below Run: a move's name of 63 bytes and
 // a socket's; socketPathMax what sockaddr_un holds.
 const (
-	longestSocket = len("/") + 63 + len("/m")
+	longestSocket = len("/s/") + 63 + len("/m")
 	socketPathMax = 107
 )
-
-// LoadConfig reads and checks an agent's file. Every fault is a line of its
-// own in the error, which is drover.Invalid.
-func LoadConfig(path string) (Config, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return Config{}, drover.E(drover.Invalid, "", err)
-	}
-	c, err := ParseConfig(raw)
-	if err == nil {
-		return c, nil
-	}
-	var lines []string
-	for line := range strings.Lines(err.Error()) {
-		lines = append(lines, path+": "+strings.TrimRight(line, "\n"))
-	}
-	return Config{}, drover.E(drover.Invalid, "", errors.New(strings.Join(lines, "\n")))
-}
-
-// ParseConfig reads and checks the content of an agent's file.
-func ParseConfig(raw []byte) (Config, error) {
-	var c Config
-	err := yaml.NewDecoder(bytes.NewReader(raw), yaml.Strict()).Decode(&c)
-	if err != nil {
-		var at yaml.Error
-		if errors.As(err, &at) {
-			pos := at.GetToken().Position
-			err = fmt.Errorf("line %d column %d: %s", pos.Line, pos.Column, at.GetMessage())
-		}
-		return Config{}, drover.E(drover.Invalid, "", err)
-	}
-	return c, c.Validate()
-}
 
 // Validate returns one line for each fault, or nil.
 func (c Config) Validate() error {
@@ -125,8 +88,8 @@ func (c Config) Validate() error {
 
 func (c Config) validateHypervisor(fault func(field, format string, args ...any)) {
 	switch {
-	case c.Libvirt == "" && c.Edge == nil:
-		fault("libvirt", "missing: want libvirtd's socket, such as /run/libvirt/libvirt-sock, or an edge")
+	case c.Libvirt == "" && c.Edge == nil && !c.Probe:
+		fault("libvirt", "missing: want libvirtd's socket, such as /run/libvirt/libvirt-sock, or an edge or probe: true")
 	case c.Libvirt == "":
 	case !filepath.IsAbs(c.Libvirt):
 		fault("libvirt", "%q is not an absolute path", c.Libvirt)

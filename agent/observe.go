@@ -168,7 +168,7 @@ func (a *Agent) observe(ctx context.Context) (drover.Host, []drover.VM, error) {
 		}
 		host.VolumesFreeBytes = a.volumesFree(ctx)
 	}
-	host.Name, host.Site, host.Address, host.Edge, host.Up = a.config.Name, a.config.Site, a.config.Listen, a.config.Edge != nil, true
+	host.Name, host.Site, host.Address, host.Edge, host.Up = a.config.Name, a.config.Site, a.config.Listen, a.edge(), true
 	for i := range vms {
 		a.fillVM(ctx, &vms[i])
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 
@@ -17,8 +16,12 @@ type sockets struct {
 }
 
 // memory and disk are the paths of a move's sockets.
-func (s sockets) memory(move string) string { return filepath.Join(s.dir, move, "m") }
-func (s sockets) disk(move string) string   { return filepath.Join(s.dir, move, "d") }
+func (s sockets) memory(move string) string { return filepath.Join(s.folder(move), "m") }
+func (s sockets) disk(move string) string   { return filepath.Join(s.folder(move), "d") }
+func (s sockets) folder(move string) string { return filepath.Join(s.dir, socketFolder, move) }
+
+// socketFolder is where all folders are, below the run folder.
+const socketFolder = "s"
 
 // paths is what a wan.Endpoint dials.
 func (s sockets) paths(move string) map[wan.Channel]string {
@@ -33,10 +36,10 @@ func (s sockets) make(move string) error {
 		return err
 	}
 	// Search permission on the way down is all that others get.
-	if err := os.MkdirAll(s.dir, 0o711); err != nil {
+	path := s.folder(move)
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return drover.E(drover.Internal, op, err)
 	}
-	path := filepath.Join(s.dir, move)
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return drover.E(drover.Internal, op, err)
 	}
@@ -56,41 +59,10 @@ func (s sockets) give(path string) error {
 
 // remove takes the folder away; missing is fine.
 func (s sockets) remove(move string) error {
-	return drover.E(drover.Internal, "remove socket folder", os.RemoveAll(filepath.Join(s.dir, move)))
+	return drover.E(drover.Internal, "remove socket folder", os.RemoveAll(s.folder(move)))
 }
 
 // sweep removes what an earlier process left.
 func (s sockets) sweep() error {
-	entries, err := os.ReadDir(s.dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return drover.E(drover.Internal, "sweep socket folders", err)
-	}
-	for _, e := range entries {
-		// Other things may live in the run folder; folders with a socket of
-		// ours do not.
-		if !e.IsDir() || !ours(filepath.Join(s.dir, e.Name())) {
-			continue
-		}
-		if err := s.remove(e.Name()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ours reports whether a folder holds nothing but sockets called m and d.
-func ours(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return false
-	}
-	for _, e := range entries {
-		if e.Type()&os.ModeSocket == 0 || e.Name() != "m" && e.Name() != "d" {
-			return false
-		}
-	}
-	return true
+	return drover.E(drover.Internal, "sweep socket folders", os.RemoveAll(filepath.Join(s.dir, socketFolder)))
 }
