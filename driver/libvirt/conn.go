@@ -25,6 +25,10 @@ const (
 	// dropLimit bounds waiting for calls to return after their connection was
 	// closed. They return at once; the limit is for a bug in the library.
 	dropLimit = 5 * time.Second
+	// maxCalls is how many calls libvirtd runs for one client at a time
+	// (max_client_requests). More would wait there, with their watchdogs
+	// running and keepalives unanswered; so they wait here.
+	maxCalls = 5
 )
 
 // conn is one connection to the manager. go-libvirt has neither contexts nor
@@ -34,6 +38,7 @@ type conn struct {
 	rpc   *golibvirt.Libvirt
 	sock  *watchedSocket
 	calls sync.WaitGroup
+	slots chan struct{} // holds a token for each call that is running
 }
 
 // watchedSocket closes gone when reading fails, that is when either side has
@@ -67,7 +72,7 @@ func dial(ctx context.Context, path string) (*conn, error) {
 	if err != nil {
 		return nil, &unreachableError{err}
 	}
-	c := &conn{sock: &watchedSocket{Conn: raw, gone: make(chan struct{})}}
+	c := &conn{sock: &watchedSocket{Conn: raw, gone: make(chan struct{})}, slots: make(chan struct{}, maxCalls)}
 	c.rpc = golibvirt.NewWithDialer(onceDialer{c.sock})
 	_, err = do(ctx, c, dialLimit, func(rpc *golibvirt.Libvirt) (struct{}, error) {
 		return struct{}{}, rpc.ConnectToURI(golibvirt.QEMUSystem)
@@ -118,8 +123,14 @@ func do[T any](ctx context.Context, c *conn, limit time.Duration, call func(*gol
 	if err := ctx.Err(); err != nil {
 		return result{}.value, err
 	}
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return result{}.value, ctx.Err()
+	}
 	done := make(chan result, 1)
 	c.calls.Go(func() {
+		defer func() { <-c.slots }()
 		hung := make(chan struct{})
 		if limit > 0 {
 			watchdog := time.AfterFunc(limit, func() { close(hung); c.drop() })

@@ -62,10 +62,10 @@ func kindOf(err error) drover.Kind {
 	var fault golibvirt.Error
 	var unreachable *unreachableError
 	switch {
-	case errors.As(err, &unreachable), interrupted(err), errors.Is(err, context.DeadlineExceeded):
-		return drover.Unavailable
 	case errors.Is(err, context.Canceled), errors.Is(err, errClosed):
 		return drover.Canceled
+	case errors.As(err, &unreachable), interrupted(err), errors.Is(err, context.DeadlineExceeded):
+		return drover.Unavailable
 	case errors.As(err, &fault):
 		if kind, ok := kinds[golibvirt.ErrorNumber(fault.Code)]; ok {
 			return kind

@@ -22,16 +22,15 @@ import (
 const dumpRetries = 5
 
 // Host observes the machine. Networks are libvirt's active ones and the
-// bridges of this process's network namespace, since a NIC may be on either;
-// MemoryFreeBytes is the kernel's estimate of what can be had without
-// swapping.
+// bridges of this process's network namespace, since a NIC may be on either.
+// Memory is the kernel's: all, and what can be had without swapping.
 func (h *Hypervisor) Host(ctx context.Context) (drover.Host, error) {
 	const op = "observe host"
 	host, err := ask(ctx, h, op, observeHost)
 	if err != nil {
 		return drover.Host{}, err
 	}
-	if host.MemoryFreeBytes, err = availableMemory(); err != nil {
+	if host.MemoryBytes, host.MemoryFreeBytes, err = memory(); err != nil {
 		return drover.Host{}, drover.E(drover.Internal, op, err)
 	}
 	bridges, err := bridges()
@@ -64,11 +63,11 @@ func observeHost(rpc *golibvirt.Libvirt) (drover.Host, error) {
 	}
 	host.Accelerators = acceleratorsOf(arch)
 	host.Machines = machinesOf(arch)
-	_, memory, cpus, _, _, _, _, _, err := rpc.NodeGetInfo()
+	_, _, cpus, _, _, _, _, _, err := rpc.NodeGetInfo()
 	if err != nil {
 		return drover.Host{}, err
 	}
-	host.CPUs, host.MemoryBytes = int(cpus), drover.Bytes(memory)*drover.KiB
+	host.CPUs = int(cpus)
 	qemu, err := rpc.ConnectGetVersion()
 	if err != nil {
 		return drover.Host{}, err
@@ -186,23 +185,41 @@ func bridges() ([]string, error) {
 	return names, nil
 }
 
-// availableMemory is MemAvailable of /proc/meminfo. Libvirt offers free and
-// cached pages only, and counts guests in shared memory as cache.
-func availableMemory() (drover.Bytes, error) {
+// memory returns MemTotal and MemAvailable of /proc/meminfo. Libvirt's own
+// figures are of no use here: its total is the NUMA nodes', which on some
+// virtual machines is a part only, and as free it counts no page that can be
+// reclaimed, or all of the page cache with the guests in shared memory in it.
+func memory() (total, available drover.Bytes, err error) {
 	file, err := os.Open("/proc/meminfo")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer file.Close()
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
-		if len(fields) >= 2 && fields[0] == "MemAvailable:" {
-			kib, err := strconv.ParseInt(fields[1], 10, 64)
-			return drover.Bytes(kib) * drover.KiB, err
+		if len(fields) < 2 {
+			continue
 		}
+		var into *drover.Bytes
+		switch fields[0] {
+		case "MemTotal:":
+			into = &total
+		case "MemAvailable:":
+			into = &available
+		default:
+			continue
+		}
+		kib, err := strconv.ParseInt(fields[1], 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("/proc/meminfo: %w", err)
+		}
+		*into = drover.Bytes(kib) * drover.KiB
 	}
-	return 0, errors.Join(errors.New("/proc/meminfo has no MemAvailable"), lines.Err())
+	if total == 0 || available == 0 {
+		return 0, 0, errors.Join(errors.New("/proc/meminfo is without MemTotal or MemAvailable"), lines.Err())
+	}
+	return total, available, nil
 }
 
 // versionText prints libvirt's packed version numbers: major × 1,000,000 +

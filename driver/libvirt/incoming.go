@@ -21,6 +21,7 @@ type incoming struct {
 	c        *conn
 	spec     driver.MigrationSpec
 	terms    terms
+	vm       drover.VM // as offered
 	prepared []byte
 	// known says that the VM was defined here before, so that the definition
 	// outlives an abandoned migration.
@@ -56,7 +57,7 @@ func (h *Hypervisor) Prepare(ctx context.Context, spec driver.MigrationSpec, off
 	if err != nil {
 		return nil, wrap(op, err)
 	}
-	in := &incoming{h: h, log: h.log.With("vm", spec.Name), c: c, spec: spec, terms: termsOf(spec)}
+	in := &incoming{h: h, log: h.log.With("vm", spec.Name), c: c, spec: spec, terms: termsOf(spec), vm: vmOf(def)}
 	in.known, err = do(ctx, c, callLimit, func(rpc *golibvirt.Libvirt) (bool, error) {
 		if err := taken(rpc, def); err != nil {
 			return false, err

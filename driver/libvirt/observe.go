@@ -36,7 +36,7 @@ func (h *Hypervisor) List(ctx context.Context) ([]drover.VM, error) {
 	}
 	vms := make([]drover.VM, 0, len(domains))
 	for _, dom := range domains {
-		vm, err := ask(ctx, h, op, func(rpc *golibvirt.Libvirt) (drover.VM, error) { return observe(rpc, dom) })
+		vm, err := ask(ctx, h, op, func(rpc *golibvirt.Libvirt) (drover.VM, error) { return h.observe(rpc, dom) })
 		if notFound(err) {
 			continue // it went away since the list was made
 		}
@@ -50,15 +50,22 @@ func (h *Hypervisor) List(ctx context.Context) ([]drover.VM, error) {
 
 // VM observes one.
 func (h *Hypervisor) VM(ctx context.Context, name string) (drover.VM, error) {
-	return askDomain(ctx, h, "observe", name, observe)
+	return askDomain(ctx, h, "observe", name, h.observe)
 }
 
 // observe reads one domain. Disk sizes are filled only while it runs: QEMU
 // knows them then; the images of a VM that is off are the Volumes' to read.
-func observe(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (drover.VM, error) {
+func (h *Hypervisor) observe(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (drover.VM, error) {
 	state, reason, err := rpc.DomainGetState(dom, 0)
 	if err != nil {
 		return drover.VM{}, err
+	}
+	incoming, err := isIncoming(rpc, dom)
+	if err != nil {
+		return drover.VM{}, err
+	}
+	if incoming {
+		return h.observeIncoming(rpc, dom)
 	}
 	text, err := rpc.DomainGetXMLDesc(dom, 0)
 	if err != nil {
@@ -95,6 +102,28 @@ func observe(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (drover.VM, error) {
 		vm.Disks[i].VirtualBytes = drover.Bytes(capacity)
 		vm.Disks[i].AllocatedBytes = drover.Bytes(allocated)
 	}
+	return vm, nil
+}
+
+// observeIncoming reads a domain that is being received. Libvirt answers no
+// question about its definition until Finish (the question waits 30 s for the
+// migration's lock and fails), so that has to come from Prepare.
+func (h *Hypervisor) observeIncoming(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (drover.VM, error) {
+	_, memory, _, vcpus, _, err := rpc.DomainGetInfo(dom)
+	if err != nil {
+		return drover.VM{}, err
+	}
+	vm := drover.VM{
+		Name: dom.Name, UUID: formatUUID(dom.UUID),
+		MemoryBytes: drover.Bytes(memory) * drover.KiB, VCPUs: int(vcpus),
+	}
+	h.mu.Lock()
+	in, ours := h.migrations[dom.Name].(*incoming)
+	h.mu.Unlock()
+	if ours {
+		vm = in.vm
+	}
+	vm.State, vm.Persistent = drover.VMPaused, false
 	return vm, nil
 }
 
