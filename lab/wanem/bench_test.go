@@ -44,9 +44,9 @@ func BenchmarkLink(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			_, from, to := newLink(b, wanem.Shape{RateBps: row.rate, Delay: row.delay})
 			for b.Loop() {
-				rtt, back := ping(b, from, to, 50)
-				if back != 50 {
-					b.Fatalf("%d of 50 pings came back", back)
+				idle := ping(b, from, to, 50)
+				if idle.back != 50 {
+					b.Fatalf("%d of 50 pings came back", idle.back)
 				}
 				cpu, start := cpuTime(b), time.Now()
 				r := iperf(b, from, to, 5, "--omit", "2", "--congestion", row.congestion)
@@ -54,7 +54,7 @@ func BenchmarkLink(b *testing.B) {
 				if row.rate > 0 {
 					b.ReportMetric(r.End.Received.Rate/float64(row.rate), "of_set")
 				}
-				b.ReportMetric(rtt, "rtt_ms")
+				b.ReportMetric(idle.avg, "rtt_ms")
 				b.ReportMetric(float64(cpuTime(b)-cpu)/float64(time.Since(start)), "cpu")
 				b.ReportMetric(float64(r.End.Sent.Retransmits), "retrans")
 			}

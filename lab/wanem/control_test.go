@@ -125,11 +125,11 @@ func TestControlRefusesBadBodies(t *testing.T) {
 		},
 	}}
 	for body, says := range map[string]string{
-		`{"rate":5}`:             `unknown field \"rate\"`,
-		`{"rate_bps":"fast"}`:    "rate_bps",
-		`{"loss":`:               "unexpected EOF",
-		``:                       "EOF",
-		`[]`:                     "array",
+		`{"rate":5}`:                   `unknown field \"rate\"`,
+		`{"rate_bps":"fast"}`:          "rate_bps",
+		`{"loss":`:                     "unexpected EOF",
+		``:                             "EOF",
+		`[]`:                           "array",
 		`{"rate_bps":2000000} {"x":2}`: "comes after",
 		`{"loss":` + strings.Repeat(" ", 1<<17) + `0}`: "too large",
 	} {

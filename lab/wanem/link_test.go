@@ -4,21 +4,54 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/wanem"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// Other packages' tests may keep every core busy. The tests without devices
+	// also run without root.
+	if os.Geteuid() == 0 {
+		if err := wanem.RaisePriority(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestRaisePriority(t *testing.T) {
+	for range 4 {
+		runtime.LockOSThread() // each on a thread of its own
+		done := make(chan int, 1)
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			nice, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
+			if err != nil {
+				t.Error(err)
+			}
+			done <- 20 - nice // the system call's result is 20 - nice
+		}()
+		if nice := <-done; nice != -15 {
+			t.Errorf("a thread has niceness %d", nice)
+		}
+		runtime.UnlockOSThread()
+	}
+}
 
 func set(t testing.TB, l *wanem.Link, s wanem.Shape) {
 	t.Helper()
@@ -45,19 +78,36 @@ func TestSetValuesAreDelivered(t *testing.T) {
 		{RateBps: 100e6},
 	} {
 		set(t, l, s)
-		rtt, back := ping(t, a, b, 20)
-		if back != 20 {
-			t.Errorf("%s: %d of 20 pings came back", s, back)
+		p := ping(t, a, b, 20)
+		if p.back != 20 {
+			t.Errorf("%s: %d of 20 pings came back", s, p.back)
 		}
-		// One round trip cannot be shorter than set, but by the timers' lead.
+		// The shortest: the others may have waited for a core.
 		want := 2 * s.Delay.Seconds() * 1000
-		t.Logf("%s: round trip %.2f ms", s, rtt)
-		if rtt < want-0.3 || rtt > want+10 {
-			t.Errorf("%s: round trip %.2f ms, want %.2f", s, rtt, want)
+		t.Logf("%s: round trip %.2f ms, %.2f on average", s, p.min, p.avg)
+		if p.min < want-0.3 || p.min > want+2 {
+			t.Errorf("%s: round trip %.2f ms, want %.2f", s, p.min, want)
 		}
-		r := iperf(t, a, b, 3, "--omit", "1")
-		within(t, "rate of "+s.String(), r.End.Received.Rate, float64(s.RateBps), 0.1)
+		checkRate(t, a, b, s)
 	}
+}
+
+// checkRate wants no stream above the set rate, and one of three to reach it
+// within 10 %: on a busy machine the ends themselves may not get to send.
+func checkRate(t *testing.T, a, b place, s wanem.Shape) {
+	t.Helper()
+	set, best := float64(s.RateBps), 0.0
+	for range 3 {
+		got := iperf(t, a, b, 3, "--omit", "1").End.Received.Rate
+		t.Logf("%s: %.4g bit/s", s, got)
+		if got > 1.1*set {
+			t.Errorf("%s: %.4g bit/s is more than set", s, got)
+		}
+		if best = max(best, got); best >= 0.9*set {
+			return
+		}
+	}
+	t.Errorf("%s: %.4g bit/s at best", s, best)
 }
 
 // What iperf3 received is what the counters say: payload, plus a header of 66
@@ -81,14 +131,14 @@ func TestCountersMatchIperf(t *testing.T) {
 
 func TestCutAndHeal(t *testing.T) {
 	l, a, b := newLink(t, wanem.Shape{Delay: 10 * time.Millisecond})
-	if _, back := ping(t, a, b, 10); back != 10 {
-		t.Fatalf("%d of 10 pings came back before the cut", back)
+	if p := ping(t, a, b, 10); p.back != 10 {
+		t.Fatalf("%d of 10 pings came back before the cut", p.back)
 	}
 	set(t, l, wanem.Shape{Delay: 10 * time.Millisecond, Cut: true})
 	before := l.Status()
 	for _, way := range [][2]place{{a, b}, {b, a}} {
-		if _, back := ping(t, way[0], way[1], 10); back != 0 {
-			t.Errorf("%d pings from %s crossed a cut link", back, way[0].name)
+		if p := ping(t, way[0], way[1], 10); p.back != 0 {
+			t.Errorf("%d pings from %s crossed a cut link", p.back, way[0].name)
 		}
 	}
 	after := l.Status()
@@ -101,8 +151,8 @@ func TestCutAndHeal(t *testing.T) {
 	set(t, l, wanem.Shape{Delay: 10 * time.Millisecond})
 	// The neighbours may first have to find each other again.
 	ping(t, a, b, 5, "-w", "5")
-	if _, back := ping(t, a, b, 10); back != 10 {
-		t.Errorf("%d of 10 pings came back after healing", back)
+	if p := ping(t, a, b, 10); p.back != 10 {
+		t.Errorf("%d of 10 pings came back after healing", p.back)
 	}
 }
 
@@ -110,7 +160,7 @@ func TestLoss(t *testing.T) {
 	l, a, b := newLink(t, wanem.Shape{})
 	set(t, l, wanem.Shape{Loss: 0.2})
 	const n = 300
-	_, back := ping(t, a, b, n, "-i", "0.005")
+	back := ping(t, a, b, n, "-i", "0.005").back
 	// A ping is lost on either way: 64 % come back, sigma is 2.8 %.
 	within(t, "pings that came back", float64(back)/n, 0.64, 0.22)
 }

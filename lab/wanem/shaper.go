@@ -23,7 +23,6 @@ type shaper struct {
 	burst     int   // bytes charged to one delivered packet at most
 	busy      int64 // when the last admitted bit is sent
 	rest      uint64
-	lastDue   int64
 	count     Counters
 }
 
@@ -50,7 +49,7 @@ func (s *shaper) set(now int64, shape Shape) {
 		for ; s.n > 0; s.pop() {
 			s.drop(s.record(0))
 		}
-		s.busy, s.rest, s.lastDue = now, 0, now
+		s.busy, s.rest = now, 0
 		return
 	}
 	s.retime(now, old)
@@ -58,7 +57,7 @@ func (s *shaper) set(now int64, shape Shape) {
 
 // retime gives the records held their times under a new shape.
 func (s *shaper) retime(now, oldRate int64) {
-	busy, lastDue := now, now
+	busy := now
 	s.rest = 0
 	for i := range s.n {
 		rec := s.record(i)
@@ -74,10 +73,9 @@ func (s *shaper) retime(now, oldRate int64) {
 		} else {
 			rec.due = min(rec.due, now+s.delay(now))
 		}
-		busy, rec.due = max(busy, rec.sent), max(rec.due, lastDue)
-		lastDue = rec.due
+		busy = max(busy, rec.sent)
 	}
-	s.busy, s.lastDue = busy, lastDue
+	s.busy = busy
 }
 
 // send returns when n bytes that begin at from have been sent. What a
@@ -162,8 +160,7 @@ func (s *shaper) hold(rec record, lay *layout, first, count, charged int) {
 		rec.wire = int32(lay.wire(first, count))
 	}
 	rec.sent = s.busy
-	rec.due = max(s.lastDue, s.busy+s.delay(s.busy))
-	s.lastDue = rec.due
+	rec.due = s.busy + s.delay(s.busy)
 	s.push(rec)
 }
 

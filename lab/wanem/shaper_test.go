@@ -269,6 +269,31 @@ func TestLossIsPerSegmentAndSeeded(t *testing.T) {
 	}
 }
 
+// What is lost on the way has been sent before.
+func TestLostSegmentsUseTheLink(t *testing.T) {
+	b := newBench(Shape{RateBps: 1e6, Loss: 1})
+	for i := range 10 {
+		b.send(plain(1264, i)) // 10 ms each
+	}
+	b.set(0, Shape{RateBps: 1e6})
+	b.send(plain(1264, 10))
+	b.until(math.MaxInt64)
+	if len(b.got) != 1 || b.got[0].at != 10*ms {
+		t.Errorf("arrivals after a change that freed the link: %d, want one at 10 ms", len(b.got))
+	}
+	half := newBench(Shape{RateBps: 1e6, Loss: 0.5, QueueBytes: MaxQueueBytes})
+	const frames = 1000
+	for i := range frames {
+		half.send(plain(1264, i))
+	}
+	half.until(math.MaxInt64)
+	last := half.got[len(half.got)-1]
+	number := int64(binary.BigEndian.Uint32(last.data[vnetLen+14:]))
+	if last.at != (number+1)*10*ms {
+		t.Errorf("frame %d arrives at %d ns, want %d", number, last.at, (number+1)*10*ms)
+	}
+}
+
 // What loss and a full queue leave of a packet is exactly the rest of it.
 func TestSurvivorsKeepTheirBytes(t *testing.T) {
 	f := offloadCases["ipv4"]

@@ -152,26 +152,28 @@ func iperf(t testing.TB, a, b place, seconds int, args ...string) iperf3 {
 	return report
 }
 
-// ping sends n packets, size bytes of payload each, and returns the average
-// round trip in milliseconds and how many came back.
-func ping(t testing.TB, a, b place, n int, args ...string) (rtt float64, back int) {
+// pings is what the tests read of ping's summary; round trips in milliseconds.
+type pings struct {
+	back     int
+	min, avg float64
+}
+
+// ping sends n packets from a to b.
+func ping(t testing.TB, a, b place, n int, args ...string) (p pings) {
 	t.Helper()
 	args = append([]string{"-n", "-q", "-c", strconv.Itoa(n), "-i", "0.02", "-W", "1"}, args...)
+	// Its status says that a packet was lost; the summary says how many.
 	out, _ := a.command("ping", append(args, b.addr)...).Output()
 	for line := range strings.Lines(string(out)) {
+		var err error
 		if strings.Contains(line, "packets transmitted") {
-			if _, err := fmt.Sscanf(line, "%d packets transmitted, %d received", new(int), &back); err != nil {
-				t.Fatalf("ping: %q: %v", line, err)
-			}
+			_, err = fmt.Sscanf(line, "%d packets transmitted, %d received", new(int), &p.back)
+		} else if strings.HasPrefix(line, "rtt ") {
+			_, err = fmt.Sscanf(line, "rtt min/avg/max/mdev = %f/%f/", &p.min, &p.avg)
 		}
-		if _, values, ok := strings.Cut(line, " = "); ok {
-			avg := strings.Split(values, "/")[1]
-			v, err := strconv.ParseFloat(avg, 64)
-			if err != nil {
-				t.Fatalf("ping: %q: %v", line, err)
-			}
-			rtt = v
+		if err != nil {
+			t.Fatalf("ping: %q: %v", line, err)
 		}
 	}
-	return rtt, back
+	return p
 }
