@@ -98,9 +98,11 @@ func claim(o Options, name, dir string) (release func(), err error) {
 	}
 	switch err := os.Mkdir(dir, 0o755); {
 	case errors.Is(err, fs.ErrExist):
-		if _, err := lock(dir); err != nil {
+		release, err := lock(dir)
+		if err != nil {
 			return nil, drover.E(drover.Exists, "", err)
 		}
+		release()
 		return nil, drover.Errorf(drover.Exists, "", "a lab of this name is up or was left half way; take it down with: drover lab down %s", name)
 	case err != nil:
 		return nil, err
