@@ -7,6 +7,9 @@
 // ext4 image with PostgreSQL, Redis and nginx that the same initramfs boots.
 // An image of the user's own is looked at by CheckImage.
 //
+// Nothing is ever removed from the cache, since machines may be running on what
+// an older program built: the folder may be deleted while no lab is up.
+//
 // Starting machines, and giving them disks and networks, is left to the lab.
 // Only amd64 is supported, as in the lab.
 package guest

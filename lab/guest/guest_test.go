@@ -161,7 +161,8 @@ func refuseBadRequests(t *testing.T, c *control.Client) {
 	}
 }
 
-// useSessions has the prober prove the guest's sessions.
+// useSessions has the prober prove the guest's sessions over a pause of the
+// whole machine.
 func useSessions(t *testing.T, m *machine, bootID journal.ID) {
 	t.Helper()
 	p, err := probe.Start(t.Context(), probe.Config{Target: m.session, URL: m.control.Base + "/healthz", HTTPInterval: 200 * time.Millisecond})
@@ -169,9 +170,19 @@ func useSessions(t *testing.T, m *machine, bootID journal.ID) {
 		t.Fatal(err)
 	}
 	until(t, "200 beats", func() bool { r := p.Snapshot(); return r.BeatsAnswered >= 200 && r.HTTPOK >= 3 })
-	if r := p.Stop(); r.SessionsLost != 0 || !slices.Equal(r.Boots, []string{bootID.String()}) {
+	m.ask(t, "stop", nil)
+	time.Sleep(500 * time.Millisecond)
+	m.ask(t, "cont", nil)
+	sent := p.Snapshot().BeatsSent
+	until(t, "beats after the pause", func() bool { return p.Snapshot().BeatsAnswered > sent })
+	r := p.Stop()
+	if r.SessionsLost != 0 || !slices.Equal(r.Boots, []string{bootID.String()}) {
 		t.Errorf("lost %v, boots %v", r.Lost, r.Boots)
 	}
+	if r.OutageMS < 500 {
+		t.Errorf("outage_ms = %v over a pause of 500", r.OutageMS)
+	}
+	t.Logf("pause 500 ms: outage %.0f ms, over HTTP %.0f ms, rtt %+v", r.OutageMS, r.OutageHTTPMS, r.RTT)
 }
 
 func useMemory(t *testing.T, c *control.Client) {

@@ -146,7 +146,7 @@ func (m *machine) ask(t *testing.T, command string, out any, args ...string) {
 // kill ends QEMU as a power cut would.
 func (m *machine) kill() {
 	_ = m.cmd.Process.Kill() // no error matters: it may have ended already
-	m.exited <- <-m.exited // waits, and leaves the result for others
+	m.exited <- <-m.exited   // waits, and leaves the result for others
 }
 
 // powerDown presses the power button and waits until the guest is off.
