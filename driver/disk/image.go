@@ -123,6 +123,12 @@ func (im *image) start(ctx context.Context, chain []header) error {
 	if err := im.lock(chain); err != nil {
 		return err
 	}
+	// A folder for sockets may be emptied by whoever owns the one above it.
+	if im.store.cfg.RunDir != "" {
+		if err := os.MkdirAll(im.store.cfg.RunDir, 0o700); err != nil {
+			return fmt.Errorf("make folder for sockets: %w", err)
+		}
+	}
 	dir, err := os.MkdirTemp(im.store.cfg.RunDir, "drover-nbd-")
 	if err != nil {
 		return fmt.Errorf("make folder for the socket: %w", err)
