@@ -184,7 +184,7 @@ func TestLiveMoveIsMeasured(t *testing.T) {
 	in.Agents["se"].Set(func(s *servertest.State) {
 		s.Probe = &droverv1.ProbeResult{OutageMs: 80, Sessions: 2, SessionsLost: 1, BeatsSent: 10, BeatsAnswered: 9}
 	})
-	in.Agents["s1"].Set(func(s *servertest.State) { s.SameBacking = map[string]bool{"vda": true} })
+	in.Agents["c1"].Set(func(s *servertest.State) { s.Silent = 3 })
 	m := in.startMove(&droverv1.StartMoveRequest{Vm: "web1", To: to("south", ""), RequestId: "r1"})
 	m = in.follow(m.Name, final)
 	if m.State != drover.MoveDone || m.To.Host != "s1" || m.Method != drover.Live {
@@ -215,8 +215,9 @@ func TestLiveMoveIsMeasured(t *testing.T) {
 	}
 	for _, name := range []string{"c1", "se"} {
 		in.Agents[name].Get(func(s *servertest.State) {
-			if len(s.Probing) != 0 || s.Recover == 0 {
-				t.Errorf("%s: probes %v are left, recovery waited for %v", name, s.Probing, s.Recover)
+			// The one that sees the outage ends after the one that sees its end.
+			if want := []string{m.Name + ".after", m.Name}; len(s.Probing) != 0 || !slices.Equal(s.Probed, want) || s.Silent != 0 {
+				t.Errorf("%s: probes %v are left, %v have ended, want %v; %d times nobody would answer", name, s.Probing, s.Probed, want, s.Silent)
 			}
 		})
 	}

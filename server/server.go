@@ -27,8 +27,8 @@ const (
 	// decides about the rest.
 	socketMode = 0o600
 	// observerLimit bounds what the executor waits for measuring, which
-	// includes a cold guest's boot; see recoverCold.
-	observerLimit = recoverCold + 30*time.Second
+	// includes a cold guest's boot.
+	observerLimit = recoverLimit + 30*time.Second
 )
 
 // Deps are what a server needs from others. Journal, Inventory and TLS must
@@ -49,6 +49,8 @@ type Deps struct {
 	Lead func(context.Context) (context.Context, error)
 	// Limits of the executor; a zero field takes its default.
 	Limits executor.Limits
+	// Sleep is nil for the machine's clock. It returns early when ctx ends.
+	Sleep func(ctx context.Context, d time.Duration)
 }
 
 // Server observes hosts, checks and leads moves, and answers operators.
@@ -57,6 +59,7 @@ type Server struct {
 	deps  Deps
 	log   *slog.Logger
 	now   func() time.Time
+	pause func(context.Context, time.Duration)
 	fleet *fleet
 	exec  *executor.Executor
 	truth *truth
@@ -82,6 +85,9 @@ func New(d Deps, c Config) (*Server, error) {
 	if d.Now == nil {
 		d.Now = time.Now
 	}
+	if d.Sleep == nil {
+		d.Sleep = sleep
+	}
 	if d.Lead == nil {
 		d.Lead = func(ctx context.Context) (context.Context, error) { return ctx, nil }
 	}
@@ -89,7 +95,7 @@ func New(d Deps, c Config) (*Server, error) {
 		d.Limits.ObserverTime = observerLimit
 	}
 	s := &Server{
-		cfg: c, deps: d, log: d.Log, now: d.Now,
+		cfg: c, deps: d, log: d.Log, now: d.Now, pause: d.Sleep,
 		fleet:  newFleet(c, d, d.TLS),
 		ending: make(chan struct{}), leading: make(chan struct{}),
 	}
@@ -246,9 +252,8 @@ func (s *Server) lead(parent context.Context) error {
 		if !drover.KindOf(err).Retryable() {
 			break
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		s.pause(ctx, wait)
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		wait = min(2*wait, reconnectMost)
@@ -275,6 +280,15 @@ func (s *Server) mayLead(ctx context.Context) error {
 
 // leadPatience is how long a call waits for a server that has just started.
 const leadPatience = 2 * time.Second
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
 
 // moving returns the unfinished moves.
 func (s *Server) moving(ctx context.Context) (movesByVM, error) {

@@ -75,7 +75,7 @@ func (in *installation) start() {
 	if err != nil {
 		in.t.Fatal(err)
 	}
-	s, err := server.New(server.Deps{Journal: in.store, Inventory: in.store, TLS: tls, Limits: quick}, in.cfg)
+	s, err := server.New(server.Deps{Journal: in.store, Inventory: in.store, TLS: tls, Limits: quick, Sleep: briefly}, in.cfg)
 	if err != nil {
 		in.t.Fatal(err)
 	}
@@ -87,6 +87,14 @@ func (in *installation) start() {
 		cancel()
 		in.client.Close()
 		return <-ended
+	}
+}
+
+// briefly spends a thousandth of the time.
+func briefly(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d / 1000):
+	case <-ctx.Done():
 	}
 }
 
@@ -384,7 +392,7 @@ func TestLeading(t *testing.T) {
 	}
 	led, lose := make(chan struct{}), make(chan struct{})
 	s, err := server.New(server.Deps{
-		Journal: in.store, Inventory: in.store, TLS: tls,
+		Journal: in.store, Inventory: in.store, TLS: tls, Sleep: briefly,
 		Lead: func(ctx context.Context) (context.Context, error) {
 			select {
 			case <-led:

@@ -15,12 +15,19 @@ import (
 )
 
 const (
-	// recoverLive is how long an outage is followed after a live move's end:
-	// TCP's retransmission timer may have doubled up to it.
-	recoverLive = 15 * time.Second
-	// recoverCold has to cover a guest's boot, since a cold move ends when the
-	// guest starts. A Debian guest without hardware acceleration serves after 20 s.
-	recoverCold = time.Minute
+	// recoverLimit is how long a move's outage is followed after its end. It
+	// has to cover a guest's boot, since a cold move ends when the guest
+	// starts: a Debian guest without hardware acceleration serves after 20 s.
+	recoverLimit = time.Minute
+	// settleLeast and settleMost bound the time that open sessions get, once
+	// new ones are answered, to be answered too. TCP's retransmission timer
+	// doubles while a path is silent, so they may be late by as much as the
+	// outage was long; twice the pause covers that.
+	settleLeast = 2 * time.Second
+	settleMost  = 15 * time.Second
+	// recoverRetry is the wait between two looks at whether new sessions are
+	// answered.
+	recoverRetry = 250 * time.Millisecond
 	// probeStartLimit bounds the start of the probes: a VM that does not answer
 	// its clients now will not be measured, but must be moved all the same.
 	probeStartLimit = 15 * time.Second
@@ -239,37 +246,62 @@ func (t *truth) target(ctx context.Context, m drover.Move) *drover.ProbeTarget {
 	return nil
 }
 
-// stopProbes ends the move's probes and takes over what the client saw that
-// had it worst.
+// stopProbes ends the move's probes, once clients are answered again, and
+// takes over what the client saw that had it worst.
 func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *drover.Figures) error {
-	settle := recoverLive
-	if m.Method == drover.Cold {
-		settle = recoverCold
-	}
-	if m.State == drover.MoveStuck {
-		settle = 0 // nobody knows whether it will ever answer
-	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var faults []error
+	target := t.target(ctx, m)
 	for _, a := range at {
 		wg.Go(func() {
-			r, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: m.Name, RecoverMillis: settle.Milliseconds()})
+			if target != nil && m.State != drover.MoveStuck {
+				t.recovered(ctx, a, m, target)
+			}
+			r, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: m.Name})
+			if err != nil {
+				t.s.log.DebugContext(ctx, "agent tells of no probe", "host", a.Name, "move", m.Name, "error", err)
+				return
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			switch {
-			case err != nil:
-				t.s.log.DebugContext(ctx, "agent tells of no probe", "host", a.Name, "move", m.Name, "error", err)
-			case !r.GetFound():
-			case r.GetResult().GetFault() != "":
-				faults = append(faults, fmt.Errorf("probe at %s: %s", a.Name, r.GetResult().GetFault()))
-			default:
+			if fault := r.GetResult().GetFault(); fault != "" {
+				faults = append(faults, fmt.Errorf("probe at %s: %s", a.Name, fault))
+			}
+			if r.GetFound() {
 				worst(f, r.GetResult())
 			}
 		})
 	}
 	wg.Wait()
 	return errors.Join(faults...)
+}
+
+// recovered returns when the VM answers the agent's clients again, or when
+// that has taken too long. A probe of its own tells: it starts only where new
+// sessions are answered. An agent without a prober is not waited for.
+func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *drover.ProbeTarget) {
+	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
+	defer cancel()
+	name := m.Name + ".after"
+	for {
+		_, err := a.client.ProbeStart(ctx, &droverv1.ProbeStartRequest{Move: name, Target: api.ProbeTargetToProto(*target)})
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || !drover.KindOf(err).Retryable() {
+			return
+		}
+		t.s.pause(ctx, recoverRetry)
+	}
+	settle := settleLeast
+	if p := m.Measured.PauseMillis; p != nil && m.Method == drover.Live {
+		settle = min(max(settle, time.Duration(2**p*float64(time.Millisecond))), settleMost)
+	}
+	t.s.pause(ctx, settle)
+	if _, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: name}); err != nil {
+		t.s.log.WarnContext(ctx, "probe is left running", "host", a.Name, "probe", name, "error", err)
+	}
 }
 
 // worst takes over each figure that is worse than the one there. Sessions add

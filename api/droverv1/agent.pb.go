@@ -2066,12 +2066,8 @@ func (*ProbeStartResponse) Descriptor() ([]byte, []int) {
 }
 
 type ProbeStopRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Move  string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
-	// Before it stops the probe, the agent waits up to this long until what is
-	// probed answers again (beats on every session, HTTP), so that an outage is
-	// seen to its end. Zero stops at once.
-	RecoverMillis int64 `protobuf:"varint,2,opt,name=recover_millis,json=recoverMillis,proto3" json:"recover_millis,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2111,13 +2107,6 @@ func (x *ProbeStopRequest) GetMove() string {
 		return x.Move
 	}
 	return ""
-}
-
-func (x *ProbeStopRequest) GetRecoverMillis() int64 {
-	if x != nil {
-		return x.RecoverMillis
-	}
-	return 0
 }
 
 type ProbeStopResponse struct {
@@ -3102,10 +3091,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x11ProbeStartRequest\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\x12.\n" +
 	"\x06target\x18\x02 \x01(\v2\x16.drover.v1.ProbeTargetR\x06target\"\x14\n" +
-	"\x12ProbeStartResponse\"M\n" +
+	"\x12ProbeStartResponse\"&\n" +
 	"\x10ProbeStopRequest\x12\x12\n" +
-	"\x04move\x18\x01 \x01(\tR\x04move\x12%\n" +
-	"\x0erecover_millis\x18\x02 \x01(\x03R\rrecoverMillis\"Y\n" +
+	"\x04move\x18\x01 \x01(\tR\x04move\"Y\n" +
 	"\x11ProbeStopResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12.\n" +
 	"\x06result\x18\x02 \x01(\v2\x16.drover.v1.ProbeResultR\x06result\"\xc5\x02\n" +

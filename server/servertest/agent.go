@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,10 +53,11 @@ type State struct {
 	Hold map[string]chan struct{}
 	// Probe is what a probe will have seen; nil: the agent has no prober.
 	Probe *droverv1.ProbeResult
-	// Probing are the moves that a probe runs for; Recover is what the last
-	// ProbeStop asked for.
+	// Probing are the probes that run, by name, and Probed those that have.
 	Probing map[string]*droverv1.ProbeTarget
-	Recover time.Duration
+	Probed  []string
+	// Silent is how many probes do not start because nothing answers them.
+	Silent int
 }
 
 func newAgent(w *World, p Place) *Agent {
@@ -334,6 +336,10 @@ func (s service) ProbeStart(_ context.Context, r *droverv1.ProbeStartRequest) (*
 	if s.state.Probe == nil {
 		return nil, drover.Errorf(drover.Refused, "probe", "this agent has no prober")
 	}
+	if s.state.Silent > 0 && strings.HasSuffix(r.GetMove(), ".after") {
+		s.state.Silent--
+		return nil, drover.Errorf(drover.Unavailable, "probe", "nobody answers")
+	}
 	s.state.Probing[r.GetMove()] = r.GetTarget()
 	return &droverv1.ProbeStartResponse{}, nil
 }
@@ -343,9 +349,9 @@ func (s service) ProbeStop(_ context.Context, r *droverv1.ProbeStopRequest) (*dr
 	defer s.mu.Unlock()
 	_, found := s.state.Probing[r.GetMove()]
 	delete(s.state.Probing, r.GetMove())
-	s.state.Recover = time.Duration(r.GetRecoverMillis()) * time.Millisecond
 	if !found {
 		return &droverv1.ProbeStopResponse{}, nil
 	}
+	s.state.Probed = append(s.state.Probed, r.GetMove())
 	return &droverv1.ProbeStopResponse{Found: true, Result: s.state.Probe}, nil
 }
