@@ -82,6 +82,7 @@ func labNames(a *app, f *labFlags) []string {
 
 func newLabUpCommand(a *app, f *labFlags) *cobra.Command {
 	var bare, wait bool
+	var name string
 	c := &cobra.Command{
 		Use:   "up [FILE]",
 		Short: "Start the data centers of a lab file, or of a ready one (" + strings.Join(files.Names(), ", ") + ")",
@@ -90,6 +91,11 @@ func newLabUpCommand(a *app, f *labFlags) *cobra.Command {
 			file, err := labfile.Load(oneOr(args, defaultLab))
 			if err != nil {
 				return err
+			}
+			if c.Flags().Changed("name") {
+				if err := file.Rename(name); err != nil {
+					return err
+				}
 			}
 			o := f.options(a)
 			o.Bare, o.WaitGuests = bare, wait
@@ -109,6 +115,7 @@ func newLabUpCommand(a *app, f *labFlags) *cobra.Command {
 			return files.Names(), cobra.ShellCompDirectiveDefault
 		},
 	}
+	c.Flags().StringVar(&name, "name", "", "name of the lab instead of the file's, so that one file can be up twice")
 	c.Flags().BoolVar(&bare, "bare", false, "without agents and server: hosts, guests and links only")
 	c.Flags().BoolVar(&wait, "wait-guests", false, "wait until the guests' probes answer")
 	return c

@@ -187,3 +187,12 @@ func (f *File) String() string {
 	}
 	return fmt.Sprintf("%s: %d sites, %d hosts, %d links, %d guests", f.Name, len(f.Sites), hosts, len(f.Links), len(f.Guests))
 }
+
+// Rename gives the lab another name than its file does.
+func (f *File) Rename(name string) error {
+	if !lowerName.MatchString(name) || len(name) > maxLabName {
+		return drover.Errorf(drover.Invalid, "--name", "%q: want a name of up to %d lower-case letters, digits and dashes", name, maxLabName)
+	}
+	f.Name = name
+	return nil
+}
