@@ -21,6 +21,9 @@ const (
 	// memoryTick is how often the writer runs: at 10 MB/s it dirties 25
 	// pages each time.
 	memoryTick = 10 * time.Millisecond
+	// memoryIdle is how often a stopped writer looks whether it was started:
+	// an idle guest should leave its host alone.
+	memoryIdle = 200 * time.Millisecond
 	// memoryReserve is left free beside a working set: sockets and the
 	// program itself need it to go on.
 	memoryReserve = 12 << 20
@@ -105,24 +108,21 @@ func (w *memoryWriter) stats() control.MemoryStats {
 }
 
 func (w *memoryWriter) run(ctx context.Context) {
-	tick := time.NewTicker(memoryTick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case now := <-tick.C:
-			w.write(now)
+	for ctx.Err() == nil {
+		wait := memoryIdle
+		if w.write(time.Now()) {
+			wait = memoryTick
 		}
+		sleep(ctx, wait)
 	}
 }
 
-// write dirties the pages that are due.
-func (w *memoryWriter) write(now time.Time) {
+// write dirties the pages that are due. It reports whether the writer runs.
+func (w *memoryWriter) write(now time.Time) bool {
 	w.mu.Lock()
 	if !w.stat.Running {
 		w.mu.Unlock()
-		return
+		return false
 	}
 	due, dropped := w.pace.take(now)
 	w.stat.SkippedBytes += dropped * pageBytes
@@ -142,6 +142,7 @@ func (w *memoryWriter) write(now time.Time) {
 		}
 		w.mu.Unlock()
 	}
+	return true
 }
 
 // dirty gives a page a content that it did not have before: the compressible

@@ -111,7 +111,9 @@ func TestMemoryWriter(t *testing.T) {
 		if err := w.stop(); err != nil || w.set != nil {
 			t.Errorf("stop: %v", err)
 		}
-		w.write(time.Now()) // nothing to write to
+		if w.write(time.Now()) {
+			t.Error("a stopped writer writes")
+		}
 	}
 }
 
