@@ -78,11 +78,12 @@ func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskP
 		}
 	case old == nil:
 		// Asked before it is journaled: what is there now is not ours.
-		if _, err := a.volumes.Volume(ctx, spec.Path); drover.KindOf(err) != drover.NotFound || err == nil {
-			if err == nil || drover.KindOf(err) == drover.Invalid && fileThere(spec.Path) {
-				return drover.Errorf(drover.Exists, "create volume", "%s is there already: move or remove it", spec.Path)
-			}
-			return err
+		_, err := a.volumes.Volume(ctx, spec.Path)
+		if err == nil {
+			return drover.Errorf(drover.Exists, "create volume", "%s is there already: move or remove it", spec.Path)
+		}
+		if drover.KindOf(err) != drover.NotFound {
+			return err // also a file that is no image
 		}
 	}
 	err = a.journal.update(ref.move, "volume", func(r *record) error {

@@ -1,0 +1,403 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/driver/memory"
+	"github.com/drover-vm/drover/pki"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	vmName  = "web1"
+	vmUUID  = "11111111-2222-3333-4444-555555555555"
+	imgDir  = "/images"
+	vdaPath = imgDir + "/web1.qcow2"
+	gold    = imgDir + "/gold.raw"
+	diskLen = 8 << 20
+)
+
+// world is two agents, their hypervisors and volumes in memory, and a server's
+// certificate to call them with.
+type world struct {
+	t      *testing.T
+	fleet  *memory.Fleet
+	hosts  map[string]*host
+	server *tls.Config
+	log    *slog.Logger
+	// onPoint is told of every journal write and hypervisor call, in order;
+	// it may kill.
+	mu      sync.Mutex
+	onPoint func(host, point string) error
+}
+
+// host is one machine: what outlives its agent, and the agent of now.
+type host struct {
+	w       *world
+	name    string
+	dir     string
+	address string
+	tls     *tls.Config
+	hyp     *memory.Hypervisor
+	volumes *memory.Volumes
+
+	mu     sync.Mutex
+	life   *life
+	listen *faultyListener
+}
+
+// life is one process of an agent.
+type life struct {
+	agent  *Agent
+	client *api.AgentClient
+	dead   atomic.Bool
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, fleet: memory.NewFleet(time.Now), hosts: make(map[string]*host)}
+	w.log = slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	}
+	ca, err := pki.NewCA(filepath.Join(t.TempDir(), "ca"), time.Now())
+	must(t, err)
+	issue := func(role pki.Role, name string) *tls.Config {
+		f, err := ca.Issue(pki.Identity{Role: role, Name: name}, []string{"127.0.0.1"}, t.TempDir(), time.Now())
+		must(t, err)
+		cfg, err := pki.Config(f)
+		must(t, err)
+		return cfg
+	}
+	w.server = issue(pki.Server, "server")
+	w.fleet.SetFault(func(h, op, _ string, m memory.Moment) error {
+		switch op {
+		case "begin", "prepare", "perform", "finish", "confirm", "abandon", "settle", "define", "undefine", "start", "shutdown":
+		default:
+			return nil
+		}
+		moment := "before"
+		if m == memory.After {
+			moment = "after"
+		}
+		return w.point(h, moment+" hypervisor "+op)
+	})
+	for _, name := range []string{"north1", "south1"} {
+		w.hosts[name] = &host{
+			w: w, name: name, dir: shortDir(t), address: freeAddress(t), tls: issue(pki.Agent, name),
+			hyp: w.fleet.AddHost(drover.Host{
+				Name: name, UUID: "uuid-" + name, Arch: "x86_64", CPUModel: "qemu64", CPUs: 4, MemoryBytes: 8 * drover.GiB,
+				HypervisorVersion: "10.0.2", ManagerVersion: "11.3.0", Accelerators: []string{"tcg"},
+				Machines: []string{"pc-q35-10.0"}, Networks: []string{"blue"},
+			}),
+			volumes: memory.NewVolumes(memory.VolumesConfig{Dirs: []string{imgDir}}),
+		}
+	}
+	// Both sites hold the golden image.
+	golden := bytes.Repeat([]byte("golden image content "), diskLen/21+1)[:diskLen]
+	for _, h := range w.hosts {
+		h.volumes.PutFile(gold, golden)
+		h.start()
+	}
+	t.Cleanup(func() {
+		for _, h := range w.hosts {
+			h.stop()
+		}
+	})
+	return w
+}
+
+// shortDir is a temporary folder whose path leaves room for sockets.
+func shortDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "ag")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func freeAddress(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// point tells of a point in a host's work.
+func (w *world) point(host, point string) error {
+	w.mu.Lock()
+	f := w.onPoint
+	w.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(host, point)
+}
+
+func (w *world) setPoint(f func(host, point string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.onPoint = f
+}
+
+// start begins another process of the host's agent.
+func (h *host) start() {
+	t := h.w.t
+	t.Helper()
+	l := &life{ended: make(chan error, 1)}
+	cfg := Config{
+		Name: h.name, Site: h.name[:5], Listen: h.address,
+		Run: filepath.Join(h.dir, "run"), State: filepath.Join(h.dir, "state"),
+		TLS:     pki.Files{CA: "/tls/ca", Cert: "/tls/cert", Key: "/tls/key"},
+		Libvirt: "/libvirt", Volumes: []string{imgDir},
+	}
+	a, err := New(Deps{
+		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
+	}, cfg)
+	must(t, err)
+	a.journal.trace = func(point string) error {
+		if l.dead.Load() {
+			return errDead
+		}
+		return h.w.point(h.name, point)
+	}
+	must(t, a.sockets.sweep())
+	must(t, a.sweepJobs())
+	raw, err := net.Listen("tcp", h.address)
+	must(t, err)
+	listener := &faultyListener{Listener: raw}
+	ctx, cancel := context.WithCancel(context.Background())
+	l.agent, l.cancel = a, cancel
+	l.client = api.NewAgentClient(h.address, h.w.server, h.name)
+	h.mu.Lock()
+	h.life, h.listen = l, listener
+	h.mu.Unlock()
+	go func() {
+		l.ended <- a.serve(ctx, listener)
+		_ = a.journal.close()
+	}()
+}
+
+// kill ends the agent as kill -9 would: nothing that it does afterwards has an
+// effect. It may be called from within the agent's own work.
+func (h *host) kill() {
+	h.mu.Lock()
+	l, listen := h.life, h.listen
+	h.mu.Unlock()
+	if l.dead.Swap(true) {
+		return
+	}
+	h.w.fleet.Crash(h.name)
+	listen.sever()
+	_ = listen.Close()
+	// Its calls to others end with it, too.
+	l.agent.peers.tls = &tls.Config{}
+	l.cancel()
+}
+
+// restart waits for what is left of a killed agent and starts another.
+func (h *host) restart() {
+	<-h.current().ended
+	h.current().client.Close()
+	h.start()
+}
+
+func (h *host) current() *life {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.life
+}
+
+func (h *host) stop() {
+	l := h.current()
+	l.cancel()
+	if err := <-l.ended; err != nil && !l.dead.Load() {
+		h.w.t.Errorf("agent %s ended with %v", h.name, err)
+	}
+	l.client.Close()
+}
+
+// client calls a host's agent.
+func (w *world) client(name string) *api.AgentClient { return w.hosts[name].current().client }
+
+// supervise restarts agents that were killed, as a service manager does, until
+// the test ends.
+func (w *world) supervise() {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			for _, h := range w.hosts {
+				if h.current().dead.Load() {
+					h.restart()
+				}
+			}
+		}
+	}()
+	w.t.Cleanup(func() { close(stop); <-ended })
+}
+
+// run asks for an action once and returns its end.
+func (w *world) run(host, step string, generation int64, action any) (*droverv1.RunResult, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	stream, err := w.client(host).Run(ctx, request(step, generation, action))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	var result *droverv1.RunResult
+	for stream.Receive() {
+		if r := stream.Msg().GetResult(); r != nil {
+			result = r
+		}
+	}
+	if err := stream.Err(); err != nil {
+		return nil, err
+	}
+	if result == nil {
+		return nil, drover.Errorf(drover.Unavailable, step, "the stream ended without a result")
+	}
+	return result, nil
+}
+
+const moveName = "move-1"
+
+func request(step string, generation int64, action any) *droverv1.RunRequest {
+	r := &droverv1.RunRequest{
+		Ref:  &droverv1.MoveRef{Move: moveName, Generation: generation, Vm: vmName, VmUuid: vmUUID},
+		Step: step,
+	}
+	switch a := action.(type) {
+	case *droverv1.Reserve:
+		r.Action = &droverv1.RunRequest_Reserve{Reserve: a}
+	case *droverv1.Release:
+		r.Action = &droverv1.RunRequest_Release{Release: a}
+	case *droverv1.CreateVolumes:
+		r.Action = &droverv1.RunRequest_CreateVolumes{CreateVolumes: a}
+	case *droverv1.DeleteVolumes:
+		r.Action = &droverv1.RunRequest_DeleteVolumes{DeleteVolumes: a}
+	case *droverv1.Transfer:
+		r.Action = &droverv1.RunRequest_Transfer{Transfer: a}
+	case *droverv1.AbortTransfer:
+		r.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: a}
+	case *droverv1.Shutdown:
+		r.Action = &droverv1.RunRequest_Shutdown{Shutdown: a}
+	case *droverv1.GiveUp:
+		r.Action = &droverv1.RunRequest_GiveUp{GiveUp: a}
+	case *droverv1.TakeBack:
+		r.Action = &droverv1.RunRequest_TakeBack{TakeBack: a}
+	case *droverv1.Copy:
+		r.Action = &droverv1.RunRequest_Copy{Copy: a}
+	case *droverv1.Define:
+		r.Action = &droverv1.RunRequest_Define{Define: a}
+	case *droverv1.Undefine:
+		r.Action = &droverv1.RunRequest_Undefine{Undefine: a}
+	case *droverv1.StartVM:
+		r.Action = &droverv1.RunRequest_Start{Start: a}
+	case *droverv1.Verify:
+		r.Action = &droverv1.RunRequest_Verify{Verify: a}
+	case *droverv1.ReleaseSource:
+		r.Action = &droverv1.RunRequest_ReleaseSource{ReleaseSource: a}
+	default:
+		panic(fmt.Sprintf("no such action: %T", action))
+	}
+	return r
+}
+
+// addVM makes the VM with its disk on north1 and starts it. The disk is backed
+// by the golden image and has content of its own.
+func (w *world) addVM() {
+	w.t.Helper()
+	ctx := context.Background()
+	h := w.hosts["north1"]
+	must(w.t, h.volumes.Create(ctx, specOfDisk()))
+	img, err := h.volumes.OpenWrite(ctx, vdaPath)
+	must(w.t, err)
+	for i, off := range []int64{0, 1 << 20, 3<<20 + 512, diskLen - 4096} {
+		_, err := img.WriteAt(bytes.Repeat([]byte{byte('A' + i)}, 4096), off)
+		must(w.t, err)
+	}
+	must(w.t, img.Zero(ctx, 2<<20, 128<<10))
+	must(w.t, img.Flush(ctx))
+	must(w.t, img.Close())
+	_, err = h.hyp.Define(ctx, memory.NewDefinition(vmValue()))
+	must(w.t, err)
+	must(w.t, h.hyp.Start(ctx, vmName))
+	must(w.t, w.fleet.Write("north1", vmName))
+}
+
+func (w *world) content(host string) []byte {
+	w.t.Helper()
+	img, err := w.hosts[host].volumes.OpenRead(context.Background(), vdaPath, false)
+	must(w.t, err)
+	defer img.Close()
+	out, err := io.ReadAll(io.NewSectionReader(img, 0, img.Size()))
+	must(w.t, err)
+	return out
+}
+
+// checkOnce fails unless the VM runs exactly once, at the host given, the
+// monitor saw nothing wrong, and nothing of the move is left.
+func (w *world) checkOnce(at string) {
+	t := w.t
+	t.Helper()
+	if got := w.fleet.RunsAt(vmName); !slices.Equal(got, []string{at}) {
+		t.Errorf("the vm runs at %v, want %s", got, at)
+	}
+	for _, v := range w.fleet.Violations() {
+		t.Errorf("violation: %s", v)
+	}
+	for name, h := range w.hosts {
+		vms, err := h.hyp.List(context.Background())
+		must(t, err)
+		if want := name == at; (len(vms) == 1) != want {
+			t.Errorf("host %s has %d VMs", name, len(vms))
+		}
+		_, err = h.volumes.Volume(context.Background(), vdaPath)
+		if there := err == nil; there != (name == at) {
+			t.Errorf("host %s: disk there is %v", name, there)
+		}
+		records, err := h.current().agent.journal.moves()
+		must(t, err)
+		if len(records) != 0 {
+			t.Errorf("host %s: %d moves are left in the journal", name, len(records))
+		}
+		left, _ := filepath.Glob(filepath.Join(h.dir, "run", "s", "*"))
+		if len(left) != 0 {
+			t.Errorf("host %s: sockets are left: %v", name, left)
+		}
+	}
+}
