@@ -208,6 +208,10 @@ func TestOtherFramesAreOneSegment(t *testing.T) {
 		f(b)
 		return b
 	}
+	v6 := offloadCases["ipv6 extension"].bytes()
+	// An options header of 8 + 31×8 bytes takes the headers beyond maxHeader.
+	longHeader := append(bytes.Clone(v6[:vnetLen+14+40]), append([]byte{6, 31}, make([]byte, 254)...)...)
+	longHeader = append(longHeader, v6[vnetLen+14+48:]...)
 	arp := append(make([]byte, vnetLen+12), append([]byte{8, 6}, make([]byte, 28)...)...)
 	for name, frame := range map[string][]byte{
 		"empty":          {},
@@ -224,6 +228,9 @@ func TestOtherFramesAreOneSegment(t *testing.T) {
 		"truncated ip":   tcp[:vnetLen+14+19],
 		"truncated tcp":  tcp[:vnetLen+14+20+19],
 		"no payload":     tcp[:vnetLen+14+20+32],
+		"truncated ext":  v6[:vnetLen+14+40+1],
+		"ext to nowhere": append(bytes.Clone(v6[:vnetLen+14+41]), append([]byte{255}, v6[vnetLen+14+42:]...)...),
+		"long header":    longHeader,
 		"vlan tag alone": append(make([]byte, vnetLen+12), 0x81, 0),
 	} {
 		if lay := parse(frame); lay.segments != 1 || lay.mss != 0 {

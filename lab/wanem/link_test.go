@@ -156,6 +156,21 @@ func TestCutAndHeal(t *testing.T) {
 	}
 }
 
+// A shorter delay also reaches the frames that were to arrive much later, and
+// the timer that waits for them.
+func TestShorterDelayHastensFrames(t *testing.T) {
+	l, a, b := newLink(t, wanem.Shape{})
+	set(t, l, wanem.Shape{Delay: wanem.MaxDelay})
+	answered := make(chan pings, 1)
+	go func() { answered <- ping(t, a, b, 1, "-W", "60") }()
+	time.Sleep(500 * time.Millisecond) // the request is on its way
+	set(t, l, wanem.Shape{})
+	// After 5 s the neighbour table's probe would have woken the link anyway.
+	if p := <-answered; p.back != 1 || p.min >= wanem.MaxDelay.Seconds()*1000/3 {
+		t.Errorf("%d answer after %.0f ms", p.back, p.min)
+	}
+}
+
 func TestLoss(t *testing.T) {
 	l, a, b := newLink(t, wanem.Shape{})
 	set(t, l, wanem.Shape{Loss: 0.2})

@@ -49,8 +49,14 @@ func TestFormatRate(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for _, s := range []Shape{
-		{}, {RateBps: MinRateBps}, {RateBps: MaxRateBps}, {Delay: MaxDelay, Jitter: MaxDelay}, {Loss: 1}, {QueueBytes: MaxQueueBytes},
-		{Jitter: time.Second}, {Cut: true},
+		{},
+		{RateBps: MinRateBps},
+		{RateBps: MaxRateBps},
+		{Delay: MaxDelay, Jitter: MaxDelay},
+		{Loss: 1},
+		{QueueBytes: MaxQueueBytes},
+		{Jitter: time.Second},
+		{Cut: true},
 	} {
 		if err := s.Validate(); err != nil {
 			t.Errorf("%+v: %v", s, err)

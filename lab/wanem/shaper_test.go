@@ -383,7 +383,17 @@ func TestChangeWhileFramesAreHeld(t *testing.T) {
 	if b := change(func(s *Shape) { s.Cut = true }); len(b.got) != 0 || b.count.DroppedPackets != 100 {
 		t.Errorf("cut: %d arrived, %d dropped", len(b.got), b.count.DroppedPackets)
 	}
+	// A frame that is half sent has only its other half to go.
 	b := start()
+	b.until(505 * ms)
+	faster := slow
+	faster.RateBps *= 10
+	b.set(b.now, faster)
+	b.until(math.MaxInt64)
+	if want := 505*ms + ms/2 + 49*ms + sec; last(b) != want {
+		t.Errorf("a change within a frame: last arrival at %d ns, want %d", last(b), want)
+	}
+	b = start()
 	b.set(b.now, Shape{Cut: true})
 	b.send(plain(100, 0))
 	b.set(b.now, Shape{})
