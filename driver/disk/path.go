@@ -53,7 +53,7 @@ func (s *Store) holds(path string, dirs []string) bool {
 // realPath resolves symbolic links in the part of path that exists.
 func realPath(path string) (string, error) {
 	rest := ""
-	for p := path; ; p = filepath.Dir(p) {
+	for p := path; ; {
 		real, err := filepath.EvalSymlinks(p)
 		if err == nil {
 			return filepath.Join(real, rest), nil
@@ -61,9 +61,15 @@ func realPath(path string) (string, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		if _, err := os.Lstat(p); err == nil {
+		fi, err := os.Lstat(p)
+		switch {
+		case err == nil && fi.Mode()&fs.ModeSymlink != 0:
 			return "", errors.New("is a symbolic link to nowhere")
+		case err == nil:
+			continue // made between the two looks
+		case !errors.Is(err, fs.ErrNotExist):
+			return "", err
 		}
-		rest = filepath.Join(filepath.Base(p), rest)
+		p, rest = filepath.Dir(p), filepath.Join(filepath.Base(p), rest)
 	}
 }
