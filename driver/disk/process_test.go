@@ -43,7 +43,11 @@ func TestDiesWithParent(t *testing.T) {
 	path := filepath.Join(dir, "disk.raw")
 	must(t, s.Create(t.Context(), driver.VolumeSpec{Path: path, Format: "raw", VirtualBytes: 1 << 20}))
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestHolder$", "-test.v")
-	cmd.Env = append(os.Environ(), holderFolder+"="+dir)
+	// The other process cannot clean up: its temporary files are ours.
+	temp, err := os.MkdirTemp("", "hold-")
+	must(t, err)
+	defer os.RemoveAll(temp)
+	cmd.Env = append(os.Environ(), holderFolder+"="+dir, "TMPDIR="+temp)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, err := cmd.StdinPipe()
 	must(t, err)
