@@ -36,7 +36,7 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 	defer cancel()
 	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{Ref: ref.proto(), Disks: m.GetDisks()})
 	if err != nil {
-		return nil, err
+		return nil, peerError(ctx, err)
 	}
 	// The session ends with the job, however it ends.
 	defer a.endCopy(context.WithoutCancel(ctx), peer, ref)
@@ -98,7 +98,7 @@ func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan) error {
 	defer cancel()
 	resp, err := c.peer.Digest(ask, &droverv1.DigestRequest{Ref: c.ref.proto(), Target: d.GetTarget()})
 	if err != nil {
-		return err
+		return peerError(ctx, err)
 	}
 	if !bytes.Equal(resp.GetDigest(), report.Digest[:]) {
 		return drover.Errorf(drover.Corrupt, "compare digests", "the destination has %x in its journal, %x was sent", resp.GetDigest(), report.Digest)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
 )
@@ -54,6 +55,16 @@ func (p *peers) close() {
 	for _, c := range p.clients {
 		c.Close()
 	}
+}
+
+// peerError is an error of a call to a peer. A connection that broke may come
+// out of the transport as canceled; unless it was the caller who canceled, the
+// peer went away.
+func peerError(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() == nil && drover.KindOf(err) == drover.Canceled {
+		return drover.E(drover.Unavailable, "", err)
+	}
+	return err
 }
 
 const (

@@ -248,7 +248,7 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 		MaxPauseMillis: f.msg.GetMaxPauseMillis(),
 	})
 	if err != nil {
-		return nil, err
+		return nil, peerError(ctx, err)
 	}
 	f.token = resp.GetToken()
 	f.session = wan.NewSession(drover.BitRate(f.msg.GetBandwidthBps()))
@@ -395,7 +395,7 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	resp, err := f.peer.Finish(ctx, &droverv1.FinishRequest{Ref: f.ref.proto(), Token: f.token, Cookie: cookie})
 	if err != nil {
 		f.log.Warn("no answer to the switchover; asking again", "err", err)
-		return err
+		return peerError(ctx, err)
 	}
 	work, end := context.WithTimeout(context.WithoutCancel(ctx), concludeLimit)
 	defer end()
