@@ -22,7 +22,8 @@ type Volumes interface {
 	// Create makes an empty image. An existing file gives drover.Exists,
 	// whatever is in it. Folders above it are made. On any error no file is left.
 	Create(ctx context.Context, spec VolumeSpec) error
-	// Delete removes the image; missing is fine. Backing files stay.
+	// Delete removes the image; missing is fine. Backing files stay. An image
+	// that a process holds open gives drover.Refused.
 	Delete(ctx context.Context, path string) error
 	// OpenRead opens an image that no VM is running on, for reading.
 	// topOnly limits Extents to what the top image holds above its backing.
@@ -36,7 +37,9 @@ type Volumes interface {
 	Close() error
 }
 
-// ContentID is BLAKE3-256 over an image's guest-visible bytes.
+// ContentID is a BLAKE3-256 digest that is equal for images with the same
+// guest-visible bytes and size, whatever their format and allocation; how it is
+// made of blocks is in package disk.
 type ContentID [32]byte
 
 // VolumeSpec is an image to create.
