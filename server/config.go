@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/pki"
 )
@@ -179,11 +182,19 @@ func (v *faults) err() error {
 // second as a number.
 type Rate drover.BitRate
 
-// UnmarshalText reads a rate; see ParseRate.
-func (r *Rate) UnmarshalText(text []byte) error {
-	v, err := ParseRate(string(text))
+// UnmarshalYAML reads a rate; see ParseRate.
+func (r *Rate) UnmarshalYAML(n ast.Node) error {
+	v, err := ParseRate(n.GetToken().Value)
 	*r = Rate(v)
-	return err
+	return placed(n, err)
+}
+
+// placed gives an error the place of its value in the file.
+func placed(n ast.Node, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &yaml.SyntaxError{Message: err.Error(), Token: n.GetToken()}
 }
 
 // ParseRate reads "200Mbit", "1.5 Gbit/s", "200M" or plain bits per second.
@@ -213,11 +224,12 @@ func ParseRate(s string) (drover.BitRate, error) {
 // Duration is a time as files write it: "50ms".
 type Duration time.Duration
 
-// UnmarshalText reads a duration.
-func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
+// UnmarshalYAML reads a duration.
+func (d *Duration) UnmarshalYAML(n ast.Node) error {
+	text := n.GetToken().Value
+	v, err := time.ParseDuration(text)
 	if err != nil {
-		return fmt.Errorf("%q: want a time, such as 50ms", text)
+		return placed(n, fmt.Errorf("%q: want a time, such as 50ms", text))
 	}
 	*d = Duration(v)
 	return nil

@@ -95,7 +95,7 @@ func (a *app) preflightTable(p drover.Preflight) error {
 	for i, c := range p.Checks {
 		rows[i] = []string{c.Name, verdict(c), c.Detail, c.Fix}
 	}
-	if err := a.table([]string{"CHECK", "", "FINDING", "WHAT TO DO"}, rows); err != nil {
+	if err := a.table([]string{"CHECK", "RESULT", "FINDING", "WHAT TO DO"}, rows); err != nil {
 		return err
 	}
 	answer := "would move"

@@ -1,0 +1,134 @@
+package server
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/executor"
+)
+
+// TestEveryActionCrosses fills every field of every action and wants every
+// field of its message to arrive.
+func TestEveryActionCrosses(t *testing.T) {
+	disks := []executor.DiskPlan{{
+		Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 1, BackingPath: "/b", BackingFormat: "raw", TopOnly: true, AllocatedBytes: 2,
+	}}
+	all := []executor.Action{
+		executor.Reserve{Target: true, MemoryBytes: 1}, executor.Release{Target: true},
+		executor.CreateVolumes{Disks: disks}, executor.DeleteVolumes{},
+		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second},
+		executor.AbortTransfer{PeerAddress: "a", PeerHost: "h"},
+		executor.Shutdown{Grace: time.Second, Force: true}, executor.GiveUp{}, executor.TakeBack{Start: true},
+		executor.Copy{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1},
+		executor.Define{Definition: []byte("x")}, executor.Undefine{}, executor.StartVM{},
+		executor.Verify{Running: true}, executor.ReleaseSource{KeepVolumes: true, Disks: disks},
+	}
+	seen := map[string]bool{}
+	for _, a := range all {
+		var r droverv1.RunRequest
+		if err := setAction(&r, a); err != nil {
+			t.Errorf("%T: %v", a, err)
+			continue
+		}
+		m := r.ProtoReflect()
+		which := m.WhichOneof(m.Descriptor().Oneofs().ByName("action"))
+		seen[string(which.Name())] = true
+		wantFull(t, m.Get(which).Message())
+	}
+	if actions := (&droverv1.RunRequest{}).ProtoReflect().Descriptor().Oneofs().ByName("action").Fields(); len(seen) != actions.Len() {
+		t.Errorf("%d of the API's %d actions are used: %v", len(seen), actions.Len(), seen)
+	}
+}
+
+// wantFull wants every field of a message to be set.
+func wantFull(t *testing.T, m protoreflect.Message) {
+	t.Helper()
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if !m.Has(f) {
+			t.Errorf("%s is not carried over", f.FullName())
+			continue
+		}
+		if f.IsList() && f.Message() != nil {
+			wantFull(t, m.Get(f).List().Get(0).Message())
+		}
+	}
+}
+
+func TestEveryResultCrosses(t *testing.T) {
+	sent := &droverv1.RunResult{
+		Moved: true, WasRunning: true, Definition: []byte("x"), PauseNanos: 1, MemoryBytes: 2, DiskBytes: 3,
+		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6,
+	}
+	wantFull(t, sent.ProtoReflect())
+	raw, err := proto.Marshal(sent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var received droverv1.RunResult
+	if err := proto.Unmarshal(raw, &received); err != nil {
+		t.Fatal(err)
+	}
+	want := executor.Result{
+		Moved: true, WasRunning: true, Definition: []byte("x"), Pause: 1, MemoryBytes: 2, DiskBytes: 3,
+		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(),
+	}
+	if diff := cmp.Diff(want, resultFromProto(&received)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestDiskPlans(t *testing.T) {
+	golden := []drover.Backing{{Path: "/golden", Format: "raw", VirtualBytes: 8}, {Path: "/base", Format: "raw", VirtualBytes: 8}}
+	vm := drover.VM{Disks: []drover.Disk{
+		{Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 8, AllocatedBytes: 1, Backing: golden},
+		{Target: "vdb", Path: "/b", Format: "qcow2", VirtualBytes: 8, AllocatedBytes: 2, Backing: golden},
+		{Target: "vdc", Path: "/c", Format: "raw", VirtualBytes: 8, AllocatedBytes: 3},
+		{Target: "vdd", Path: "/d", Format: "raw", VirtualBytes: 8, Shared: true},
+		{Target: "sda", Path: "/e", Format: "raw", VirtualBytes: 8, ReadOnly: true},
+	}}
+	want := []executor.DiskPlan{
+		{Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 8, AllocatedBytes: 1, TopOnly: true, BackingPath: "/golden", BackingFormat: "raw"},
+		{Target: "vdb", Path: "/b", Format: "qcow2", VirtualBytes: 8, AllocatedBytes: 2},
+		{Target: "vdc", Path: "/c", Format: "raw", VirtualBytes: 8, AllocatedBytes: 3},
+	}
+	if diff := cmp.Diff(want, diskPlans(vm, map[string]bool{"vda": true, "vdc": true, "sda": true})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestCarried(t *testing.T) {
+	before := map[string]drover.Bytes{"w1": 100, "w2": 50}
+	if got, err := carried(before, map[string]drover.Bytes{"w1": 400, "w2": 50, "w3": 9}); err != nil || *got != 300 {
+		t.Errorf("got %v, %v; want 300", got, err)
+	}
+	for name, after := range map[string]map[string]drover.Bytes{
+		"began anew": {"w1": 10, "w2": 60}, "gone": {"w1": 400},
+	} {
+		if got, err := carried(before, after); err == nil || got != nil {
+			t.Errorf("%s: got %v, %v; want not measured", name, got, err)
+		}
+	}
+}
+
+func TestParseRate(t *testing.T) {
+	for s, want := range map[string]drover.BitRate{
+		"200Mbit": 200e6, "1.5 Gbit/s": 1.5e9, "200M": 200e6, "622mbps": 622e6, "64kbits": 64e3, "0": 0, "1000": 1000, "-5k": -5000,
+	} {
+		if got, err := ParseRate(s); err != nil || got != want {
+			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"", "fast", "5 apples", "1e9", "--5", "9999999Tbit", "Mbit", "5 M M"} {
+		if got, err := ParseRate(s); err == nil {
+			t.Errorf("%q: %d, want an error", s, got)
+		}
+	}
+}
