@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"crypto/tls"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/url"
@@ -139,7 +141,8 @@ func newTransport(cfg *tls.Config, dial dialer) *http.Transport {
 }
 
 // NewHTTPServer returns what serves h to the clients above, on a listener that
-// speaks TLS with ServerTLS's configuration. The caller serves and ends it.
+// speaks TLS with ServerTLS's configuration. The caller serves and ends it, and
+// sets its ErrorLog where it wants to know of handshakes that fail.
 func NewHTTPServer(h http.Handler) *http.Server {
 	only2 := new(http.Protocols)
 	only2.SetHTTP2(true)
@@ -148,6 +151,7 @@ func NewHTTPServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       2 * idleLimit,
 		Protocols:         only2,
+		ErrorLog:          log.New(io.Discard, "", 0),
 		HTTP2: &http.HTTP2Config{
 			SendPingTimeout: pingAfter, PingTimeout: pingLimit, MaxConcurrentStreams: maxStreams,
 		},

@@ -179,6 +179,9 @@ func (s *Server) Close() error {
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
 	if err := s.fleet.load(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // ended before it was up
+		}
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
