@@ -67,6 +67,18 @@ func stepsOf(t *testing.T, m drover.Method) []string {
 	return names
 }
 
+// failings are the steps whose failure a scenario is tried with, beside none:
+// all of the two methods; of their variants only the pivot, about which the
+// variants differ.
+func failings(t *testing.T, sc scenario) []string {
+	steps := stepsOf(t, sc.method)
+	if sc.off || sc.keep {
+		table, _ := executor.Table(sc.method)
+		steps = steps[table.Pivot() : table.Pivot()+1]
+	}
+	return append(steps, "")
+}
+
 func want(t *testing.T, name string, st *story, state drover.MoveState) {
 	t.Helper()
 	if st.move.State != state {
@@ -207,7 +219,7 @@ func TestEveryAnswerLostOnce(t *testing.T) {
 // fails. Another takes the move up.
 func TestExecutorDiesAnywhere(t *testing.T) {
 	for name, sc := range moves {
-		for _, failing := range append(stepsOf(t, sc.method), "") {
+		for _, failing := range failings(t, sc) {
 			make := func() scenario {
 				sc := sc
 				sc.fault = once(1, at(failing, false), fail(drover.Internal))
@@ -233,7 +245,7 @@ func TestExecutorDiesAnywhere(t *testing.T) {
 // An agent dies before, while and after it carries out each step and each undo.
 func TestAgentDiesAnywhere(t *testing.T) {
 	for name, sc := range moves {
-		for _, failing := range append(stepsOf(t, sc.method), "") {
+		for _, failing := range failings(t, sc) {
 			for _, host := range []string{"west1", "east1"} {
 				make := func(hit int) scenario {
 					sc := sc
