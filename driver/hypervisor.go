@@ -139,7 +139,10 @@ type Outgoing interface {
 	// Perform moves memory and disks and returns when all is at the
 	// destination and the guest is paused here; the cookie goes to Finish.
 	// Any error means that the guest runs on here (or still does), and the
-	// driver has made sure of it. Canceling ctx aborts.
+	// driver has made sure of it; when the kind is drover.Unknown it could
+	// not, and Settle has to. Canceling ctx aborts; whoever cancels also ends
+	// the connections that go through the spec's sockets, since QEMU waits for
+	// what it has written to them.
 	Perform(ctx context.Context, prepared []byte) (cookie []byte, err error)
 	// Progress may be called while Perform runs, and after it for the final
 	// statistics.

@@ -94,11 +94,18 @@ func (tr *trip) stall(t *testing.T, memory bool) <-chan struct{} {
 	return r.stalled
 }
 
-// wantStays checks that the VM is at a alone and that it can be moved.
+// wantStays checks that the VM is at a alone.
 func (f *fixture) wantStays(t *testing.T) {
 	t.Helper()
 	wantState(t, f.a, f.vm.Name, drover.VMRunning)
 	eventuallyGone(t, f.b, f.vm.Name)
+}
+
+// wantMovable checks that the VM is at a alone and that nothing is in the way
+// of moving it now.
+func (f *fixture) wantMovable(t *testing.T) {
+	t.Helper()
+	f.wantStays(t)
 	again := f.finishes(t)
 	succeed(t, again.out.Confirm(t.Context(), again.finish, true))
 	f.wantMoved(t)
@@ -201,7 +208,7 @@ func testAbandon(t *testing.T, f *fixture) {
 	tr = f.prepare(t)
 	succeed(t, tr.in.Close())
 	succeed(t, tr.out.Close())
-	f.wantStays(t)
+	f.wantMovable(t)
 }
 
 func testPerformFails(t *testing.T, f *fixture) {
@@ -226,6 +233,9 @@ func (f *fixture) canceled(t *testing.T, memory bool) {
 	go func() {
 		<-reached
 		cancel()
+		if !memory {
+			tr.route.cut() // a mirror waits for its socket
+		}
 	}()
 	_, err := tr.out.Perform(ctx, tr.in.Prepared())
 	failAs(t, err, drover.Canceled)
@@ -234,7 +244,7 @@ func (f *fixture) canceled(t *testing.T, memory bool) {
 	succeed(t, tr.out.Close())
 	tr.route.cut()
 	if f.Stall == nil {
-		f.wantStays(t)
+		f.wantMovable(t)
 	}
 }
 
@@ -282,7 +292,7 @@ func testFinishRefused(t *testing.T, f *fixture) {
 	}
 	failAs(t, tr.out.Confirm(t.Context(), nil, true), drover.Refused)
 	succeed(t, tr.out.Close())
-	f.wantStays(t)
+	f.wantMovable(t)
 }
 
 func testGivenBack(t *testing.T, f *fixture) {
@@ -348,7 +358,7 @@ func testSourceDiesBeforeFinish(t *testing.T, f *fixture) {
 	for range 2 {
 		succeed(t, f.a.Settle(t.Context(), f.vm.Name, driver.SettleResume))
 	}
-	f.wantStays(t)
+	f.wantMovable(t)
 }
 
 func testSourceDiesBeforeConfirm(t *testing.T, f *fixture) {
@@ -452,5 +462,5 @@ func testDestinationManagerDiesBeforeFinish(t *testing.T, f *fixture) {
 	eventuallyGone(t, f.b, f.vm.Name)
 	succeed(t, tr.out.Confirm(t.Context(), nil, false))
 	succeed(t, tr.out.Close())
-	f.wantStays(t)
+	f.wantMovable(t)
 }

@@ -49,7 +49,13 @@
 // with its client gone; Settle carries that decision out.
 //
 // A mirror that is slowed down by a bandwidth limit notices the loss of its
-// destination only when it next wants to write (seconds); an abort ends it.
+// destination only when it next wants to write (seconds); an abort ends it at
+// once. An abort does not end a mirror whose relay has stopped reading: QEMU
+// waits for what is in the full unix socket, and its yank command, which frees
+// TCP sockets, does not wake a writer there. So whoever cancels a Perform has
+// to close the relay's connections as well. A relay has to close a connection
+// at once, too, when it cannot reach the other side: while QEMU connects a
+// mirror it does nothing else, its monitor included.
 //
 // # go-libvirt
 //

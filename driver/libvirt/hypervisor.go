@@ -125,9 +125,18 @@ func (h *Hypervisor) Undefine(ctx context.Context, name string) error {
 }
 
 func undefine(rpc *golibvirt.Libvirt, dom golibvirt.Domain) error {
-	return rpc.DomainUndefineFlags(dom, golibvirt.DomainUndefineManagedSave|
-		golibvirt.DomainUndefineSnapshotsMetadata|golibvirt.DomainUndefineCheckpointsMetadata|
-		golibvirt.DomainUndefineKeepNvram|golibvirt.DomainUndefineKeepTpm)
+	flags := golibvirt.DomainUndefineManagedSave | golibvirt.DomainUndefineSnapshotsMetadata |
+		golibvirt.DomainUndefineCheckpointsMetadata | golibvirt.DomainUndefineKeepNvram
+	text, err := rpc.DomainGetXMLDesc(dom, golibvirt.DomainXMLInactive)
+	if err != nil {
+		return err
+	}
+	// Libvirt 11.3 passes the flag on to where snapshots are counted and it is
+	// not known, so it is given only where it means something.
+	if strings.Contains(text, "<tpm ") {
+		flags |= golibvirt.DomainUndefineKeepTpm
+	}
+	return rpc.DomainUndefineFlags(dom, flags)
 }
 
 // Start boots the VM.

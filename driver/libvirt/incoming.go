@@ -256,7 +256,7 @@ func (in *incoming) clean(ctx context.Context) error {
 				return true, nil
 			case drover.VMPaused:
 				receiving, err := isIncoming(rpc, dom)
-				if err != nil || receiving && time.Since(began) < incomingGrace {
+				if err != nil || receiving && time.Since(began) < settleGrace {
 					return false, err
 				}
 				return false, destroy(rpc, dom)

@@ -30,9 +30,10 @@ const (
 	// to 30 s for a VM's lock, and a manager that was restarted has to find
 	// its VMs again.
 	settleLimit = 90 * time.Second
-	// incomingGrace is how long libvirt is given to end a receiving QEMU on
-	// its own after its client has gone; it takes milliseconds.
-	incomingGrace = 5 * time.Second
+	// settleGrace is how long libvirt is given to end on its own what its
+	// client has left: a receiving QEMU, a transfer that is told to abort. It
+	// takes milliseconds unless sockets are stuck.
+	settleGrace = 5 * time.Second
 )
 
 // migrationFlags: the destination keeps the guest paused until Finish resumes
@@ -168,7 +169,7 @@ func (h *Hypervisor) settle(ctx context.Context, name string, to driver.Settleme
 	began := time.Now()
 	for {
 		done, err := askDomain(ctx, h, op, name, func(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (bool, error) {
-			return step(rpc, dom, time.Since(began) > incomingGrace)
+			return step(rpc, dom, time.Since(began) > settleGrace)
 		})
 		if notFound(err) && to == driver.SettleGone {
 			return nil
@@ -267,6 +268,7 @@ func abortTransfer(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (bool, error) {
 func (h *Hypervisor) keepRunning(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
 	defer cancel()
+	began := time.Now()
 	for {
 		done, err := askDomain(ctx, h, "keep running", name, func(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (bool, error) {
 			active, err := rpc.DomainIsActive(dom)
@@ -276,7 +278,7 @@ func (h *Hypervisor) keepRunning(ctx context.Context, name string) error {
 			if active == 0 {
 				return true, errStopped
 			}
-			return settleResume(rpc, dom, false)
+			return settleResume(rpc, dom, time.Since(began) > settleGrace)
 		})
 		switch {
 		case errors.Is(err, errStopped), notFound(err):

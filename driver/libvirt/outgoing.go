@@ -181,8 +181,10 @@ func (o *outgoing) transfer(ctx context.Context, prepared []byte) ([]byte, error
 	return cookie, nil
 }
 
-// abort asks libvirt to end the transfer until it has ended. A manager that
-// does not react within settleLimit loses the connection.
+// abort asks libvirt to end the transfer until it has ended. QEMU waits for the
+// answers to writes that a disk's mirror has under way, so a relay over a dead
+// link has to end its connections too. What has not ended within settleLimit
+// loses its connection to libvirt.
 func (o *outgoing) abort(ctx context.Context, ended <-chan struct{}) {
 	o.log.InfoContext(ctx, "aborting the transfer")
 	hung := time.AfterFunc(settleLimit, o.c.drop)
@@ -191,9 +193,12 @@ func (o *outgoing) abort(ctx context.Context, ended <-chan struct{}) {
 	defer tick.Stop()
 	for {
 		// Refusals are expected: the migration may just be starting or ending.
-		_, _ = ask(ctx, o.h, "abort migration of "+o.spec.Name, func(rpc *golibvirt.Libvirt) (struct{}, error) {
-			return struct{}{}, rpc.DomainAbortJob(o.dom)
+		_, err := ask(ctx, o.h, "abort migration of "+o.spec.Name, func(rpc *golibvirt.Libvirt) (bool, error) {
+			return abortTransfer(rpc, o.dom)
 		})
+		if err != nil {
+			o.log.DebugContext(ctx, "abort", "err", err)
+		}
 		select {
 		case <-ended:
 			return
@@ -232,26 +237,28 @@ func (o *outgoing) sample(ctx context.Context) (driver.MigrationStats, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.stats = keepDisk(o.stats, stats)
-	return o.stats, nil
+	if o.phase == performing {
+		o.stats = stats
+	}
+	return stats, nil
 }
 
-// finalStats reads the completed job's statistics. They are worth a call, not
-// the migration: a failure leaves the last sample.
+// finalStats reads the job's statistics once more after Perform; libvirt
+// keeps them, with the disks' and the pause so far, until Confirm. They are
+// worth a call, not the migration: a failure leaves the last sample.
 func (o *outgoing) finalStats(ctx context.Context) {
 	stats, err := do(ctx, o.c, callLimit, func(rpc *golibvirt.Libvirt) (driver.MigrationStats, error) {
-		_, params, err := rpc.DomainGetJobStats(o.dom, golibvirt.DomainJobStatsCompleted|golibvirt.DomainJobStatsKeepCompleted)
+		_, params, err := rpc.DomainGetJobStats(o.dom, 0)
 		return statsOf(params), err
 	})
 	if err != nil {
 		o.log.WarnContext(ctx, "no final statistics of the migration", "err", err)
 		return
 	}
+	stats.Phase = "done"
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.stats = keepDisk(o.stats, stats)
-	o.stats.DiskDoneBytes, o.stats.DiskRemainingBytes = max(o.stats.DiskDoneBytes, o.stats.DiskTotalBytes), 0
-	o.stats.Phase = "done"
+	o.stats = stats
 }
 
 // Confirm ends the migration. When libvirt does not manage it, or has

@@ -55,13 +55,3 @@ func phaseOf(s driver.MigrationStats, paused bool) string {
 		return "memory"
 	}
 }
-
-// keepDisk keeps the disks' figures where libvirt has none any more, which is
-// from the moment the mirrors have ended.
-func keepDisk(last, next driver.MigrationStats) driver.MigrationStats {
-	if next.DiskTotalBytes == 0 {
-		next.DiskTotalBytes = last.DiskTotalBytes
-		next.DiskDoneBytes = max(last.DiskDoneBytes, last.DiskTotalBytes)
-	}
-	return next
-}
