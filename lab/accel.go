@@ -90,8 +90,10 @@ func notKVM(want, why string) (string, string, error) {
 func tryKVM(ctx context.Context, kernel, initrd string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, kvmTrial)
 	defer cancel()
-	args := []string{"-accel", accelKVM, "-m", "256", "-display", "none", "-monitor", "none", "-nic", "none",
-		"-no-reboot", "-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 panic=-1"}
+	args := []string{
+		"-accel", accelKVM, "-m", "256", "-display", "none", "-monitor", "none", "-nic", "none",
+		"-no-reboot", "-serial", "stdio", "-kernel", kernel, "-append", "console=ttyS0 panic=-1",
+	}
 	if initrd != "" {
 		args = append(args, "-initrd", initrd)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/goccy/go-yaml"
 
+	"github.com/drover-vm/drover/agent"
 	"github.com/drover-vm/drover/lab/labfile"
 	"github.com/drover-vm/drover/lab/node"
 	"github.com/drover-vm/drover/lab/topology"
@@ -31,32 +32,8 @@ const (
 	volumesDir  = "/var/lib/libvirt/images"
 )
 
-// agentConfig is an agent's file.
-type agentConfig struct {
-	Name    string     `yaml:"name"`
-	Site    string     `yaml:"site"`
-	Listen  string     `yaml:"listen"`
-	State   string     `yaml:"state"`
-	Run     string     `yaml:"run"`
-	TLS     pki.Files  `yaml:"tls"`
-	Libvirt string     `yaml:"libvirt,omitempty"`
-	Volumes []string   `yaml:"volumes,omitempty"`
-	Edge    *agentEdge `yaml:"edge,omitempty"`
-	Probe   bool       `yaml:"probe,omitempty"`
-}
-
-type agentEdge struct {
-	Links []agentEdgeLink `yaml:"links"`
-}
-
-type agentEdgeLink struct {
-	Name     string `yaml:"name"`
-	A        string `yaml:"a"`
-	B        string `yaml:"b"`
-	Counters string `yaml:"counters"`
-}
-
-// serverConfig is the server's file.
+// serverConfig is the server's file as server.Config reads it, with the rate and
+// the round trip written the way a person would.
 type serverConfig struct {
 	Name   string        `yaml:"name"`
 	Listen string        `yaml:"listen"`
@@ -136,19 +113,21 @@ func (l *Lab) serverSocket() string {
 	return filepath.Join(node.Dir(l.Dir, labfile.ServerName), serverSock)
 }
 
-func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agentConfig {
-	c := agentConfig{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files}
+func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agent.Config {
+	c := agent.Config{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files}
 	switch n.Role {
 	case topology.Host:
 		c.Libvirt, c.Volumes = libvirtSock, []string{volumesDir}
 	case topology.Client:
 		c.Probe = true
 	case topology.Edge:
-		c.Edge = &agentEdge{Links: []agentEdgeLink{}}
+		c.Edge = &agent.Edge{}
 		for _, k := range plan.Links {
 			if k.Ends[0].Node == n.Name || k.Ends[1].Node == n.Name {
-				c.Edge.Links = append(c.Edge.Links, agentEdgeLink{Name: k.Name, A: k.Sites[0], B: k.Sites[1],
-					Counters: "unix://" + filepath.Join(node.LabDir, wanSocket)})
+				c.Edge.Links = append(c.Edge.Links, agent.EdgeLink{
+					Name: k.Name, A: k.Sites[0], B: k.Sites[1],
+					Counters: "unix://" + filepath.Join(node.LabDir, wanSocket),
+				})
 			}
 		}
 	}
@@ -156,8 +135,10 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 }
 
 func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) serverConfig {
-	c := serverConfig{Name: n.Name, Listen: net.JoinHostPort(n.Address.String(), serverPort),
-		Socket: serverSock, State: stateDir, TLS: files}
+	c := serverConfig{
+		Name: n.Name, Listen: net.JoinHostPort(n.Address.String(), serverPort),
+		Socket: serverSock, State: stateDir, TLS: files,
+	}
 	for _, s := range f.Sites {
 		site := serverSite{Name: s.Name}
 		if s.Location != nil {

@@ -40,8 +40,10 @@ func dhcpServices(f *labfile.File, n *topology.Node, dir string) ([]node.Service
 		if err := os.WriteFile(filepath.Join(dir, confDir, name+".conf"), []byte(conf), 0o644); err != nil {
 			return nil, err
 		}
-		list = append(list, node.Service{Name: name,
-			Args: []string{dhcpServer, "--keep-in-foreground", "--log-facility=-", "--pid-file=", "--conf-file=" + confDir + "/" + name + ".conf"}})
+		list = append(list, node.Service{
+			Name: name,
+			Args: []string{dhcpServer, "--keep-in-foreground", "--log-facility=-", "--pid-file=", "--conf-file=" + confDir + "/" + name + ".conf"},
+		})
 	}
 	return list, nil
 }

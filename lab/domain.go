@@ -62,8 +62,10 @@ func (l *Lab) cpu(g *labfile.Guest) *libvirtxml.DomainCPU {
 	case model == "":
 		model = tcgCPU
 	}
-	return &libvirtxml.DomainCPU{Mode: "custom", Match: "exact", Check: "none",
-		Model: &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: model}}
+	return &libvirtxml.DomainCPU{
+		Mode: "custom", Match: "exact", Check: "none",
+		Model: &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: model},
+	}
 }
 
 // cmdline is the kernel's command line: the image's, the guest's name and
@@ -102,8 +104,10 @@ func devices(g *labfile.Guest, disk, cache string) *libvirtxml.DomainDeviceList 
 			Source: &libvirtxml.DomainChardevSource{File: &libvirtxml.DomainChardevSourceFile{Path: consoleLog(g.Name), Append: "on"}},
 			Target: &libvirtxml.DomainSerialTarget{Port: &port},
 		}},
-		RNGs: []libvirtxml.DomainRNG{{Model: "virtio",
-			Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}}}},
+		RNGs: []libvirtxml.DomainRNG{{
+			Model:   "virtio",
+			Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
+		}},
 	}
 	if disk != "" {
 		list.Disks = []libvirtxml.DomainDisk{{

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket/dialers"
 	"golang.org/x/sync/errgroup"
-	"libvirt.org/go/libvirtxml"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/labfile"
@@ -117,55 +117,42 @@ func (l *Lab) startGuest(ctx context.Context, f *labfile.File, g *labfile.Guest,
 	return nil
 }
 
-// makeDisk makes a guest's disk in its host's pool and returns its path there;
-// "" for a guest without one.
+// makeDisk makes a guest's disk among its host's volumes and returns its path
+// there; "" for a guest without one. It runs inside the host, where images have
+// the names that backing files refer to.
 func (l *Lab) makeDisk(ctx context.Context, conn *libvirt.Libvirt, g *labfile.Guest, img *image) (string, error) {
 	if g.Disk.Size == 0 {
 		return "", nil
 	}
-	file := g.Name + ".qcow2"
-	path := filepath.Join(volumesDir, file)
+	path, size := filepath.Join(volumesDir, g.Name+".qcow2"), fmt.Sprint(int64(g.Disk.Size))
+	create := []string{"qemu-img", "create", "-q", "-f", "qcow2", "--", path, size}
+	steps := [][]string{create}
+	switch {
+	case len(img.layers) == 0:
+	case g.Disk.Copy:
+		steps = [][]string{
+			{"qemu-img", "convert", "-f", img.layers[0].format, "-O", "qcow2", "--", img.layerPath(0), path},
+			{"qemu-img", "resize", "-q", "-f", "qcow2", "--", path, size},
+		}
+	default:
+		steps[0] = slices.Insert(create, 4, "-b", img.layerPath(0), "-F", img.layers[0].format)
+	}
+	for _, args := range steps {
+		cmd, err := l.Command(ctx, g.Host, args...)
+		if err != nil {
+			return "", err
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%s %s: %w: %s", args[0], args[1], err, strings.TrimSpace(string(out)))
+		}
+	}
 	pool, err := conn.StoragePoolLookupByName(poolName)
 	if err != nil {
-		return "", fmt.Errorf("storage pool %s: %w (is libvirt-daemon-driver-storage installed?)", poolName, err)
+		// Guests do not need it: libvirt's storage driver is a package of its own.
+		l.opt.Log.Warn("the host has no storage pool, is libvirt-daemon-driver-storage installed?", "host", g.Host, "err", err)
+		return path, nil
 	}
-	if g.Disk.Copy {
-		n, err := l.Node(g.Host)
-		if err != nil {
-			return "", err
-		}
-		top := img.layers[0]
-		out := filepath.Join(n.Dir, "lib-libvirt/images", file)
-		// Inside the host, where the backing files have the names that the image gives.
-		cmd, err := l.Command(ctx, g.Host, "qemu-img", "convert", "-f", top.format, "-O", "qcow2", "--", img.layerPath(0), path)
-		if err != nil {
-			return "", err
-		}
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("qemu-img convert: %w: %s", err, strings.TrimSpace(string(text)))
-		}
-		if err := run(ctx, "qemu-img", "resize", "-f", "qcow2", "--", out, fmt.Sprint(int64(g.Disk.Size))); err != nil {
-			return "", err
-		}
-		return path, conn.StoragePoolRefresh(pool, 0)
-	}
-	vol := libvirtxml.StorageVolume{
-		Name:     file,
-		Capacity: &libvirtxml.StorageVolumeSize{Unit: "B", Value: uint64(g.Disk.Size)},
-		Target:   &libvirtxml.StorageVolumeTarget{Format: &libvirtxml.StorageVolumeTargetFormat{Type: "qcow2"}},
-	}
-	if len(img.layers) > 0 {
-		vol.BackingStore = &libvirtxml.StorageVolumeBackingStore{Path: img.layerPath(0),
-			Format: &libvirtxml.StorageVolumeTargetFormat{Type: img.layers[0].format}}
-	}
-	def, err := vol.Marshal()
-	if err != nil {
-		return "", err
-	}
-	if _, err := conn.StorageVolCreateXML(pool, def, 0); err != nil {
-		return "", err
-	}
-	return path, nil
+	return path, conn.StoragePoolRefresh(pool, 0)
 }
 
 // diskSizes gives guests whose file names no size that of their image's disk.

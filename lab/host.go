@@ -100,11 +100,15 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images
 	switch {
 	case l.opt.Bare:
 	case n.Role == topology.Server:
-		c.Services = append(c.Services, node.Service{Name: serverService,
-			Args: []string{"drover", "server", "--config", confDir + "/server.yaml"}})
+		c.Services = append(c.Services, node.Service{
+			Name: serverService,
+			Args: []string{"drover", "server", "--config", confDir + "/server.yaml"},
+		})
 	default:
-		c.Services = append(c.Services, node.Service{Name: agentService,
-			Args: []string{"drover", "agent", "--config", confDir + "/agent.yaml"}})
+		c.Services = append(c.Services, node.Service{
+			Name: agentService,
+			Args: []string{"drover", "agent", "--config", confDir + "/agent.yaml"},
+		})
 	}
 	if err := mount("tmp", "/tmp"); err != nil {
 		return nil, err
@@ -115,8 +119,10 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images
 // libvirtFiles writes a host's libvirt configuration, its storage pool included.
 func (l *Lab) libvirtFiles(name, dir string) error {
 	etc := filepath.Join(dir, "etc-libvirt")
-	for _, d := range []string{filepath.Join(etc, "qemu"), filepath.Join(etc, "storage/autostart"),
-		filepath.Join(dir, "lib-libvirt/images/golden"), filepath.Join(dir, "log-libvirt/qemu")} {
+	for _, d := range []string{
+		filepath.Join(etc, "qemu"), filepath.Join(etc, "storage/autostart"),
+		filepath.Join(dir, "lib-libvirt/images/golden"), filepath.Join(dir, "log-libvirt/qemu"),
+	} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}

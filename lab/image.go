@@ -114,7 +114,8 @@ func checkImages(ctx context.Context, f *labfile.File) labfile.Problems {
 			}
 		}
 		for _, d := range []struct{ key, path, format string }{
-			{"disk", img.Disk, img.Format}, {"backing", img.Backing, img.BackingFormat}} {
+			{"disk", img.Disk, img.Format}, {"backing", img.Backing, img.BackingFormat},
+		} {
 			if d.path == "" {
 				continue
 			}

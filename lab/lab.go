@@ -294,8 +294,10 @@ func (l *Lab) commandLine(name string, args []string) ([]string, error) {
 	if err != nil {
 		return nil, drover.Errorf(drover.Unavailable, "lab exec", "nsenter is not installed: apt-get install util-linux")
 	}
-	return append([]string{tool, "-t", fmt.Sprint(pid), "-m", "-u", "-i", "-n", "-p", "--", "env",
-		"PATH=" + node.Path}, args...), nil
+	return append([]string{
+		tool, "-t", fmt.Sprint(pid), "-m", "-u", "-i", "-n", "-p", "--", "env",
+		"PATH=" + node.Path,
+	}, args...), nil
 }
 
 // Service does one action to a service of a node and returns the states of the

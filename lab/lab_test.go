@@ -55,9 +55,11 @@ func TestTiny(t *testing.T) {
 			t.Errorf("%+v: want sheep1 running on n1", g)
 		}
 		def := must(t, l, "n1", "virsh dumpxml --inactive sheep1")
-		for _, want := range []string{`<drover:probe tcp="10.50.0.11:7000" kind="sheep" http="http://10.50.0.11:8080/healthz"`,
+		for _, want := range []string{
+			`<drover:probe tcp="10.50.0.11:7000" kind="sheep" http="http://10.50.0.11:8080/healthz"`,
 			"<source bridge='br-blue'/>", "<source file='/var/lib/libvirt/images/sheep1.qcow2'/>",
-			"<kernel>/var/lib/libvirt/images/golden/sheep/kernel</kernel>", "drover.ip=10.50.0.11/24 drover.gw=10.50.0.1"} {
+			"<kernel>/var/lib/libvirt/images/golden/sheep/kernel</kernel>", "drover.ip=10.50.0.11/24 drover.gw=10.50.0.1",
+		} {
 			if !strings.Contains(def, want) {
 				t.Errorf("the definition lacks %s:\n%s", want, def)
 			}
@@ -135,6 +137,14 @@ func testExec(t *testing.T, l *lab.Lab) {
 		!strings.Contains(err.Error(), "edge-north, n1, server") {
 		t.Errorf("%v: want an error that lists the nodes", err)
 	}
+	// The holder collects what its node's processes leave behind.
+	must(t, l, "s1", "setsid sh -c 'sleep 0.1 & sleep 0.1 & exit' & wait")
+	eventually(t, "orphans are collected", func() error {
+		if out := must(t, l, "s1", "ps -eo stat,args | grep ^Z || true"); out != "" {
+			return errors.New(out)
+		}
+		return nil
+	})
 	must(t, l, "n1", "getent hosts s1") // by name, without a name server
 }
 

@@ -34,7 +34,9 @@ func List(ctx context.Context, o Options) ([]State, error) {
 		if l.Phase == Running && !l.complete() {
 			l.Phase = Left
 		}
-		l.locate(ctx)
+		if l.Phase != Starting {
+			l.locate(ctx)
+		}
 		all = append(all, l.State)
 	}
 	return all, ctx.Err()

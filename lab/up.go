@@ -87,6 +87,7 @@ func Up(ctx context.Context, o Options, f *labfile.File) (l *Lab, err error) {
 		}
 		return nil, drover.E(kind, op, errors.Join(l.explain(err), remove(undo, o, dir)))
 	}
+	l.locate(ctx)
 	o.Log.Info("lab is up", "lab", l.Name, "seconds", fmt.Sprintf("%.1f", time.Since(began).Seconds()))
 	return l, nil
 }

@@ -29,9 +29,11 @@ type linkResult struct {
 
 func newLinkResult(s wanem.Status) linkResult {
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-	return linkResult{Name: s.Name, A: s.Ends[0], B: s.Ends[1], RateBps: s.Shape.RateBps, DelayMs: ms(s.Shape.Delay),
+	return linkResult{
+		Name: s.Name, A: s.Ends[0], B: s.Ends[1], RateBps: s.Shape.RateBps, DelayMs: ms(s.Shape.Delay),
 		JitterMs: ms(s.Shape.Jitter), Loss: s.Shape.Loss, QueueBytes: s.Shape.QueueBytes, Cut: s.Shape.Cut,
-		AToB: s.Forward, BToA: s.Reverse}
+		AToB: s.Forward, BToA: s.Reverse,
+	}
 }
 
 // linkFlags are the changes asked for; empty ones are none.
@@ -139,8 +141,10 @@ func (a *app) linkTable(r linkResult) error {
 		state = "cut"
 	}
 	row := func(from, to string, n wanem.Counters) []string {
-		return []string{r.Name, from, to, state, wanem.FormatRate(r.RateBps), fmt.Sprintf("%g ms ±%g", r.DelayMs, r.JitterMs),
-			fmt.Sprintf("%g%%", 100*r.Loss), drover.Bytes(n.Bytes).String(), fmt.Sprint(n.Packets), fmt.Sprint(n.DroppedPackets)}
+		return []string{
+			r.Name, from, to, state, wanem.FormatRate(r.RateBps), fmt.Sprintf("%g ms ±%g", r.DelayMs, r.JitterMs),
+			fmt.Sprintf("%g%%", 100*r.Loss), drover.Bytes(n.Bytes).String(), fmt.Sprint(n.Packets), fmt.Sprint(n.DroppedPackets),
+		}
 	}
 	return a.table([]string{"LINK", "FROM", "TO", "STATE", "RATE", "DELAY", "LOSS", "BYTES", "PACKETS", "DROPPED"},
 		[][]string{row(r.A, r.B, r.AToB), row(r.B, r.A, r.BToA)})

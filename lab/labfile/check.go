@@ -349,8 +349,10 @@ func (c *checker) linkShape(l *Link, at string) {
 
 // Shape is what the emulator does to the link's packets.
 func (l *Link) Shape() wanem.Shape {
-	return wanem.Shape{RateBps: int64(l.Rate), Delay: l.OneWay(), Jitter: l.Jitter.Duration(),
-		Loss: float64(l.Loss), QueueBytes: int(l.Queue)}
+	return wanem.Shape{
+		RateBps: int64(l.Rate), Delay: l.OneWay(), Jitter: l.Jitter.Duration(),
+		Loss: float64(l.Loss), QueueBytes: int(l.Queue),
+	}
 }
 
 // connected checks that links lead from the first site to every other.

@@ -86,8 +86,14 @@ func (c *checker) images() {
 			}
 		}
 		if Builtin(name) {
-			for _, k := range []struct{ key, value string }{{"kernel", img.Kernel}, {"initrd", img.Initrd},
-				{"disk", img.Disk}, {"format", img.Format}, {"backing", img.Backing}, {"cmdline", img.Cmdline}} {
+			for _, k := range []struct{ key, value string }{
+				{"kernel", img.Kernel},
+				{"initrd", img.Initrd},
+				{"disk", img.Disk},
+				{"format", img.Format},
+				{"backing", img.Backing},
+				{"cmdline", img.Cmdline},
+			} {
 				only(true, k.key, k.value, "this image is built in, want no more than sites here, or another name")
 			}
 			continue
@@ -209,9 +215,11 @@ func (c *checker) guestMachine(g *Guest, at string) {
 func (c *checker) guestProbe(g *Guest, at string) {
 	if g.Probe == nil {
 		if g.Image == ImageSheep && g.Address.IsValid() {
-			g.Probe = &Probe{Kind: "sheep",
+			g.Probe = &Probe{
+				Kind: "sheep",
 				TCP:  netip.AddrPortFrom(g.Address.Addr, sheepTCPPort).String(),
-				HTTP: fmt.Sprintf("http://%s/healthz", netip.AddrPortFrom(g.Address.Addr, sheepHTTPPort))}
+				HTTP: fmt.Sprintf("http://%s/healthz", netip.AddrPortFrom(g.Address.Addr, sheepHTTPPort)),
+			}
 		}
 		return
 	}

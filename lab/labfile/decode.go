@@ -209,8 +209,10 @@ func (d *decoder) decodeText(n ast.Node, v reflect.Value, path, want string) {
 
 func (d *decoder) decodeScalar(n ast.Node, v reflect.Value, path, want string) {
 	s, ok := scalar(n)
-	kind := map[reflect.Kind]string{reflect.String: "text", reflect.Int: "a whole number",
-		reflect.Float64: "a number", reflect.Bool: "true or false"}[v.Kind()]
+	kind := map[reflect.Kind]string{
+		reflect.String: "text", reflect.Int: "a whole number",
+		reflect.Float64: "a number", reflect.Bool: "true or false",
+	}[v.Kind()]
 	if kind == "" {
 		panic(fmt.Sprintf("labfile: no decoding for %s at %s", v.Type(), path)) // a bug in the structs of this package
 	}

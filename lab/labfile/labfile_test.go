@@ -129,8 +129,10 @@ func TestBad(t *testing.T) {
 		{"debian: {sites: [a]}", "debian: {sites: [a], kernel: x}", `lab.yaml:22: images.debian.kernel: "x": this image is built in`},
 		{"host: a1", "host: a9", `lab.yaml:24: guests[0].host: "a9": unknown host, want one of a1, b1`},
 		{"image: sheep", "image: shep", `lab.yaml:24: guests[0].image: "shep": unknown image, want sheep, debian or one of debian, tool`},
-		{"host: b1, image: tool, memory: 512MiB, segment: blue, address: 10.50.0.12, disk: {copy: true}", "host: b1, image: debian, memory: 512MiB, segment: blue, address: 10.50.0.12",
-			`lab.yaml:25: guests[1].image: "debian": the image is not placed at site b`},
+		{
+			"host: b1, image: tool, memory: 512MiB, segment: blue, address: 10.50.0.12, disk: {copy: true}", "host: b1, image: debian, memory: 512MiB, segment: blue, address: 10.50.0.12",
+			`lab.yaml:25: guests[1].image: "debian": the image is not placed at site b`,
+		},
 		{"memory: 256MiB", "memory: 64MiB", `lab.yaml:24: guests[0].memory: "64 MiB": want at least 96 MiB`},
 		{"memory: 256MiB", "memory: lots", `lab.yaml:24: guests[0].memory: "lots": want a size such as 256MiB`},
 		{"memory: 256MiB", "memory: 256MiB, vcpus: 0", `lab.yaml:24: guests[0].vcpus: "0": want a whole number from 1 to 64`},

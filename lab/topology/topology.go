@@ -191,8 +191,10 @@ func (p *Plan) site(f *labfile.File, s *labfile.Site, ways ways) {
 		}
 		bridge(SegmentBridge(seg.Name), own)
 		if len(remotes) > 0 {
-			edge.VXLANs = append(edge.VXLANs, VXLAN{Name: "vx-" + seg.Name, Bridge: SegmentBridge(seg.Name),
-				VNI: firstVNI + i, Local: router, Remotes: remotes})
+			edge.VXLANs = append(edge.VXLANs, VXLAN{
+				Name: "vx-" + seg.Name, Bridge: SegmentBridge(seg.Name),
+				VNI: firstVNI + i, Local: router, Remotes: remotes,
+			})
 		}
 	}
 	for _, other := range f.Sites {
@@ -238,8 +240,10 @@ func (p *Plan) clients(f *labfile.File) {
 			seg := f.Segment(c.Segment)
 			bridge, subnet, router = SegmentBridge(c.Segment), seg.Subnet, seg.Gateway.Addr
 		}
-		p.Nodes = append(p.Nodes, Node{Name: c.Name, Role: Client, Site: c.Site, Address: c.Address.Addr,
-			Routes: []Route{{To: defaultRoute, Via: router}}})
+		p.Nodes = append(p.Nodes, Node{
+			Name: c.Name, Role: Client, Site: c.Site, Address: c.Address.Addr,
+			Routes: []Route{{To: defaultRoute, Via: router}},
+		})
 		p.Cables = append(p.Cables, Cable{
 			A: Port{Node: labfile.EdgeName(c.Site), Interface: "cl-" + c.Name, Bridge: bridge},
 			B: Port{Node: c.Name, Interface: clientPort, Address: within(c.Address.Addr, subnet)},
