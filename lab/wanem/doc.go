@@ -17,9 +17,9 @@
 // the second sleeps on a timer until the first frame kept is due and writes
 // it. Both rest in the runtime's poller, the timer being a timerfd, because
 // the runtime's own timers are up to a millisecond late in a process at rest.
-// Measured against one thread per direction in ppoll(2), this needs half the
-// CPU (blocking system calls keep the runtime's monitor thread awake) and is
-// nearer to the set delay (poll's timeout has a slack of up to 0.5 %).
+// One thread per direction in ppoll(2) was tried first and used more CPU, by
+// single runs on a machine with other load; its timeout, too, has a slack that
+// grows with the delay (0.1 %, 0.5 % for niced processes).
 //
 // The rate is a virtual serialisation clock: a frame begins when the one
 // before it has ended, whenever the goroutine happens to run, so a late
@@ -55,9 +55,10 @@
 // A full queue drops at its tail, segment by segment. The other way, to stop
 // reading the TAP, was refused: the device's own ring then holds thousands of
 // packets of 64 KiB, which is neither bounded in bytes nor visible here, and it
-// too drops at its tail, whole packets at a time.
+// too drops at its tail, whole packets at a time. This was reasoned, not
+// measured.
 //
-// Packets that come without offload cost a read and a write each, 20 µs
+// Packets that come without offload cost a read and a write each, about 20 µs
 // together with what the receiving kernel does inside the write: full rates
 // need senders that offload, as kernels and virtio guests do.
 //
