@@ -296,7 +296,7 @@ func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*drover
 			return nil, drover.E(drover.Unknown, "finish move "+ref.move, err)
 		}
 		a.closeArrival(ref.move)
-		a.log.Info("guest runs here", "move", ref.move, "vm", ref.vm)
+		a.log.Info("guest runs here", "move", ref.move, "vm", ref.vm, "resumed", resumed, "took", resumed.Sub(began))
 		return &droverv1.FinishResponse{Running: true, Cookie: confirm, ResumedUnixNanos: unixNanos(resumed)}, nil
 	}
 	a.log.Error("received guest could not be run", "move", ref.move, "vm", ref.vm, "err", err)

@@ -375,6 +375,7 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 		// Canceled at the last moment at which that is still possible.
 		return context.Cause(ctx)
 	}
+	performed := a.clock()
 	stopped := a.observer.stopped(f.ref.vm, f.began)
 	err := a.journal.update(f.ref.move, "given-up", func(r *record) error {
 		if err := r.fence(f.ref); err != nil {
@@ -392,11 +393,16 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	// of this agent, changes anything.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishLimit)
 	defer cancel()
+	gaveUp := a.clock()
 	resp, err := f.peer.Finish(ctx, &droverv1.FinishRequest{Ref: f.ref.proto(), Token: f.token, Cookie: cookie})
 	if err != nil {
 		f.log.Warn("no answer to the switchover; asking again", "err", err)
 		return peerError(ctx, err)
 	}
+	answered := a.clock()
+	// Where the pause goes, by this host's clock.
+	f.log.Info("switchover", "running", resp.GetRunning(), "stopped", stopped, "flush", performed.Sub(stopped),
+		"journal", gaveUp.Sub(performed), "finish", answered.Sub(gaveUp), "resumed", fromUnixNanos(resp.GetResumedUnixNanos()))
 	work, end := context.WithTimeout(context.WithoutCancel(ctx), concludeLimit)
 	defer end()
 	if !resp.GetRunning() {
