@@ -167,6 +167,10 @@ func sysctls(n *topology.Node) []node.Sysctl {
 		// A guest that moved must be believed when it says so.
 		{Key: "net/ipv4/conf/default/arp_accept", Value: "1"},
 		{Key: "net/bridge/bridge-nf-call-iptables", Value: "0", Optional: true},
+		// Room for one TCP stream over a long fat link: 16 MiB are 1.3 Gbit/s at
+		// 100 ms. Linux stops at 4 MiB sent unless told.
+		{Key: "net/ipv4/tcp_wmem", Value: "4096 16384 16777216"},
+		{Key: "net/ipv4/tcp_rmem", Value: "4096 131072 16777216"},
 	}
 }
 

@@ -109,6 +109,10 @@ func runWAN(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// A link that gets no processor time is slower than it was set to be.
+	if err := wanem.RaisePriority(); err != nil {
+		log.Warn("the emulator keeps its priority", "err", err)
+	}
 	var links []*wanem.Link
 	defer func() {
 		for _, l := range links {
