@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -91,8 +90,8 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 			f.WireBytes, werr = carried(b.wire, after)
 		}
 	}
-	perr := t.stopProbes(ctx, m, t.probersOf(m, b), &f)
-	return f, errors.Join(werr, perr)
+	t.stopProbes(ctx, m, t.probersOf(m, b), &f)
+	return f, werr
 }
 
 // carried is what all links have carried in between. Counters that began
@@ -248,10 +247,9 @@ func (t *truth) target(ctx context.Context, m drover.Move) *drover.ProbeTarget {
 
 // stopProbes ends the move's probes, once clients are answered again, and
 // takes over what the client saw that had it worst.
-func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *drover.Figures) error {
+func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *drover.Figures) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	var faults []error
 	target := t.target(ctx, m)
 	for _, a := range at {
 		wg.Go(func() {
@@ -263,18 +261,18 @@ func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *d
 				t.s.log.DebugContext(ctx, "agent tells of no probe", "host", a.Name, "move", m.Name, "error", err)
 				return
 			}
+			if fault := r.GetResult().GetFault(); fault != "" {
+				// What it saw is still the most that a client can have seen.
+				t.s.log.WarnContext(ctx, "a probe doubts its own figures", "host", a.Name, "move", m.Name, "fault", fault)
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			if fault := r.GetResult().GetFault(); fault != "" {
-				faults = append(faults, fmt.Errorf("probe at %s: %s", a.Name, fault))
-			}
 			if r.GetFound() {
 				worst(f, r.GetResult())
 			}
 		})
 	}
 	wg.Wait()
-	return errors.Join(faults...)
 }
 
 // recovered returns when the VM answers the agent's clients again, or when

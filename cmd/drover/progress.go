@@ -63,6 +63,9 @@ func (p *progressLine) draw() {
 	if p.last.State.Final() {
 		return // the result says it
 	}
+	if p.last.State == drover.MoveRunning && currentStep(p.last) == "" && !allDone(p.last) {
+		return // between two steps
+	}
 	text := progressText(p.last, p.now())
 	if p.terminal {
 		if w := p.width(); w > 1 && len(text) >= w {
@@ -73,7 +76,7 @@ func (p *progressLine) draw() {
 		return
 	}
 	key := string(p.last.State) + "/" + currentStep(p.last)
-	if g := p.last.Progress; g != nil {
+	if g := p.last.Progress; g != nil && g.Phase != "" {
 		key += "/" + g.Phase
 	}
 	if key == p.key && p.now().Sub(p.at) < plainEvery {
@@ -114,6 +117,17 @@ func currentStep(m drover.Move) string {
 	return ""
 }
 
+// allDone reports whether every step has been done, so that only measuring is
+// left.
+func allDone(m drover.Move) bool {
+	for _, s := range m.Steps {
+		if s.State != drover.StepDone {
+			return false
+		}
+	}
+	return len(m.Steps) > 0
+}
+
 // progressText is one line: step, phase, bytes, rate, ETA, elapsed. The parts
 // that are not known are left out.
 func progressText(m drover.Move, now time.Time) string {
@@ -129,6 +143,8 @@ func progressText(m drover.Move, now time.Time) string {
 		add(step)
 	case m.State == drover.MovePending:
 		add("waiting for its turn")
+	case allDone(m):
+		add("waiting until clients are answered again")
 	default:
 		add(string(m.State))
 	}

@@ -27,6 +27,9 @@ func TestProgressLine(t *testing.T) {
 		{"a step without progress", running("verify", nil), "verify  elapsed 12 s"},
 		{"progress of the step before", running("verify", memory), "verify  elapsed 12 s"},
 		{"waiting", drover.Move{State: drover.MovePending, Created: begun}, "waiting for its turn  elapsed 12 s"},
+		{"after the last step", drover.Move{
+			State: drover.MoveRunning, Created: begun, Steps: []drover.StepRecord{{Name: "release", State: drover.StepDone}},
+		}, "waiting until clients are answered again  elapsed 12 s"},
 		{"on the way back", drover.Move{
 			State: drover.MoveUndoing, Created: begun, Fault: "no space",
 			Steps: []drover.StepRecord{{Name: "create-volumes", State: drover.StepUndoing}},
@@ -56,6 +59,8 @@ func TestProgressLine(t *testing.T) {
 	now = now.Add(plainEvery)
 	plain.show(running("transfer", memory))
 	plain.show(running("verify", nil))
+	plain.show(running("verify", &drover.Progress{Step: "verify"}))
+	plain.show(drover.Move{State: drover.MoveRunning, Steps: []drover.StepRecord{{Name: "verify", State: drover.StepDone}, {Name: "release", State: drover.StepPending}}})
 	plain.show(drover.Move{State: drover.MoveDone})
 	if got := strings.Count(out.String(), "\n"); got != 3 {
 		t.Errorf("no terminal: %d lines, want 3:\n%s", got, &out)
