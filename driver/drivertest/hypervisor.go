@@ -42,7 +42,8 @@ type HypervisorHost struct {
 	Crash func(t *testing.T, h driver.Hypervisor)
 	// StopManager kills the host's manager, StartManager starts it again.
 	StopManager, StartManager func(t *testing.T)
-	// CreateDisk makes an empty image.
+	// CreateDisk makes an empty image, and the one below it, with the same
+	// content on each host, where the disk has a backing image.
 	CreateDisk func(t *testing.T, vm drover.VM, disk drover.Disk)
 	// MarkDisks gives the disks of a VM that is defined and off a content that
 	// VerifyDisks knows again.
@@ -67,8 +68,10 @@ func Hypervisor(t *testing.T, setup HypervisorSetup) {
 		{"Concurrent", testConcurrent},
 		{"Canceled", testCanceled},
 		{"Migrate", testMigrate},
+		{"MigrateTopOnly", testMigrateTopOnly},
 		{"BeginRefused", testBeginRefused},
 		{"PrepareRefused", testPrepareRefused},
+		{"PrepareCanceled", testPrepareCanceled},
 		{"Abandon", testAbandon},
 		{"PerformFails", testPerformFails},
 		{"PerformCanceledInMemory", testPerformCanceledInMemory},

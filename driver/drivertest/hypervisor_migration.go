@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"testing"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -159,6 +160,28 @@ func testMigrate(t *testing.T, f *fixture) {
 	f.a, f.b = f.b, f.a
 }
 
+func testMigrateTopOnly(t *testing.T, f *fixture) {
+	ctx := t.Context()
+	f.disk.Backing = []drover.Backing{{Path: f.DiskFolder + "/golden.qcow2", Format: "qcow2"}}
+	f.run(t, true)
+	tr := f.finishes(t)
+	succeed(t, tr.out.Confirm(ctx, tr.finish, true))
+	f.wantMoved(t)
+	vm, err := f.b.VM(ctx, f.vm.Name)
+	succeed(t, err)
+	if len(vm.Disks) != 1 || len(vm.Disks[0].Backing) != 1 || vm.Disks[0].Backing[0].Path != f.disk.Backing[0].Path {
+		t.Errorf("at its destination the vm has disks %+v, want one above %s", vm.Disks, f.disk.Backing[0].Path)
+	}
+	if f.Stall == nil {
+		// What is below stays out of the bytes: it is larger than all else.
+		if sent := tr.route.disk.sent.Load(); sent == 0 || sent > int64(f.disk.VirtualBytes)/2 {
+			t.Errorf("%d bytes of disks were sent, want those of the top image only", sent)
+		}
+	}
+	succeed(t, f.b.Destroy(ctx, f.vm.Name))
+	f.Hosts[1].VerifyDisks(t, f.vm)
+}
+
 func testBeginRefused(t *testing.T, f *fixture) {
 	ctx := t.Context()
 	_, err := f.a.Define(ctx, f.Define(t, f.vm))
@@ -189,6 +212,24 @@ func testPrepareRefused(t *testing.T, f *fixture) {
 	failAs(t, err, drover.Exists)
 	wantState(t, f.b, f.vm.Name, drover.VMOff) // the other one, untouched
 	succeed(t, f.b.Undefine(ctx, f.vm.Name))
+	succeed(t, out.Close())
+	f.wantStays(t)
+}
+
+func testPrepareCanceled(t *testing.T, f *fixture) {
+	f.run(t, false)
+	r := newRoute(t)
+	out, err := f.a.Begin(t.Context(), f.vm.Name, r.source(f.vm, false))
+	succeed(t, err)
+	for _, after := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(t.Context(), after)
+		in, err := f.b.Prepare(ctx, r.destination(f.vm, false), out.Offer())
+		cancel()
+		if err == nil { // it was quicker
+			succeed(t, in.Close())
+		}
+		wantGone(t, f.b, f.vm.Name)
+	}
 	succeed(t, out.Close())
 	f.wantStays(t)
 }

@@ -44,6 +44,7 @@ func (r *route) spec(vm drover.VM, side string, copyDisks bool) driver.Migration
 	if copyDisks {
 		for _, disk := range vm.Disks {
 			spec.CopyDisks = append(spec.CopyDisks, disk.Target)
+			spec.TopOnly = len(disk.Backing) > 0
 		}
 	}
 	return spec

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/driver/libvirt"
 )
@@ -184,6 +185,16 @@ func (h *testHost) open(t *testing.T) driver.Hypervisor {
 // image is where a disk of the host is, seen from outside.
 func (h *testHost) image(path string) string {
 	return filepath.Join(h.folder, "lib/images", filepath.Base(path))
+}
+
+// alone are qemu-io's arguments for opening a disk's top image without what is
+// below it, whose path means something else outside of the host.
+func (h *testHost) alone(disk drover.Disk) []string {
+	options := fmt.Sprintf("driver=%s,file.filename=%s", disk.Format, h.image(disk.Path))
+	if len(disk.Backing) > 0 {
+		options += ",backing=" // none
+	}
+	return []string{"--image-opts", options}
 }
 
 // testLog writes a logger's lines to the test's.

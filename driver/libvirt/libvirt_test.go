@@ -38,21 +38,57 @@ func TestConformance(t *testing.T) {
 			StopManager:  h.kill,
 			StartManager: h.start,
 			CreateDisk: func(t *testing.T, _ drover.VM, disk drover.Disk) {
-				run(t, "qemu-img", "create", "-q", "-f", disk.Format, h.image(disk.Path), "16M")
+				args := []string{"create", "-q", "-f", disk.Format}
+				for _, below := range disk.Backing {
+					run(t, "qemu-img", "create", "-q", "-f", below.Format, h.image(below.Path), "16M")
+					run(t, "qemu-io", "-c", "write -P 0x77 5M 9M", h.image(below.Path))
+					args = append(args, "-u", "-b", below.Path, "-F", below.Format)
+				}
+				run(t, "qemu-img", append(args, h.image(disk.Path), "16M")...)
 			},
 			MarkDisks: func(t *testing.T, vm drover.VM) {
 				for _, disk := range vm.Disks {
-					run(t, "qemu-io", "-c", "write -P 0xa5 1M 4M", "-c", "write -P 0x5a 15M 512k", h.image(disk.Path))
+					run(t, "qemu-io", append(h.alone(disk), "-c", "write -P 0xa5 1M 4M", "-c", "write -P 0x5a 15M 512k")...)
 				}
 			},
 			VerifyDisks: func(t *testing.T, vm drover.VM) {
 				for _, disk := range vm.Disks {
-					run(t, "qemu-io", "-c", "read -P 0 0 1M", "-c", "read -P 0xa5 1M 4M", "-c", "read -P 0x5a 15M 512k", h.image(disk.Path))
+					run(t, "qemu-io", append(h.alone(disk), "-c", "read -P 0 0 1M", "-c", "read -P 0xa5 1M 4M", "-c", "read -P 0x5a 15M 512k")...)
+					for _, below := range disk.Backing {
+						run(t, "qemu-img", "rebase", "-u", "-b", h.image(below.Path), "-F", below.Format, h.image(disk.Path))
+						run(t, "qemu-io", "-c", "read -P 0x77 5M 9M", "-c", "read -P 0xa5 1M 4M", h.image(disk.Path))
+					}
 				}
 			},
 		}
 	}
 	drivertest.Hypervisor(t, setup)
+	t.Run("CPUModels", func(t *testing.T) { testCPUModels(t, setup) })
+}
+
+// testCPUModels asks a real libvirt about CPU models under emulation.
+func testCPUModels(t *testing.T, setup drivertest.HypervisorSetup) {
+	h := setup.Hosts[0].Open(t)
+	defer h.Close()
+	source, err := h.Host(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for model, want := range map[string]bool{
+		"qemu64": true, "Nehalem": true, "Sapphire-Rapids": false, "No-Such-CPU": false,
+	} {
+		vm := setup.VM
+		vm.Name, vm.UUID, vm.CPU = "cpu", "d3000000-0000-4000-8000-000000000001", model
+		checks, err := h.Compatible(t.Context(), define(t, vm), source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range checks {
+			if c.Name == "cpu" && c.OK != want {
+				t.Errorf("%s: %+v, want ok %v", model, c, want)
+			}
+		}
+	}
 }
 
 // crash closes the driver's sockets under it, which is all that libvirtd sees

@@ -72,8 +72,10 @@ func (h *Hypervisor) Begin(ctx context.Context, name string, spec driver.Migrati
 		h.fleet.serial++
 		cookie := fmt.Sprintf("out-%d", h.fleet.serial)
 		spec.Name = name
-		o = &outgoing{h: h, g: g, spec: spec, ended: make(chan struct{}), began: h.fleet.clock(),
-			offer: driver.Offer{Definition: NewDefinition(g.vm), Cookie: []byte(cookie)}}
+		o = &outgoing{
+			h: h, g: g, spec: spec, ended: make(chan struct{}), began: h.fleet.clock(),
+			offer: driver.Offer{Definition: NewDefinition(g.vm), Cookie: []byte(cookie)},
+		}
 		g.sending = o
 		h.fleet.sending[cookie] = o
 		return nil

@@ -41,7 +41,8 @@ func testVM() drover.VM {
 func must(t interface {
 	Helper()
 	Fatal(...any)
-}, err error) {
+}, err error,
+) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
