@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,7 +99,12 @@ func tryKVM(ctx context.Context, kernel, initrd string) (bool, error) {
 	if initrd != "" {
 		args = append(args, "-initrd", initrd)
 	}
+	// A hung trial must not outlive this process, whatever ends it. The kernel
+	// ties that to the thread which starts the process, so it has to stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd := exec.CommandContext(ctx, qemuBinary, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return false, err

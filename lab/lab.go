@@ -361,8 +361,8 @@ func inNetwork(pid int, f func() error) error {
 
 // poll calls f every interval until it returns nil, ctx ends or limit has
 // passed; the error then says what f said last.
-func poll(ctx context.Context, interval, limit time.Duration, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+func poll(parent context.Context, interval, limit time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -373,6 +373,9 @@ func poll(ctx context.Context, interval, limit time.Duration, f func(context.Con
 		}
 		select {
 		case <-ctx.Done():
+			if parent.Err() != nil {
+				return parent.Err()
+			}
 			return fmt.Errorf("not within %s: %w", limit, err)
 		case <-tick.C:
 		}

@@ -83,7 +83,7 @@ func Up(ctx context.Context, o Options, f *labfile.File) (l *Lab, err error) {
 		o.Log.Info("start failed, taking the lab down", "lab", l.Name)
 		kind := drover.KindOf(err)
 		if ctx.Err() != nil {
-			kind = drover.Canceled
+			kind, err = drover.Canceled, fmt.Errorf("interrupted: %w", ctx.Err())
 		}
 		return nil, drover.E(kind, op, errors.Join(l.explain(err), remove(undo, o, dir)))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -94,6 +95,7 @@ func WANMain(args []string) int {
 
 func runWAN(args []string) error {
 	fs := flag.NewFlagSet(WANSubcommand, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // the error says it
 	dir := fs.String("lab", "", "folder of the lab")
 	if err := fs.Parse(args); err != nil {
 		return err

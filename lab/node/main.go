@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -27,6 +28,7 @@ func Main(args []string) int {
 
 func run(args []string) error {
 	fs := flag.NewFlagSet(Subcommand, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // the error says it
 	lab := fs.String("lab", "", "folder of the lab that the node belongs to")
 	name := fs.String("node", "", "name of the node")
 	if err := fs.Parse(args); err != nil {
