@@ -20,14 +20,21 @@ func TestEveryActionCrosses(t *testing.T) {
 		Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 1, BackingPath: "/b", BackingFormat: "raw", TopOnly: true, AllocatedBytes: 2,
 	}}
 	all := []executor.Action{
-		executor.Reserve{Target: true, MemoryBytes: 1}, executor.Release{Target: true},
-		executor.CreateVolumes{Disks: disks}, executor.DeleteVolumes{},
+		executor.Reserve{Target: true, MemoryBytes: 1},
+		executor.Release{Target: true},
+		executor.CreateVolumes{Disks: disks},
+		executor.DeleteVolumes{},
 		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second},
 		executor.AbortTransfer{PeerAddress: "a", PeerHost: "h"},
-		executor.Shutdown{Grace: time.Second, Force: true}, executor.GiveUp{}, executor.TakeBack{Start: true},
+		executor.Shutdown{Grace: time.Second, Force: true},
+		executor.GiveUp{},
+		executor.TakeBack{Start: true},
 		executor.Copy{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1},
-		executor.Define{Definition: []byte("x")}, executor.Undefine{}, executor.StartVM{},
-		executor.Verify{Running: true}, executor.ReleaseSource{KeepVolumes: true, Disks: disks},
+		executor.Define{Definition: []byte("x")},
+		executor.Undefine{},
+		executor.StartVM{},
+		executor.Verify{Running: true},
+		executor.ReleaseSource{KeepVolumes: true, Disks: disks},
 	}
 	seen := map[string]bool{}
 	for _, a := range all {

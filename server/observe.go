@@ -65,16 +65,6 @@ func (s *Server) took(ctx context.Context, a *agent, r *droverv1.DescribeRespons
 	}
 }
 
-// describe observes an agent's host now.
-func (s *Server) describe(ctx context.Context, a *agent) error {
-	r, err := a.client.Describe(ctx, &droverv1.DescribeRequest{})
-	if err != nil {
-		return err
-	}
-	s.took(ctx, a, r)
-	return nil
-}
-
 // isMoving reports whether a VM has an unfinished move. When that cannot be
 // found out it has: nothing is forgotten then.
 func (s *Server) isMoving(ctx context.Context, uuid string) bool {

@@ -76,15 +76,6 @@ func places(ctx context.Context, c *api.Client) ([]string, error) {
 	return names, nil
 }
 
-func moveNames(ctx context.Context, c *api.Client) ([]string, error) {
-	all, err := fetchMoves(ctx, c)
-	names := make([]string, len(all))
-	for i, m := range all {
-		names[i] = m.Name
-	}
-	return names, err
-}
-
 func unfinishedMoves(ctx context.Context, c *api.Client) ([]string, error) {
 	all, err := fetchMoves(ctx, c)
 	var names []string
