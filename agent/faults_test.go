@@ -132,3 +132,9 @@ func (l *faultyListener) partition(on bool) {
 		l.sever()
 	}
 }
+
+func (l *faultyListener) isCut() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cut
+}

@@ -44,6 +44,10 @@ type world struct {
 	hosts  map[string]*host
 	server *tls.Config
 	log    *slog.Logger
+	// issue makes another certificate; skew is how far the clock of south1 is
+	// ahead, in nanoseconds.
+	issue func(pki.Role, string) *tls.Config
+	skew  atomic.Int64
 	// onPoint is told of every journal write and hypervisor call, in order;
 	// it may kill.
 	mu      sync.Mutex
@@ -83,14 +87,14 @@ func newWorld(t *testing.T) *world {
 	}
 	ca, err := pki.NewCA(filepath.Join(t.TempDir(), "ca"), time.Now())
 	must(t, err)
-	issue := func(role pki.Role, name string) *tls.Config {
+	w.issue = func(role pki.Role, name string) *tls.Config {
 		f, err := ca.Issue(pki.Identity{Role: role, Name: name}, []string{"127.0.0.1"}, t.TempDir(), time.Now())
 		must(t, err)
 		cfg, err := pki.Config(f)
 		must(t, err)
 		return cfg
 	}
-	w.server = issue(pki.Server, "server")
+	w.server = w.issue(pki.Server, "server")
 	w.fleet.SetFault(func(h, op, name string, m memory.Moment) error {
 		if op == "finish" && m == memory.After || op == "start" && m == memory.After {
 			// The guest runs, and its first write is acknowledged to a client:
@@ -110,7 +114,7 @@ func newWorld(t *testing.T) *world {
 	})
 	for _, name := range []string{"north1", "south1"} {
 		w.hosts[name] = &host{
-			w: w, name: name, dir: shortDir(t), address: freeAddress(t), tls: issue(pki.Agent, name),
+			w: w, name: name, dir: shortDir(t), address: freeAddress(t), tls: w.issue(pki.Agent, name),
 			hyp: w.fleet.AddHost(drover.Host{
 				Name: name, UUID: "uuid-" + name, Arch: "x86_64", CPUModel: "qemu64", CPUs: 4, MemoryBytes: 8 * drover.GiB,
 				HypervisorVersion: "10.0.2", ManagerVersion: "11.3.0", Accelerators: []string{"tcg"},
@@ -189,6 +193,12 @@ func (h *host) start() {
 	}
 	a, err := New(Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
+		Clock: func() time.Time {
+			if h.name != "south1" {
+				return time.Now()
+			}
+			return time.Now().Add(time.Duration(h.w.skew.Load()))
+		},
 	}, cfg)
 	must(t, err)
 	a.journal.trace = func(point string) error {
@@ -280,9 +290,13 @@ func (w *world) supervise() {
 
 // run asks for an action once and returns its end.
 func (w *world) run(host, step string, generation int64, action any) (*droverv1.RunResult, error) {
+	return w.runRequest(host, request(step, generation, action))
+}
+
+func (w *world) runRequest(host string, req *droverv1.RunRequest) (*droverv1.RunResult, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	stream, err := w.client(host).Run(ctx, request(step, generation, action))
+	stream, err := w.client(host).Run(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -297,7 +311,7 @@ func (w *world) run(host, step string, generation int64, action any) (*droverv1.
 		return nil, err
 	}
 	if result == nil {
-		return nil, drover.Errorf(drover.Unavailable, step, "the stream ended without a result")
+		return nil, drover.Errorf(drover.Unavailable, req.GetStep(), "the stream ended without a result")
 	}
 	return result, nil
 }

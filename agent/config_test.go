@@ -1,0 +1,56 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/pki"
+)
+
+func goodConfig() Config {
+	return Config{
+		Name: "n1", Site: "north", Listen: "10.1.0.11:7443", Run: "/run/drover", State: "/var/lib/drover",
+		TLS:     pki.Files{CA: "/tls/ca.crt", Cert: "/tls/n1.crt", Key: "/tls/n1.key"},
+		Libvirt: "/run/libvirt/libvirt-sock", Volumes: []string{"/var/lib/libvirt/images"},
+		Edge: &Edge{Links: []EdgeLink{
+			{Name: "north-south", A: "north", B: "south", Counters: "unix:///run/wan.sock"},
+			{Name: "north-west", A: "north", B: "west", Counters: "interface:wan0"},
+		}},
+	}
+}
+
+func TestConfigValidate(t *testing.T) {
+	if err := goodConfig().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Config){
+		`name: "n 1" is not a name`:                                      func(c *Config) { c.Name = "n 1" },
+		`site: "" is not a name`:                                         func(c *Config) { c.Site = "" },
+		`listen: "10.1.0.11" is not`:                                     func(c *Config) { c.Listen = "10.1.0.11" },
+		`listen: "host:7443" is not`:                                     func(c *Config) { c.Listen = "host:7443" },
+		`run: "run" is not an absolute path`:                             func(c *Config) { c.Run = "run" },
+		`run: "/` + strings.Repeat("r", 40) + `" is too long by 2 bytes`: func(c *Config) { c.Run = "/" + strings.Repeat("r", 40) },
+		`state: "" is not an absolute path`:                              func(c *Config) { c.State = "" },
+		`tls.key: "" is not an absolute path`:                            func(c *Config) { c.TLS.Key = "" },
+		`volumes: missing`:                                               func(c *Config) { c.Volumes = nil },
+		`volumes[0]: "images" is not an absolute path`:                   func(c *Config) { c.Volumes = []string{"images"} },
+		`libvirt: missing`:                                               func(c *Config) { c.Libvirt, c.Edge = "", nil },
+		`edge.links[1].name: "north-south" is there twice`:               func(c *Config) { c.Edge.Links[1].Name = "north-south" },
+		`edge.links[0]: a and b are both "north"`:                        func(c *Config) { c.Edge.Links[0].B = "north" },
+		`edge.links[0].counters: "wan0": want`:                           func(c *Config) { c.Edge.Links[0].Counters = "wan0" },
+		`edge.links[0].counters: "interface:../x": want`:                 func(c *Config) { c.Edge.Links[0].Counters = "interface:../x" },
+		`edge.links[0].counters: "unix://wan.sock": want`:                func(c *Config) { c.Edge.Links[0].Counters = "unix://wan.sock" },
+	} {
+		c := goodConfig()
+		change(&c)
+		err := c.Validate()
+		if err == nil || drover.KindOf(err) != drover.Invalid || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("want one line %q, got:\n%v", want, err)
+		}
+	}
+	c := Config{}
+	if lines := strings.Count(c.Validate().Error(), "\n") + 1; lines < 8 {
+		t.Errorf("an empty file has %d faults:\n%v", lines, c.Validate())
+	}
+}
