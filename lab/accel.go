@@ -127,9 +127,12 @@ func trialKey(ctx context.Context, kernel string) string {
 	h := sha256.New()
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	version, _ := exec.CommandContext(ctx, qemuBinary, "--version").Output()
-	fmt.Fprintf(h, "%s\n%s\n%s\n", boot, version, kernel)
-	if info, err := os.Stat(kernel); err == nil {
-		fmt.Fprintf(h, "%d %s\n", info.Size(), info.ModTime())
+	fmt.Fprintf(h, "%s\n%s\n", boot, version)
+	// By content, so that a copy of a kernel is not tried again. A kernel that
+	// cannot be read fails the trial, too.
+	if f, err := os.Open(kernel); err == nil {
+		_, _ = io.Copy(h, f)
+		_ = f.Close()
 	}
 	return fmt.Sprintf("%x", h.Sum(nil)[:8])
 }

@@ -135,7 +135,7 @@ func (l *Lab) makeDisk(ctx context.Context, conn *libvirt.Libvirt, g *labfile.Gu
 			{"qemu-img", "resize", "-q", "-f", "qcow2", "--", path, size},
 		}
 	default:
-		steps[0] = slices.Insert(create, 4, "-b", img.layerPath(0), "-F", img.layers[0].format)
+		steps[0] = slices.Insert(create, 5, "-b", img.layerPath(0), "-F", img.layers[0].format)
 	}
 	for _, args := range steps {
 		cmd, err := l.Command(ctx, g.Host, args...)
