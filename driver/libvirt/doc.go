@@ -27,8 +27,8 @@
 // From libvirt 11.3, src/qemu/qemu_migration.c
 // (qemuMigrationAnyConnectionClosed, qemuMigrationSrcPerformPhase,
 // qemuMigrationDstFinish) and src/qemu/qemu_process.c
-// (qemuProcessRecoverMigrationOut and -In, qemuProcessAutoDestroy); each line
-// was also seen to happen with 11.3.0 and QEMU 10.0.2.
+// (qemuProcessRecoverMigrationOut and -In, qemuProcessAutoDestroy); the
+// conformance suite does it to 11.3.0 and QEMU 10.0.2 on purpose.
 //
 //	side         died in                 then
 //	source       after Begin             the guest runs on, the migration is forgotten

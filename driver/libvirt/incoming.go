@@ -13,6 +13,11 @@ import (
 	"github.com/drover-vm/drover/driver"
 )
 
+// cleanGrace bounds the cleaning up that a failed Prepare or Finish waits for:
+// longer than libvirt needs to end a receiving QEMU, or to be told to; no longer
+// than a paused guest should wait to be given back.
+const cleanGrace = 2 * settleGrace
+
 // incoming is the destination's half. Libvirt destroys the receiving QEMU when
 // its connection closes before Finish.
 type incoming struct {
@@ -87,10 +92,9 @@ func (h *Hypervisor) Prepare(ctx context.Context, spec driver.MigrationSpec, off
 	if err != nil {
 		err = wrap(op, err)
 		h.release(c)
-		if cleanErr := in.clean(ctx); cleanErr != nil {
-			err = errors.Join(err, cleanErr)
-		}
-		return nil, err
+		brief, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanGrace)
+		defer cancel()
+		return nil, errors.Join(err, in.clean(brief))
 	}
 	h.register(spec.Name, in)
 	return in, nil
@@ -136,7 +140,12 @@ func (in *incoming) Finish(ctx context.Context, cookie []byte) ([]byte, error) {
 		return result{cookie, statsOf(job)}, nil
 	})
 	if err != nil {
-		return nil, errors.Join(wrap(op, err), in.discard(ctx))
+		// The guest has not run and nobody will resume it, so the source may
+		// go on: it must not wait for a manager here that is away. What cannot
+		// be cleaned in time is for Close.
+		brief, cancel := context.WithTimeout(ctx, cleanGrace)
+		defer cancel()
+		return nil, errors.Join(wrap(op, err), in.discard(brief))
 	}
 	began := time.Now()
 	if err := in.resume(ctx); err != nil {
@@ -242,7 +251,7 @@ func (in *incoming) end() {
 // not, and takes away a definition that came with the migration. A guest that
 // runs is nobody's leftover and is not touched.
 func (in *incoming) clean(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
 	began := time.Now()
 	for {

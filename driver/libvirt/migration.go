@@ -196,14 +196,16 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // settleGone takes one step towards a VM that does not exist.
-func settleGone(rpc *golibvirt.Libvirt, dom golibvirt.Domain, _ bool) (bool, error) {
+func settleGone(rpc *golibvirt.Libvirt, dom golibvirt.Domain, late bool) (bool, error) {
 	active, err := rpc.DomainIsActive(dom)
 	if err != nil {
 		return false, err
 	}
 	if active != 0 {
-		if busy, err := abortTransfer(rpc, dom); busy || err != nil {
-			return false, err
+		if !late { // killing QEMU ends a transfer that does not abort, too
+			if busy, err := abortTransfer(rpc, dom); busy || err != nil {
+				return false, err
+			}
 		}
 		if err := destroy(rpc, dom); err != nil {
 			return false, err
@@ -271,12 +273,17 @@ func (h *Hypervisor) keepRunning(ctx context.Context, name string) error {
 	began := time.Now()
 	for {
 		done, err := askDomain(ctx, h, "keep running", name, func(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (bool, error) {
-			active, err := rpc.DomainIsActive(dom)
+			state, reason, err := rpc.DomainGetState(dom, 0)
 			if err != nil {
 				return false, err
 			}
-			if active == 0 {
+			switch stateOf(golibvirt.DomainState(state), reason) {
+			case drover.VMOff, drover.VMCrashed:
 				return true, errStopped
+			case drover.VMPaused:
+				if !pausedByMigration(golibvirt.DomainPausedReason(reason)) {
+					return true, nil // somebody else's pause
+				}
 			}
 			return settleResume(rpc, dom, time.Since(began) > settleGrace)
 		})
@@ -292,6 +299,16 @@ func (h *Hypervisor) keepRunning(ctx context.Context, name string) error {
 			return fmt.Errorf("%w (last: %v)", waitErr, err)
 		}
 	}
+}
+
+// pausedByMigration reports whether a failed migration may be why a guest is
+// paused. A user's pause, or an I/O error's, is not the migration's to end.
+func pausedByMigration(reason golibvirt.DomainPausedReason) bool {
+	switch reason {
+	case golibvirt.DomainPausedMigration, golibvirt.DomainPausedUnknown, golibvirt.DomainPausedAPIError:
+		return true
+	}
+	return false
 }
 
 // errStopped says that the guest ended by itself while it was being moved.
