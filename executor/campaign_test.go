@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/executor"
@@ -186,6 +187,38 @@ func TestEveryUndoFailsTwice(t *testing.T) {
 	}
 }
 
+// The pivot passes, but its answer says that it failed, and nobody answers the
+// first questions about it: it is neither undone nor gone on from until somebody
+// does.
+func TestPivotPassesUnheard(t *testing.T) {
+	for name, sc := range moves {
+		if sc.off {
+			continue // nothing happens in its pivot that could go unheard
+		}
+		table, _ := executor.Table(sc.method)
+		pivot := table[table.Pivot()].Name
+		for _, kind := range kinds {
+			for _, after := range []bool{false, true} {
+				name := fmt.Sprintf("%s: %s fails though it passed, settling fails with %v, after %v", name, pivot, kind, after)
+				sc := sc
+				pivotFails := once(1, at(pivot, true), fail(drover.Internal))
+				settleFails := once(2, at("settle-"+pivot, after), fail(kind))
+				sc.fault = func(w *executortest.World, c executortest.Call) error {
+					if err := pivotFails(w, c); err != nil {
+						return err
+					}
+					return settleFails(w, c)
+				}
+				if sc.method == drover.Live && kind == drover.NotFound {
+					wantStuck(t, name, sc, "neither side has the VM")
+					continue
+				}
+				want(t, name, bubble(t, name, sc), drover.MoveDone)
+			}
+		}
+	}
+}
+
 // Every call is made twice, as a retry after a lost answer would: doing and
 // undoing are repeatable.
 func TestEveryAnswerLostOnce(t *testing.T) {
@@ -246,37 +279,51 @@ func TestExecutorDiesAnywhere(t *testing.T) {
 func TestAgentDiesAnywhere(t *testing.T) {
 	for name, sc := range moves {
 		for _, failing := range failings(t, sc) {
+			delays := []time.Duration{0}
+			if failing == "" { // then also in the middle of what it does
+				delays = []time.Duration{0, 50 * time.Millisecond, 150 * time.Millisecond, 350 * time.Millisecond, 450 * time.Millisecond}
+			}
 			for _, host := range []string{"west1", "east1"} {
-				make := func(hit int) scenario {
-					sc := sc
-					forward := once(1, at(failing, false), fail(drover.Internal))
-					var mu sync.Mutex
-					n := 0
-					sc.fault = func(w *executortest.World, c executortest.Call) error {
-						err := forward(w, c)
-						mu.Lock()
-						n++
-						now := n == hit
-						mu.Unlock()
-						if now {
-							w.Crash(host)
-							if c.After {
-								return drover.Errorf(drover.Unavailable, "test", "%s has died", host)
-							}
+				for _, delay := range delays {
+					for hit, more := 1, true; more; hit++ {
+						sc := sc
+						more = false
+						sc.fault = dies(host, failing, hit, delay, &more)
+						name := fmt.Sprintf("%s: %q fails, the agent of %s dies %v after call %d", name, failing, host, delay, hit)
+						if bubble(t, name, sc); t.Failed() {
+							return
 						}
-						return err
-					}
-					return sc
-				}
-				whole := bubble(t, name, make(0))
-				for hit := 1; hit <= whole.points; hit++ {
-					name := fmt.Sprintf("%s: %q fails, the agent of %s dies at call %d", name, failing, host, hit)
-					if bubble(t, name, make(hit)); t.Failed() {
-						return
 					}
 				}
 			}
 		}
+	}
+}
+
+// dies makes a step fail once, and the host's agent die a while after the n-th
+// call of any agent. happened says whether there was one.
+func dies(host, failing string, nth int, delay time.Duration, happened *bool) func(*executortest.World, executortest.Call) error {
+	forward := once(1, at(failing, false), fail(drover.Internal))
+	var mu sync.Mutex
+	n := 0
+	return func(w *executortest.World, c executortest.Call) error {
+		err := forward(w, c)
+		mu.Lock()
+		defer mu.Unlock()
+		n++
+		switch {
+		case n != nth:
+			return err
+		case delay > 0:
+			time.AfterFunc(delay, func() { w.Crash(host) })
+		default:
+			w.Crash(host)
+		}
+		*happened = true
+		if c.After && delay == 0 {
+			return drover.Errorf(drover.Unavailable, "test", "%s has died", host)
+		}
+		return err
 	}
 }
 

@@ -175,7 +175,7 @@ func settleStart(ctx context.Context, s *state, ask asker) (bool, error) {
 	if drover.KindOf(err) != drover.Refused {
 		return false, err
 	}
-	if _, seen := ask(ctx, call{host: host, action: Verify{Running: true}}); seen != nil {
+	if _, seen := ask(ctx, call{host: host, action: Verify{Running: true}, part: "seen"}); seen != nil {
 		return false, fmt.Errorf("%w; nor is it seen running there: %w", err, seen)
 	}
 	return true, nil

@@ -40,6 +40,10 @@ type call struct {
 	// action to run; nil cancels the action of the step named.
 	action Action
 	cancel string
+	// part tells apart two actions of one step on one host: agents know an
+	// action by its name alone, and would answer the second with the result of
+	// the first.
+	part string
 }
 
 // asker makes a call and waits for its end.

@@ -25,7 +25,7 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		}
 		return st.note(noted, n, r)
 	})
-	if stop := w.mustStop(ctx, err); stop != nil {
+	if stop := mustStop(ctx, err); stop != nil {
 		return stop
 	}
 	if err == nil {
@@ -71,7 +71,7 @@ func (w *worker) undo(ctx context.Context, d saga.Decision) error {
 	if st.undo != nil {
 		err = w.each(ctx, d, st.undo(w.now()), func(int, Result) error { return nil })
 	}
-	if stop := w.mustStop(ctx, err); stop != nil {
+	if stop := mustStop(ctx, err); stop != nil {
 		return stop
 	}
 	if err == nil {
@@ -95,14 +95,8 @@ func (w *worker) settle(ctx context.Context, d saga.Decision) error {
 		return err
 	}
 	noted := w.now().clone()
-	passed, err := st.settle(ctx, noted, func(ctx context.Context, c call) (Result, error) {
-		r, err := w.ask(ctx, d, c)
-		if stop := w.mustStop(ctx, err); stop != nil {
-			return r, stop
-		}
-		return r, err
-	})
-	if stop := w.mustStop(ctx, err); stop != nil {
+	passed, err := st.settle(ctx, noted, func(ctx context.Context, c call) (Result, error) { return w.ask(ctx, d, c) })
+	if stop := mustStop(ctx, err); stop != nil {
 		return stop
 	}
 	if err == nil {
@@ -155,6 +149,9 @@ func (w *worker) ask(ctx context.Context, d saga.Decision, c call) (Result, erro
 		return Result{}, w.e.agents.Cancel(ctx, c.host, ref, c.cancel)
 	}
 	name := stepName(d.Verb, w.table[d.Step].Name)
+	if c.part != "" {
+		name += "-" + c.part
+	}
 	var wg sync.WaitGroup
 	answered := make(chan struct{})
 	if d.Verb == saga.Do && d.Step <= w.table.Pivot() {
@@ -244,32 +241,15 @@ func (w *worker) failed(d saga.Decision) {
 }
 
 // mustStop says whether the worker has to let the move go rather than draw a
-// conclusion from err: because its executor is closed, or because another has
-// taken the move up, which is why an agent refuses this one.
-func (w *worker) mustStop(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
+// conclusion from err, because its executor is closed. That another executor
+// has taken the move up, which may be why an agent refuses this one, needs no
+// question: every conclusion is journaled before it is acted upon, and the
+// journal refuses an older generation.
+func mustStop(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
-	case errors.Is(err, errLetGo):
-		return err
-	case drover.KindOf(err) != drover.Refused:
-		return nil
 	}
-	m := w.move()
-	for n := 1; ; n++ {
-		kept, gerr := w.e.journal.Get(ctx, m.Name)
-		switch {
-		case gerr == nil && kept.Move.Generation == m.Generation:
-			return nil
-		case gerr == nil || drover.KindOf(gerr) == drover.NotFound:
-			return errors.Join(errLetGo, err)
-		}
-		if err := w.e.clock.Sleep(ctx, w.e.backoff(n)); err != nil {
-			return err
-		}
-	}
+	return nil
 }
 
 // lost says what has been lost for good, if err means that.

@@ -97,6 +97,11 @@ func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, s
 		w.mu.Unlock()
 		return executor.Result{}, err
 	}
+	if known := fmt.Sprintf("%T", action); j.actions[step] == "" {
+		j.actions[step] = known
+	} else if j.actions[step] != known {
+		w.wrongf("%s is asked for a %s by the name %s, which is a %s", hostName, known, step, j.actions[step])
+	}
 	if r, ok := j.results[step]; ok {
 		w.mu.Unlock()
 		return r, nil
@@ -137,7 +142,7 @@ func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error
 	}
 	j := h.moves[ref.Move]
 	if j == nil {
-		j = &journal{vm: ref.VM, uuid: ref.VMUUID, results: make(map[string]executor.Result)}
+		j = &journal{vm: ref.VM, uuid: ref.VMUUID, results: make(map[string]executor.Result), actions: make(map[string]string)}
 		h.moves[ref.Move] = j
 		j.released = true // until it is reserved; a mere question leaves nothing
 	}

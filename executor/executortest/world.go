@@ -68,7 +68,8 @@ type journal struct {
 	reserved   bool
 	released   bool // nothing of the move is taken up any more
 	results    map[string]executor.Result
-	created    []string // volumes
+	actions    map[string]string // the type of action that a step's name means
+	created    []string          // volumes
 	// Cold: what was found, and taken away.
 	wasRunning *bool
 	kept       *vm
@@ -149,6 +150,19 @@ func (w *World) Destroy(hostName, vmName string) {
 	for _, j := range h.moves {
 		if j.vm == vmName {
 			j.kept = nil
+		}
+	}
+}
+
+// Rename gives a move another name in every agent's journal, so that a record
+// from elsewhere can be carried on here.
+func (w *World) Rename(from, to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.hosts {
+		if j := h.moves[from]; j != nil {
+			delete(h.moves, from)
+			h.moves[to] = j
 		}
 	}
 }
