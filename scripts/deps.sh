@@ -8,7 +8,7 @@ set -euo pipefail
 
 backports=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
 main=(iproute2 iputils-ping iperf3 util-linux nftables bind9-dnsutils jq socat procps
-  debootstrap e2fsprogs zstd postgresql-client postgresql-contrib redis-tools curl)
+  debootstrap e2fsprogs zstd postgresql-client postgresql-contrib redis-tools debian-archive-keyring)
 
 missing() {
   local p
@@ -49,6 +49,8 @@ apt-get update -q >&2
 if [ -n "$need_backports" ] && ! apt-cache policy | grep -q 'a=stable-backports,n=bookworm-backports\|n=bookworm-backports'; then
   # The suite is added to the mirror and key that this machine already uses.
   read -r uri key < <(apt-get indextargets --format '$(REPO_URI) $(SIGNED_BY)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+  # Where a source names no key, apt leaves the field as it was asked for.
+  case ${key:-} in '$('*) key= ;; esac
   if [ -z "${uri:-}" ]; then
     echo "deps: no Debian bookworm source is configured for apt; add one, then run again" >&2
     exit 1
@@ -58,13 +60,15 @@ if [ -n "$need_backports" ] && ! apt-cache policy | grep -q 'a=stable-backports,
     echo "URIs: $uri"
     echo "Suites: bookworm-backports"
     echo "Components: main"
-    [ -n "${key:-}" ] && echo "Signed-By: $key"
+    if [ -n "${key:-}" ]; then echo "Signed-By: $key"; fi
   } >/etc/apt/sources.list.d/drover-backports.sources
   apt-get update -q >&2
 fi
-if [ -n "$need_backports" ]; then
-  apt-get install -y -q --no-install-recommends -t bookworm-backports "${backports[@]}" >&2
-fi
+# The distribution's own come first: backports would otherwise bring newer
+# libraries than they can be installed with.
 if [ -n "$need_main" ]; then
   apt-get install -y -q --no-install-recommends "${main[@]}" >&2
+fi
+if [ -n "$need_backports" ]; then
+  apt-get install -y -q --no-install-recommends -t bookworm-backports "${backports[@]}" >&2
 fi
