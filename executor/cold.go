@@ -87,6 +87,9 @@ func giveUp() step {
 			return []call{{host: s.Request.From.Host, action: GiveUp{}}}
 		},
 		note: func(s *state, _ int, r Result) error {
+			if len(r.Definition) > maxDefinitionBytes {
+				return drover.Errorf(drover.Invalid, "give-up", "the VM's definition has %d bytes: want at most %d", len(r.Definition), maxDefinitionBytes)
+			}
 			if len(r.Definition) > 0 {
 				s.Definition = r.Definition
 			}

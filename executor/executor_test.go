@@ -109,6 +109,7 @@ func TestRequestValidate(t *testing.T) {
 		`from "west"`:             func(r *executor.Request) { r.From.Host = "" },
 		`to "": want`:             func(r *executor.Request) { r.To = drover.Place{} },
 		"same host":               func(r *executor.Request) { r.To.Host = r.From.Host },
+		"definition of 262145 by": func(r *executor.Request) { r.Definition = make([]byte, 256<<10+1) },
 		"from_address":            func(r *executor.Request) { r.FromAddress = "" },
 		"to_address":              func(r *executor.Request) { r.ToAddress = "" },
 		"bandwidth_bps -1":        func(r *executor.Request) { r.Bandwidth = -1 },
@@ -287,6 +288,25 @@ func TestPivotIsAskedWithoutEnd(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An agent's error may be a whole log: the move shows its beginning, on one line.
+func TestFaultIsBrief(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, executor.Config{}, "west1", "east1")
+		r := nth(0, "west", "east")
+		s.world.AddVM(r.VM)
+		s.world.SetFault(func(c executortest.Call) error {
+			if c.Step == "create-volumes" {
+				return drover.Errorf(drover.Internal, "test", "%s", strings.Repeat("line ☂\n", 1<<18))
+			}
+			return nil
+		})
+		m := s.end(t, s.start(t, r).Name)
+		if m.State != drover.MoveUndone || len(m.Fault) > 1200 || !strings.HasPrefix(m.Fault, "create-volumes: test: line ☂ line") || strings.Contains(m.Fault, "\n") {
+			t.Errorf("the move is %s: %.100q… (%d bytes)", m.State, m.Fault, len(m.Fault))
+		}
+	})
 }
 
 // What no retry can mend ends stuck, and says what is lost.

@@ -246,10 +246,11 @@ func (l *life) live(ctx context.Context, r executor.Request) (m drover.Move, end
 		}
 		time.Sleep(time.Second)
 	}
+	name := m.Name
 	wg.Go(func() {
 		select {
 		case <-l.cancel:
-			_ = l.exec.Cancel(ctx, m.Name) // refused when it comes too late
+			_ = l.exec.Cancel(ctx, name) // refused when it comes too late
 		case <-ctx.Done():
 		}
 	})

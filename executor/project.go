@@ -74,7 +74,7 @@ func fault(s *state, st drover.MoveState) string {
 	parts := make([]string, 0, 2)
 	for _, p := range []string{s.Cause, s.Trouble} {
 		if p != "" {
-			parts = append(parts, strings.ReplaceAll(p, "\n", "; "))
+			parts = append(parts, p)
 		}
 	}
 	return strings.Join(parts, "; ")

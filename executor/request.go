@@ -47,6 +47,11 @@ type Request struct {
 // services 90 s to stop.
 const DefaultShutdownGrace = 2 * time.Minute
 
+// maxDefinitionBytes bounds a VM's definition. Those of VMs with hundreds of
+// devices stay below it, and it may stand in a record twice (see
+// store.MaxRecordBytes; in base 64 it takes a third more).
+const maxDefinitionBytes = 256 << 10
+
 // Validate reports whether the request can be carried out at all. The error's
 // kind is drover.Invalid and names the field; or drover.Refused when the
 // method does not suit the VM's state.
@@ -68,6 +73,8 @@ func (r Request) Validate() error {
 		return bad("from_address is missing: want the source agent's ip:port")
 	case r.ToAddress == "":
 		return bad("to_address is missing: want the destination agent's ip:port")
+	case len(r.Definition) > maxDefinitionBytes:
+		return bad("definition of %d bytes: want at most %d", len(r.Definition), maxDefinitionBytes)
 	case r.Bandwidth < 0:
 		return bad("bandwidth_bps %d: want 0 (unlimited) or more", int64(r.Bandwidth))
 	case r.MaxPause < 0:

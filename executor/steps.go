@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/drover-vm/drover"
@@ -265,7 +266,7 @@ func (w *worker) giveUp(ctx context.Context, d saga.Decision, why string, err er
 	w.log.ErrorContext(ctx, "move is stuck", "step", w.table[d.Step].Name, "why", why, "error", err)
 	return w.apply(ctx, saga.Event{What: saga.GiveUp, Reason: why}, func(s *state, rec *store.Record) {
 		s.Trouble = ""
-		s.Cause = fmt.Sprintf("%s: %v", why, err)
+		s.Cause = fmt.Sprintf("%s: %s", why, brief(err))
 		rec.Move.Steps = withFault(rec.Move.Steps, d.Step, err)
 	})
 }
@@ -276,7 +277,7 @@ func (w *worker) trouble(ctx context.Context, d saga.Decision, what saga.What, e
 	step := w.table[d.Step].Name
 	w.log.WarnContext(ctx, "step has not succeeded", "step", step, "verb", d.Verb, "taken as", what, "attempt", w.try.times, "error", err)
 	return w.apply(ctx, saga.Event{What: what, Step: d.Step}, func(s *state, rec *store.Record) {
-		line := fmt.Sprintf("%s: %v", stepName(d.Verb, step), err)
+		line := fmt.Sprintf("%s: %s", stepName(d.Verb, step), brief(err))
 		cause := cause || what == saga.Fail && s.Journal.Pivot == saga.Unknown
 		switch {
 		case cause && s.Cause == "":
@@ -290,6 +291,19 @@ func (w *worker) trouble(ctx context.Context, d saga.Decision, what saga.What, e
 
 func withFault(steps []drover.StepRecord, i int, err error) []drover.StepRecord {
 	steps = slices.Clone(steps)
-	steps[i].Fault = err.Error()
+	steps[i].Fault = brief(err)
 	return steps
+}
+
+// maxFaultBytes bounds an error's text in a record: an agent may pass on a
+// whole log, and a person reads one line.
+const maxFaultBytes = 1024
+
+// brief returns the error's text on one line, cut where it is too long.
+func brief(err error) string {
+	s := strings.Join(strings.Fields(err.Error()), " ")
+	if len(s) > maxFaultBytes {
+		s = strings.ToValidUTF8(s[:maxFaultBytes], "") + "…"
+	}
+	return s
 }
