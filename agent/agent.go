@@ -96,6 +96,7 @@ type Agent struct {
 	observer *observer
 	probes   *probes
 	locks    locks
+	calls    calls
 	incoming incomings
 	resolver *resolver
 }
@@ -213,6 +214,8 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	// Jobs end first: their last words to the peer need its answers, not ours.
 	a.jobs.wait()
 	a.resolver.settled()
+	// A Finish that is under way comes to its end, whoever stops.
+	a.calls.stop()
 	_ = server.Close()
 	err := group.Wait()
 	a.closeIncoming()
@@ -264,6 +267,32 @@ func (l *locks) lock(ctx context.Context, move string) (unlock func(), err error
 			return nil, drover.E(drover.Unavailable, "move "+move, fmt.Errorf("another call is at work on it: %w", ctx.Err()))
 		}
 	}
+}
+
+// calls counts the peers' calls that must not be cut off in the middle.
+type calls struct {
+	mu       sync.Mutex
+	stopping bool
+	group    sync.WaitGroup
+}
+
+// enter admits a call, unless the agent is stopping.
+func (c *calls) enter() (leave func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopping {
+		return nil, drover.E(drover.Unavailable, "", errStopping)
+	}
+	c.group.Add(1)
+	return c.group.Done, nil
+}
+
+// stop admits no more and waits for those that are in.
+func (c *calls) stop() {
+	c.mu.Lock()
+	c.stopping = true
+	c.mu.Unlock()
+	c.group.Wait()
 }
 
 // randomBytes fills b; crypto/rand does not fail.

@@ -15,7 +15,6 @@ import (
 type coldStep struct {
 	host, step string
 	do, undo   any
-	undoHost   string
 }
 
 func (w *world) coldSteps() []coldStep {

@@ -48,13 +48,27 @@ func (a *Agent) decide(ctx context.Context, move string) (inRecord, error) {
 		}
 		return a.decide(ctx, move)
 	case inRejected:
-		if err := a.hyp.Settle(ctx, r.VM, driver.SettleGone); err != nil {
+		if err := a.removeRejected(ctx, r); err != nil {
 			return inRecord{}, err
 		}
 		return a.endArrival(move, inRefused, r.In.Fault)
 	default:
 		return *r.In, nil
 	}
+}
+
+// removeRejected makes sure that a rejected guest is not here.
+func (a *Agent) removeRejected(ctx context.Context, r *record) error {
+	vm, err := a.hyp.VM(ctx, r.VM)
+	switch {
+	case err != nil && drover.KindOf(err) == drover.NotFound:
+		return nil
+	case err != nil:
+		return err
+	case vm.UUID != r.VMUUID:
+		return nil // another VM, made by hand meanwhile
+	}
+	return a.hyp.Settle(ctx, r.VM, driver.SettleGone)
 }
 
 // mayHaveRun reports whether an accepted guest was made persistent here. The

@@ -77,12 +77,21 @@ func (a peerService) peerCall(ctx context.Context, p *droverv1.MoveRef) (ref mov
 	if ref, err = checkRef(p); err != nil {
 		return ref, "", nil, err
 	}
+	leave, err := a.calls.enter()
+	if err != nil {
+		return ref, "", nil, err
+	}
+	defer func() {
+		if err != nil {
+			leave()
+		}
+	}()
 	id, ok := api.Caller(ctx)
 	if !ok {
 		return ref, "", nil, drover.Errorf(drover.Denied, "move "+ref.move, "the caller is not known")
 	}
-	unlock, err = a.locks.lock(ctx, ref.move)
-	return ref, id.Name, unlock, err
+	free, err := a.locks.lock(ctx, ref.move)
+	return ref, id.Name, func() { free(); leave() }, err
 }
 
 // bind refuses every agent but the one at the move's other end, which its
@@ -160,7 +169,7 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 		if err := a.sockets.make(ref.move); err != nil {
 			return nil, err
 		}
-		spec := migrationSpec(ref.vm, a.sockets, ref.move, req.GetDisks(), 0, time.Duration(req.GetMaxPauseMillis())*time.Millisecond)
+		spec := migrationSpec(ref.vm, a.sockets, ref.move, req.GetDisks(), time.Duration(req.GetMaxPauseMillis())*time.Millisecond)
 		in, err := a.hyp.Prepare(ctx, spec, driver.Offer{Definition: req.GetDefinition(), Cookie: req.GetCookie()})
 		if err != nil {
 			return nil, err
@@ -218,7 +227,8 @@ func (a *Agent) removeReceived(ctx context.Context, r *record) error {
 	case err != nil:
 		return err
 	case vm.Persistent || vm.UUID != r.VMUUID:
-		return drover.Errorf(drover.Exists, "remove what was received", "vm %s here is another one", r.VM)
+		a.log.Warn("nothing received is left, but another vm of that name is here", "move", r.Move, "vm", r.VM)
+		return nil
 	}
 	return a.hyp.Settle(ctx, r.VM, driver.SettleGone)
 }

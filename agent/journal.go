@@ -158,8 +158,9 @@ type stone struct {
 	Generation int64     `json:"generation"`
 	VMUUID     string    `json:"vm_uuid"`
 	Released   time.Time `json:"released"`
-	// Accepted says that the VM came here by this move.
+	// Accepted says that the VM came here by this move, Moved that it went.
 	Accepted bool `json:"accepted,omitempty"`
+	Moved    bool `json:"moved,omitempty"`
 }
 
 func readStone(tx *bbolt.Tx, name string) (*stone, error) {
@@ -199,7 +200,7 @@ func (j *journal) release(name string, s stone) error {
 		}
 		if old != nil {
 			s.Generation = max(s.Generation, old.Generation)
-			s.Accepted = s.Accepted || old.Accepted
+			s.Accepted, s.Moved = s.Accepted || old.Accepted, s.Moved || old.Moved
 		}
 		raw, err := json.Marshal(s)
 		if err != nil {

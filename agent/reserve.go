@@ -147,7 +147,7 @@ func (a *Agent) release(ctx context.Context, _ *job, ref moveRef, _ *droverv1.Re
 		if r.Target {
 			s.Accepted, err = a.releaseTarget(ctx, r)
 		} else {
-			err = a.releasable(ctx, r)
+			s.Moved, err = a.releaseSourceRecord(ctx, r)
 		}
 		if err != nil {
 			return nil, err
@@ -183,21 +183,19 @@ func (a *Agent) releaseTarget(ctx context.Context, r *record) (arrived bool, err
 	return false, a.removeVolumes(ctx, r)
 }
 
-// releasable refuses to forget a source whose VM depends on the record.
-func (a *Agent) releasable(ctx context.Context, r *record) error {
+// releaseSourceRecord refuses to forget a source whose VM depends on the
+// record, and reports whether it has moved.
+func (a *Agent) releaseSourceRecord(ctx context.Context, r *record) (moved bool, err error) {
 	if r.Out != nil {
-		switch r.Out.State {
-		case outBegun, outGivenUp, outAccepted:
-			if _, err := a.resolver.wait(ctx, r.Move, settleWait); err != nil {
-				return err
-			}
+		if moved, err = a.resolver.wait(ctx, r.Move, settleWait); err != nil {
+			return false, err
 		}
 	}
 	if r.GivenUp {
-		return drover.Errorf(drover.Refused, "release move "+r.Move,
+		return false, drover.Errorf(drover.Refused, "release move "+r.Move,
 			"the definition of vm %s is only in this agent's journal: take it back or release the source first", r.VM)
 	}
-	return nil
+	return moved, nil
 }
 
 // sweepJobs drops what is left of jobs whose move is not there: a crash between

@@ -283,6 +283,15 @@ func (a *Agent) abortTransfer(ctx context.Context, _ *job, ref moveRef, _ *drove
 			return a.outcome(ref.move, err)
 		}
 	}
+	if r == nil {
+		s, err := a.journal.stone(ref.move)
+		if err != nil {
+			return nil, err
+		}
+		if s != nil && s.Moved {
+			return &droverv1.RunResult{Moved: true}, nil
+		}
+	}
 	vm, err := a.hyp.VM(ctx, ref.vm)
 	switch {
 	case err != nil:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -138,8 +139,8 @@ func (a *Agent) sourceRecord(ref moveRef) (*record, error) {
 }
 
 func checkPeer(address, host string) error {
-	if address == "" {
-		return drover.Errorf(drover.Invalid, "peer_address", "missing: want IP:PORT of the agent at the other end")
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return drover.Errorf(drover.Invalid, "peer_address", "%q: want IP:PORT of the agent at the other end", address)
 	}
 	return drover.CheckName("peer_host", host)
 }
@@ -206,18 +207,17 @@ func (f *flight) close() {
 }
 
 func (f *flight) spec(disks []*droverv1.DiskPlan) driver.MigrationSpec {
-	return migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks,
-		drover.BitRate(f.msg.GetBandwidthBps()), time.Duration(f.msg.GetMaxPauseMillis())*time.Millisecond)
+	return migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, time.Duration(f.msg.GetMaxPauseMillis())*time.Millisecond)
 }
 
 // migrationSpec is the same on both ends but for the sockets. Only the top is
 // copied if that holds for every disk: the hypervisors know no mixture. The
-// bandwidth is left to the data path, which shares it between memory and
-// disks.
-func migrationSpec(vm string, s sockets, move string, disks []*droverv1.DiskPlan, rate drover.BitRate, pause time.Duration) driver.MigrationSpec {
+// hypervisor's own bandwidth is unlimited: the data path limits memory and disks
+// together, and by holding them back lets the hypervisor measure what there is.
+func migrationSpec(vm string, s sockets, move string, disks []*droverv1.DiskPlan, pause time.Duration) driver.MigrationSpec {
 	spec := driver.MigrationSpec{
 		Name: vm, MemorySocket: s.memory(move), DiskSocket: s.disk(move),
-		Bandwidth: rate, MaxPause: pause, TopOnly: len(disks) > 0,
+		MaxPause: pause, TopOnly: len(disks) > 0,
 	}
 	for _, d := range disks {
 		spec.CopyDisks = append(spec.CopyDisks, d.GetTarget())

@@ -237,7 +237,9 @@ func (h *host) kill() {
 	listen.sever()
 	_ = listen.Close()
 	// Its calls to others end with it, too.
+	l.agent.peers.mu.Lock()
 	l.agent.peers.tls = &tls.Config{}
+	l.agent.peers.mu.Unlock()
 	l.cancel()
 }
 
