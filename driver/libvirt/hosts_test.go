@@ -33,7 +33,7 @@ mount --bind $1/run /run
 mount --bind $1/etc /etc/libvirt
 mount --bind $1/lib /var/lib/libvirt
 mount --bind $1/log /var/log/libvirt
-mount --bind $1/cache /var/cache/libvirt
+mount --bind $3 /var/cache/libvirt
 mount -t proc proc /proc
 hostname $2
 ip link set lo up
@@ -62,9 +62,11 @@ type testHost struct {
 	answers      *bufio.Reader
 }
 
-// newTestHost starts one; it ends with the test, and with the test's process
-// however that ends: process 1 of a namespace takes all others with it.
-func newTestHost(t *testing.T, name, uuid string) *testHost {
+// newTestHost starts one. Cache is the folder where libvirtd keeps what it has
+// learnt of QEMU, which takes it seconds; hosts may share it. The host ends
+// with the test, and with the test's process however that ends: process 1 of a
+// namespace takes all others with it.
+func newTestHost(t *testing.T, name, uuid, cache string) *testHost {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Fatal("this test starts libvirtd in namespaces and needs root")
@@ -84,7 +86,7 @@ func newTestHost(t *testing.T, name, uuid string) *testHost {
 			t.Error(err)
 		}
 	})
-	for _, sub := range []string{"run", "etc", "lib/images", "log", "cache"} {
+	for _, sub := range []string{"run", "etc", "lib/images", "log"} {
 		if err := os.MkdirAll(filepath.Join(folder, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +99,7 @@ func newTestHost(t *testing.T, name, uuid string) *testHost {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("/bin/bash", "-c", hostScript, "host", folder, name)
+	cmd := exec.Command("/bin/bash", "-c", hostScript, "host", folder, name, cache)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWUTS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC,
 		Pdeathsig:  syscall.SIGKILL,

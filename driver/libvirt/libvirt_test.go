@@ -29,8 +29,9 @@ func TestConformance(t *testing.T) {
 		Define:     define,
 		DiskFolder: diskFolder,
 	}
+	cache := t.TempDir()
 	for i, uuid := range []string{"d2000000-0000-4000-8000-00000000000a", "d2000000-0000-4000-8000-00000000000b"} {
-		h := newTestHost(t, string("ab"[i]), uuid)
+		h := newTestHost(t, string("ab"[i]), uuid, cache)
 		setup.Hosts[i] = drivertest.HypervisorHost{
 			Name:         h.name,
 			Open:         h.open,
