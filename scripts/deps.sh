@@ -6,8 +6,8 @@
 # corrupts guests that run without KVM when they are moved live.
 set -euo pipefail
 
-backports=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
-main=(iproute2 iputils-ping iperf3 util-linux nftables bind9-dnsutils jq socat procps
+backports=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-storage libvirt-clients)
+main=(iproute2 dnsmasq-base iputils-ping iperf3 util-linux nftables bind9-dnsutils jq socat procps
   debootstrap e2fsprogs zstd postgresql-client postgresql-contrib redis-tools debian-archive-keyring)
 
 missing() {
