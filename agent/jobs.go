@@ -87,7 +87,7 @@ func (js *jobs) start(ctx context.Context) {
 func (js *jobs) wait() { js.group.Wait() }
 
 // find returns the job that is running, or whose kept result answers, or
-// starts one. kept says whether a result may be answered again.
+// starts one.
 func (js *jobs) find(key jobKey, generation int64, k kind, do action) (*job, error) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
@@ -120,8 +120,11 @@ func (js *jobs) find(key jobKey, generation int64, k kind, do action) (*job, err
 	}
 	// Before it begins: an action that a crash interrupts must be known.
 	began := js.clock()
-	if err := js.journal.putJob(key, jobRecord{State: jobRunning, Generation: generation, Began: began}, k.forgets...); err != nil {
-		return nil, err
+	if !k.fresh {
+		rec := jobRecord{State: jobRunning, Generation: generation, Began: began}
+		if err := js.journal.putJob(key, rec, k.forgets...); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithCancelCause(js.ctx)
 	j := &job{
@@ -167,8 +170,7 @@ func (js *jobs) carryOut(ctx context.Context, j *job, generation int64, began ti
 		}
 		rec.Result, err = proto.Marshal(j.result)
 	}
-	// Release has forgotten the move, with this job.
-	if !k.forgetsMove || err != nil {
+	if !k.fresh {
 		if jerr := js.journal.putJob(j.key, rec); jerr != nil && err == nil {
 			err = jerr
 		}

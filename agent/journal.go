@@ -289,7 +289,8 @@ func (j *journal) job(k jobKey) (*jobRecord, error) {
 }
 
 // putJob writes a job's state; forget are kinds whose kept results of the same
-// move no longer hold.
+// move no longer hold. Of a job that has ended without its move being known
+// here (any more) nothing is kept.
 func (j *journal) putJob(k jobKey, r jobRecord, forget ...string) error {
 	return j.write("job "+r.State+" "+k.kind, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(jobsBucket)
@@ -297,6 +298,9 @@ func (j *journal) putJob(k jobKey, r jobRecord, forget ...string) error {
 			if err := dropKinds(b, k.move, forget); err != nil {
 				return err
 			}
+		}
+		if r.State != jobRunning && tx.Bucket(movesBucket).Get([]byte(k.move)) == nil {
+			return b.Delete(k.bytes())
 		}
 		raw, err := json.Marshal(r)
 		if err != nil {

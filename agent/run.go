@@ -17,8 +17,6 @@ type kind struct {
 	undo bool
 	// fresh actions only read: no result is kept, and they run beside others.
 	fresh bool
-	// forgetsMove: nothing of the move is left in the journal after it.
-	forgetsMove bool
 	// free actions need no reservation.
 	free bool
 	// forgets are the kinds whose kept results no longer hold once this one
@@ -28,7 +26,7 @@ type kind struct {
 
 var kinds = map[string]kind{
 	"reserve":        {free: true},
-	"release":        {undo: true, forgetsMove: true, free: true},
+	"release":        {undo: true, free: true},
 	"create-volumes": {forgets: []string{"delete-volumes"}},
 	"delete-volumes": {undo: true, free: true, forgets: []string{"create-volumes", "copy"}},
 	"transfer":       {forgets: []string{"abort-transfer"}},

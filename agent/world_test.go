@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.uber.org/goleak"
 
 	"github.com/drover-vm/drover"
@@ -420,6 +421,13 @@ func (w *world) checkOnce(at string) {
 		if len(records) != 0 {
 			t.Errorf("host %s: %d moves are left in the journal", name, len(records))
 		}
+		err = h.current().agent.journal.db.View(func(tx *bbolt.Tx) error {
+			if n := tx.Bucket(jobsBucket).Inspect().KeyN; n != 0 {
+				t.Errorf("host %s: %d jobs are left in the journal", name, n)
+			}
+			return nil
+		})
+		must(t, err)
 		left, _ := filepath.Glob(filepath.Join(h.dir, "run", "s", "*"))
 		if len(left) != 0 {
 			t.Errorf("host %s: sockets are left: %v", name, left)
