@@ -228,15 +228,19 @@ func (a *Agent) undefine(ctx context.Context, _ *job, ref moveRef, _ *droverv1.U
 		return nil, err
 	}
 	r, err := a.journal.move(ref.move)
-	if err != nil || r == nil || !r.Target || !r.Defined {
-		return resultNow(), err
+	if err != nil {
+		return nil, err
 	}
 	vm, err := a.vmHere(ctx, ref)
 	switch {
 	case err != nil && drover.KindOf(err) != drover.NotFound:
 		return nil, err
 	case err == nil && (vm.State == drover.VMRunning || vm.State == drover.VMPaused):
+		// Whatever the journal says, or has lost: the caller must not start it
+		// elsewhere.
 		return nil, drover.Errorf(drover.Refused, op, "it is %s here", vm.State)
+	case r == nil || !r.Target || !r.Defined:
+		return resultNow(), nil
 	case err == nil && r.Started:
 		// Starting it was interrupted, or it has powered off since: its disks
 		// here may hold writes that the source's do not. Forward is the way.

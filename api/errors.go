@@ -157,7 +157,7 @@ func from(who string, err error) error {
 	case connect.IsWireError(ce):
 		op, kind = who, kindOfCode(ce.Code())
 	default:
-		op, kind, text = who, transportKind(ce.Code()), transportText(ce)
+		op, kind, text = who, transportKind(ce), transportText(ce)
 	}
 	if text == "" {
 		return &drover.Error{Kind: kind, Op: op}
@@ -183,9 +183,15 @@ func faultOf(ce *connect.Error) (drover.Kind, string, bool) {
 // transportKind is the kind of an error that this side made because the other
 // did not answer properly. connect calls a connection that breaks inside a
 // message "invalid argument", at its border "internal", elsewhere "unknown":
-// to a caller all of them are a peer that went away.
-func transportKind(c connect.Code) drover.Kind {
-	switch c {
+// to a caller all of them are a peer that went away. It also calls a reset
+// connection (EPIPE, ECONNRESET) "canceled"; only a context says that truly.
+func transportKind(ce *connect.Error) drover.Kind {
+	switch c := ce.Code(); c {
+	case connect.CodeCanceled:
+		if errors.Is(ce, context.Canceled) {
+			return drover.Canceled
+		}
+		return drover.Unavailable
 	case connect.CodeInternal, connect.CodeInvalidArgument, connect.CodeUnknown:
 		return drover.Unavailable
 	default:

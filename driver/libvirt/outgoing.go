@@ -159,8 +159,18 @@ func (o *outgoing) transfer(ctx context.Context, prepared []byte) ([]byte, error
 		})
 	})
 	helpers.Go(func() {
+		var mirrors mirrorWatch
 		for pause(sampling, sampleInterval) == nil {
-			_, _ = o.sample(sampling)
+			s, err := o.sample(sampling)
+			if err != nil || !mirrors.stalled(time.Now(), s) {
+				continue
+			}
+			o.log.InfoContext(ctx, "the disks do not come into step: the guest's writes now wait for both ends",
+				"left", s.DiskRemainingBytes)
+			if err := o.blockWrites(sampling); err != nil {
+				// The transfer goes on; it may still find its moment.
+				o.log.WarnContext(ctx, "guest writes do not wait", "err", err)
+			}
 		}
 	})
 	select {

@@ -125,14 +125,15 @@ func guestOf(t *testing.T, l *trial.Lab, vm string) *control.Client {
 	return g
 }
 
-// work is what guests do while they are moved.
-func work(t *testing.T, ctx context.Context, guest *control.Client) *trial.Load {
+// work is what guests do while they are moved: dirty memory at the given rate
+// in bytes per second, and write to their disk.
+func work(t *testing.T, ctx context.Context, guest *control.Client, dirty int64) *trial.Load {
 	t.Helper()
 	if err := trial.WaitHealthy(ctx, guest); err != nil {
 		t.Fatal(err)
 	}
 	load, err := trial.StartLoad(ctx, guest,
-		control.Memory{WorkingSetBytes: 32 << 20, RateBytesPerS: 10e6, Compressible: 0.5},
+		control.Memory{WorkingSetBytes: 32 << 20, RateBytesPerS: dirty, Compressible: 0.5},
 		control.Disk{RateBytesPerS: 400e3})
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +184,7 @@ func opposite(t *testing.T, ctx context.Context, vm string) (drover.VM, drover.P
 func TestLiveMoveKeepsSessionsAndWrites(t *testing.T) {
 	ctx := timeout(t, 3*time.Minute)
 	guest := guestOf(t, shared, "sheep1")
-	load := work(t, ctx, guest)
+	load := work(t, ctx, guest, 10e6)
 	_, to := opposite(t, ctx, "sheep1")
 	m, err := shared.Move(ctx, "sheep1", to.String(), "--method", "live")
 	if err != nil {
@@ -214,7 +215,7 @@ func TestLiveMoveKeepsSessionsAndWrites(t *testing.T) {
 func TestColdMoveKeepsWrites(t *testing.T) {
 	ctx := timeout(t, 4*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
-	load := work(t, ctx, guest)
+	load := work(t, ctx, guest, 10e6)
 	time.Sleep(2 * time.Second) // some writes to lose
 	_, to := opposite(t, ctx, "sheep2")
 	m, err := shared.Move(ctx, "sheep2", to.String(), "--method", "cold")

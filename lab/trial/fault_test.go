@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/lab/trial"
 )
 
 // TestFaultsInTheMiddle breaks something while a move is under way. However
@@ -40,10 +39,11 @@ func TestFaultsInTheMiddle(t *testing.T) {
 			ctx := timeout(t, 4*time.Minute)
 			vm := map[drover.Method]string{drover.Live: "sheep1", drover.Cold: "sheep2"}[tt.method]
 			guest := guestOf(t, shared, vm)
-			load := work(t, ctx, guest)
+			// Well below the bandwidth of the move, which would never end else.
+			load := work(t, ctx, guest, 1e6)
 			v, to := opposite(t, ctx, vm)
 			var m drover.Move
-			if err := shared.Drover(ctx, &m, "move", vm, "--to", to.String(), "--method", string(tt.method), "--detach", "--bandwidth", "40Mbit"); err != nil {
+			if err := shared.Drover(ctx, &m, "move", vm, "--to", to.String(), "--method", string(tt.method), "--detach", "--bandwidth", "80Mbit"); err != nil {
 				t.Fatal(err)
 			}
 			reach(t, ctx, m.Name, tt.phase)
@@ -109,7 +109,7 @@ func TestTwentyMoves(t *testing.T) {
 	}
 	ctx := timeout(t, time.Duration(times)*2*time.Minute)
 	guest := guestOf(t, shared, "sheep1")
-	load := work(t, ctx, guest)
+	load := work(t, ctx, guest, 10e6)
 	for i := range times {
 		_, to := opposite(t, ctx, "sheep1")
 		m, err := shared.Move(ctx, "sheep1", to.String(), "--method", "live")
@@ -126,5 +126,3 @@ func TestTwentyMoves(t *testing.T) {
 	}
 	intact(t, ctx, guest, load)
 }
-
-var _ = trial.Up

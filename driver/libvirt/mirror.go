@@ -1,0 +1,100 @@
+package libvirt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
+)
+
+// mirrorPatience is how long the disks' mirrors may fail to come nearer to
+// their end before guest writes are made to wait for them.
+const mirrorPatience = 2 * time.Second
+
+// mirrorWatch notices that the copying of the disks does not end. QEMU's mirror
+// is in step only at a moment at which nothing is dirty or in flight; over a
+// WAN, a guest that writes a block every few milliseconds leaves no such moment,
+// however small its writes are.
+type mirrorWatch struct {
+	least    drover.Bytes // least that was ever left
+	since    time.Time    // when that was
+	blocking bool
+}
+
+// stalled reports, once, that the mirrors need help.
+func (w *mirrorWatch) stalled(now time.Time, s driver.MigrationStats) bool {
+	switch {
+	case w.blocking || s.Phase != "disk" || s.DiskTotalBytes == 0:
+		return false
+	case w.since.IsZero() || s.DiskRemainingBytes < w.least:
+		w.least, w.since = s.DiskRemainingBytes, now
+		return false
+	case now.Sub(w.since) < mirrorPatience:
+		return false
+	}
+	w.blocking = true
+	return true
+}
+
+// blockWrites has QEMU pass the guest's writes to both ends before they are
+// acknowledged, for the disks that are being mirrored (QMP block-job-change,
+// QEMU 8.2 and later; qapi/block-core.json). The mirrors end then, at the price
+// of a round trip for each write from here to the switchover.
+func (o *outgoing) blockWrites(ctx context.Context) error {
+	var jobs []struct {
+		Device string `json:"device"`
+		Type   string `json:"type"`
+	}
+	if err := o.monitor(ctx, &jobs, "query-block-jobs", nil); err != nil {
+		return err
+	}
+	var errs []error
+	for _, j := range jobs {
+		if j.Type != "mirror" {
+			continue
+		}
+		errs = append(errs, o.monitor(ctx, nil, "block-job-change", map[string]any{
+			"id": j.Device, "type": "mirror", "copy-mode": "write-blocking",
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// monitor carries out one QMP command and decodes its return value.
+func (o *outgoing) monitor(ctx context.Context, out any, command string, arguments map[string]any) error {
+	request, err := json.Marshal(struct {
+		Execute   string         `json:"execute"`
+		Arguments map[string]any `json:"arguments,omitempty"`
+	}{command, arguments})
+	if err != nil {
+		return err
+	}
+	reply, err := ask(ctx, o.h, command+" "+o.spec.Name, func(rpc *golibvirt.Libvirt) (string, error) {
+		return rpc.QEMUDomainMonitorCommand(o.dom, string(request), 0)
+	})
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		Return json.RawMessage `json:"return"`
+		Error  *struct {
+			Desc string `json:"desc"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(reply), &answer); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	if answer.Error != nil {
+		return fmt.Errorf("%s: %s", command, answer.Error.Desc)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.Unmarshal(answer.Return, out)
+}
