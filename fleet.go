@@ -31,7 +31,8 @@ type Host struct {
 	Accelerators      []string `json:"accelerators,omitempty"`       // "kvm", "tcg"
 	Machines          []string `json:"machines,omitempty"`           // canonical machine types
 	Networks          []string `json:"networks,omitempty"`           // bridges and libvirt networks a NIC can attach to
-	// Edge is true for a site edge, which runs no VMs.
+	// Edge is true for an agent without a hypervisor: a site's edge, or a
+	// machine that only probes.
 	Edge bool `json:"edge,omitempty"`
 	// Up is false when the agent did not answer; LastSeen is when it last did.
 	Up       bool      `json:"up"`

@@ -139,7 +139,7 @@ func newHostsCommand(a *app) *cobra.Command {
 			case !h.Up:
 				state = "down"
 			case h.Edge:
-				state = "up (edge)"
+				state = "up, no VMs"
 			}
 			var cpus string
 			if h.CPUs > 0 {

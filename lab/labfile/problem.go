@@ -31,10 +31,21 @@ func (p Problem) String() string {
 		b.WriteString(": " + p.Field)
 	}
 	if p.Value != "" {
-		fmt.Fprintf(&b, ": %q", p.Value)
+		fmt.Fprintf(&b, ": %q", clip(p.Value))
 	}
 	b.WriteString(": " + p.Want)
 	return b.String()
+}
+
+// longestValue is how much of a value a line shows: a file that is no lab file
+// may be one value from end to end.
+const longestValue = 60
+
+func clip(s string) string {
+	if r := []rune(s); len(r) > longestValue {
+		return string(r[:longestValue]) + "…"
+	}
+	return s
 }
 
 // Problems is everything wrong with a lab file, in the order of its lines.
