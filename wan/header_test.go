@@ -60,9 +60,13 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzFrame(f *testing.F) {
 	for _, c := range []copyFrame{
-		{kind: frameBegin, length: 1 << 30}, {kind: frameData, off: 4096, length: 512, checksum: 7},
-		{kind: frameZero, off: 1 << 20, length: 1 << 40}, {kind: frameEnd, digest: [32]byte{1}},
-		{kind: frameVerified, length: 5}, {kind: frameDone}, {kind: frameFailed, text: "no space"},
+		{kind: frameBegin, length: 1 << 30},
+		{kind: frameData, off: 4096, length: 512, checksum: 7},
+		{kind: frameZero, off: 1 << 20, length: 1 << 40},
+		{kind: frameEnd, digest: [32]byte{1}},
+		{kind: frameVerified, length: 5},
+		{kind: frameDone},
+		{kind: frameFailed, text: "no space"},
 	} {
 		f.Add(c.head())
 	}

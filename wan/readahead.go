@@ -22,7 +22,8 @@ type piece struct {
 // take returns. Data that turns out to be all zeros is given as zeros when
 // fold is set.
 func readAll(ctx context.Context, from io.ReaderAt, fold bool,
-	produce func(ctx context.Context, yield func(run) bool) error, take func(*piece) error) error {
+	produce func(ctx context.Context, yield func(run) bool) error, take func(*piece) error,
+) error {
 	group, ctx := errgroup.WithContext(ctx)
 	order := make(chan *piece, readAhead)
 	work := make(chan *piece)

@@ -30,10 +30,12 @@ func TestAgentFile(t *testing.T) {
 		change func(string) string
 		want   []string
 	}{
-		"unknown key":   {func(s string) string { return s + "volume: /x\n" }, []string{`agent.yaml:13: unknown field "volume"`}},
-		"wrong type":    {func(s string) string { return strings.Replace(s, "probe: true", "probe: maybe", 1) }, []string{"agent.yaml:12: "}},
-		"not YAML":      {func(string) string { return "name: [\n" }, []string{"agent.yaml:"}},
-		"two faults":    {func(s string) string { return strings.NewReplacer("listen: 127.0.0.1:0", "listen: 7443", "site: north", "site: a/b").Replace(s) }, []string{`agent.yaml: site: "a/b" is not a name`, `agent.yaml: listen: "7443" is not an address`}},
+		"unknown key": {func(s string) string { return s + "volume: /x\n" }, []string{`agent.yaml:13: unknown field "volume"`}},
+		"wrong type":  {func(s string) string { return strings.Replace(s, "probe: true", "probe: maybe", 1) }, []string{"agent.yaml:12: "}},
+		"not YAML":    {func(string) string { return "name: [\n" }, []string{"agent.yaml:"}},
+		"two faults": {func(s string) string {
+			return strings.NewReplacer("listen: 127.0.0.1:0", "listen: 7443", "site: north", "site: a/b").Replace(s)
+		}, []string{`agent.yaml: site: "a/b" is not a name`, `agent.yaml: listen: "7443" is not an address`}},
 		"no such cert":  {func(s string) string { return s }, []string{"agent.yaml: tls.ca: "}},
 		"missing paths": {func(s string) string { return strings.Replace(s, "volumes: [/var/lib/libvirt/images]", "", 1) }, []string{"agent.yaml: volumes: missing"}},
 	} {

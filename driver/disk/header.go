@@ -129,10 +129,18 @@ func (h *header) parse(f io.ReaderAt, known string) error {
 
 // foreign are the magic numbers of files that are easily taken for raw images.
 var foreign = []struct{ magic, name string }{
-	{"KDMV", "a VMDK image"}, {"COWD", "a VMDK image"}, {"# Disk DescriptorFile", "a VMDK description"},
-	{"vhdxfile", "a VHDX image"}, {"conectix", "a VHD image"}, {"<<< ", "a VDI image"},
-	{"QED\x00", "a QED image"}, {"\x1f\x8b", "gzip-compressed"}, {"\xfd7zXZ\x00", "xz-compressed"},
-	{"\x28\xb5\x2f\xfd", "zstd-compressed"}, {"PK\x03\x04", "a ZIP archive"}, {"\x7fELF", "a program"},
+	{"KDMV", "a VMDK image"},
+	{"COWD", "a VMDK image"},
+	{"# Disk DescriptorFile", "a VMDK description"},
+	{"vhdxfile", "a VHDX image"},
+	{"conectix", "a VHD image"},
+	{"<<< ", "a VDI image"},
+	{"QED\x00", "a QED image"},
+	{"\x1f\x8b", "gzip-compressed"},
+	{"\xfd7zXZ\x00", "xz-compressed"},
+	{"\x28\xb5\x2f\xfd", "zstd-compressed"},
+	{"PK\x03\x04", "a ZIP archive"},
+	{"\x7fELF", "a program"},
 }
 
 // sniff decides the format of a file that begins with start, unless format is

@@ -46,7 +46,8 @@ func newIDCache(log *slog.Logger, dir string) *idCache {
 // when it is not known. It is kept if the key is the same afterwards and was
 // settled, which current says, to begin with.
 func (c *idCache) get(ctx context.Context, current func() (key cacheKey, settled bool, err error),
-	compute func() (driver.ContentID, error)) (driver.ContentID, error) {
+	compute func() (driver.ContentID, error),
+) (driver.ContentID, error) {
 	for {
 		key, settled, err := current()
 		if err != nil {
@@ -79,7 +80,8 @@ func (c *idCache) get(ctx context.Context, current func() (key cacheKey, settled
 }
 
 func (c *idCache) fill(key cacheKey, settled bool, current func() (cacheKey, bool, error),
-	compute func() (driver.ContentID, error)) (driver.ContentID, error) {
+	compute func() (driver.ContentID, error),
+) (driver.ContentID, error) {
 	if settled {
 		if id, ok := c.load(key); ok {
 			c.remember(key, id)

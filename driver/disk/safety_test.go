@@ -220,7 +220,11 @@ func TestSweep(t *testing.T) {
 
 func TestConfig(t *testing.T) {
 	for _, c := range []Config{
-		{}, {Dirs: []string{"images"}}, {Dirs: []string{"/"}}, {Dirs: []string{"/a/../b"}}, {Dirs: []string{"/a/"}},
+		{},
+		{Dirs: []string{"images"}},
+		{Dirs: []string{"/"}},
+		{Dirs: []string{"/a/../b"}},
+		{Dirs: []string{"/a/"}},
 		{Dirs: []string{"/a"}, RunDir: "/" + strings.Repeat("x", 60)},
 	} {
 		if _, err := New(slog.New(slog.DiscardHandler), c); drover.KindOf(err) != drover.Invalid {

@@ -175,8 +175,10 @@ func volumesBackingChain(t *testing.T, setup VolumesSetup) {
 	listed(t, v, path[:2]...)
 
 	larger := filepath.Join(dir, "larger.qcow2")
-	noError(t, v.Create(t.Context(), driver.VolumeSpec{Path: larger, Format: "qcow2", VirtualBytes: 2 * testBytes,
-		Backing: drover.Backing{Path: path[1], Format: "qcow2"}}))
+	noError(t, v.Create(t.Context(), driver.VolumeSpec{
+		Path: larger, Format: "qcow2", VirtualBytes: 2 * testBytes,
+		Backing: drover.Backing{Path: path[1], Format: "qcow2"},
+	}))
 	sameBytes(t, content(t, v, larger), append(append([]byte(nil), want[1]...), make([]byte, testBytes)...))
 }
 

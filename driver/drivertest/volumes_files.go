@@ -142,12 +142,18 @@ func volumesBadSpecs(t *testing.T, setup VolumesSetup) {
 		"odd size":       {Path: top, Format: "raw", VirtualBytes: testBytes + 1},
 		"huge size":      {Path: top, Format: "qcow2", VirtualBytes: 1 << 62},
 		"raw backed":     {Path: top, Format: "raw", VirtualBytes: testBytes, Backing: base},
-		"backing format missing": {Path: top, Format: "qcow2", VirtualBytes: testBytes,
-			Backing: drover.Backing{Path: base.Path}},
-		"backing format wrong": {Path: top, Format: "qcow2", VirtualBytes: testBytes,
-			Backing: drover.Backing{Path: base.Path, Format: "qcow2"}},
-		"backing size wrong": {Path: top, Format: "qcow2", VirtualBytes: testBytes,
-			Backing: drover.Backing{Path: base.Path, Format: "raw", VirtualBytes: testBytes / 2}},
+		"backing format missing": {
+			Path: top, Format: "qcow2", VirtualBytes: testBytes,
+			Backing: drover.Backing{Path: base.Path},
+		},
+		"backing format wrong": {
+			Path: top, Format: "qcow2", VirtualBytes: testBytes,
+			Backing: drover.Backing{Path: base.Path, Format: "qcow2"},
+		},
+		"backing size wrong": {
+			Path: top, Format: "qcow2", VirtualBytes: testBytes,
+			Backing: drover.Backing{Path: base.Path, Format: "raw", VirtualBytes: testBytes / 2},
+		},
 		"qcow2 named raw": {Path: top + ".raw", Format: "qcow2", VirtualBytes: testBytes},
 		"raw named qcow2": {Path: top + ".qcow2", Format: "raw", VirtualBytes: testBytes},
 	} {

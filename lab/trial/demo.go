@@ -42,11 +42,15 @@ func Demo(ctx context.Context, bin string, out, log io.Writer) (err error) {
 	for _, d := range []demoMove{
 		{
 			"sheep1", "live, while it dirties 10 MB/s of memory and writes to its disk, under open client sessions",
-			drover.Live, control.Memory{WorkingSetBytes: 32 << 20, RateBytesPerS: 10e6, Compressible: 0.5}, control.Disk{RateBytesPerS: 400e3},
+			drover.Live,
+			control.Memory{WorkingSetBytes: 32 << 20, RateBytesPerS: 10e6, Compressible: 0.5},
+			control.Disk{RateBytesPerS: 400e3},
 		},
 		{
 			"sheep2", "cold: shut down, copied, compared, started",
-			drover.Cold, control.Memory{}, control.Disk{RateBytesPerS: 400e3},
+			drover.Cold,
+			control.Memory{},
+			control.Disk{RateBytesPerS: 400e3},
 		},
 	} {
 		say("Moving %s %s", d.vm, d.title)

@@ -50,10 +50,11 @@ func New(client *clientv3.Client, prefix string) *Store {
 	return &Store{client: client, prefix: prefix}
 }
 
-func (s *Store) move(name string) string   { return s.prefix + "move/" + name }
-func (s *Store) lock(uuid string) string   { return s.prefix + "lock/" + uuid }
-func (s *Store) request(id string) string  { return s.prefix + "request/" + id }
-func absent(key string) clientv3.Cmp       { return clientv3.Compare(clientv3.CreateRevision(key), "=", 0) }
+func (s *Store) move(name string) string  { return s.prefix + "move/" + name }
+func (s *Store) lock(uuid string) string  { return s.prefix + "lock/" + uuid }
+func (s *Store) request(id string) string { return s.prefix + "request/" + id }
+func absent(key string) clientv3.Cmp      { return clientv3.Compare(clientv3.CreateRevision(key), "=", 0) }
+
 func holds(key, value string) clientv3.Cmp { return clientv3.Compare(clientv3.Value(key), "=", value) }
 
 // Create implements store.Journal.

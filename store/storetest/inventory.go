@@ -36,8 +36,10 @@ func Inventory(t *testing.T, open func(*testing.T) store.Inventory) {
 	})
 	t.Run("inventory/vms", func(t *testing.T) {
 		collection(t, open(t).VMs(), "h2/a vm/%2f", drover.VM{Name: "v"},
-			drover.VM{Name: "a vm/%2f", Host: "h2", UUID: "u", State: drover.VMRunning, Labels: map[string]string{"k": "<v>"},
-				Disks: []drover.Disk{{Target: "vda", Path: "/a", Backing: []drover.Backing{{Path: "/b"}}}}, Probe: &drover.ProbeTarget{TCP: "10.0.0.1:7"}},
+			drover.VM{
+				Name: "a vm/%2f", Host: "h2", UUID: "u", State: drover.VMRunning, Labels: map[string]string{"k": "<v>"},
+				Disks: []drover.Disk{{Target: "vda", Path: "/a", Backing: []drover.Backing{{Path: "/b"}}}}, Probe: &drover.ProbeTarget{TCP: "10.0.0.1:7"},
+			},
 			drover.VM{Name: "a vm/%2f", Host: "h2", UUID: "u", State: drover.VMOff},
 			drover.VM{Name: "a vm/%2f", Host: "h1", UUID: "u", State: drover.VMPaused})
 	})

@@ -92,8 +92,10 @@ func (p *peer) serve() {
 		if _, err := io.ReadFull(p.r, b); err != nil {
 			return
 		}
-		c := command{flags: binary.BigEndian.Uint16(b[4:]), cmd: binary.BigEndian.Uint16(b[6:]),
-			cookie: binary.BigEndian.Uint64(b[8:]), off: binary.BigEndian.Uint64(b[16:])}
+		c := command{
+			flags: binary.BigEndian.Uint16(b[4:]), cmd: binary.BigEndian.Uint16(b[6:]),
+			cookie: binary.BigEndian.Uint64(b[8:]), off: binary.BigEndian.Uint64(b[16:]),
+		}
 		if p.extended {
 			c.len = binary.BigEndian.Uint64(b[24:])
 		} else {

@@ -51,8 +51,10 @@ func inFlight(b []byte, extended bool) (*decoder, map[uint64]*request) {
 	all := map[uint64]*request{
 		readCookie:  {cookie: readCookie, cmd: cmdRead, off: 100, length: 8, buf: bytes.Repeat([]byte{0xee}, 8)},
 		writeCookie: {cookie: writeCookie, cmd: cmdWrite, off: 0, length: 512},
-		statusCookie: {cookie: statusCookie, cmd: cmdBlockStatus, length: 1 << 20,
-			status: &Status{Extents: make([][]Extent, 2)}},
+		statusCookie: {
+			cookie: statusCookie, cmd: cmdBlockStatus, length: 1 << 20,
+			status: &Status{Extents: make([][]Extent, 2)},
+		},
 	}
 	return &decoder{
 		r: bufio.NewReaderSize(bytes.NewReader(b), 64), extended: extended,
