@@ -26,8 +26,6 @@ const (
 	// debianRoomBytes is what a build needs for a while: the unpacked system
 	// and the image.
 	debianRoomBytes = 3 << 30
-	// defaultMirror is Debian's own, for a machine whose apt knows none.
-	defaultMirror = "http://deb.debian.org/debian"
 )
 
 // recipe is all that the Debian image is made of besides Debian; its hash
@@ -133,12 +131,12 @@ func requireRoom(dir string, want int64) error {
 	return nil
 }
 
-// aptMirror returns the archive that apt uses on this machine for the
+// aptMirror returns the archive, or "", that apt uses on this machine for the
 // guest's release.
 func aptMirror(ctx context.Context) string {
 	out, err := command(ctx, "", "apt", "apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)", "Created-By: Packages")
 	if err != nil {
-		return defaultMirror // not a Debian machine; debootstrap will say more
+		return "" // not a Debian machine; debootstrap will say more
 	}
 	for line := range strings.Lines(string(out)) {
 		f := strings.Fields(line)
@@ -146,5 +144,5 @@ func aptMirror(ctx context.Context) string {
 			return strings.TrimSuffix(f[2], "/")
 		}
 	}
-	return defaultMirror
+	return ""
 }

@@ -12,7 +12,7 @@ root=$work/root
 
 debootstrap --variant=minbase \
 	--include=postgresql,redis-server,nginx,iproute2,procps,iputils-ping \
-	"$suite" "$root" "$mirror"
+	"$suite" "$root" ${mirror:+"$mirror"} # without one: debootstrap's own
 
 # Nothing may be started by a package's scripts from here on.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
