@@ -88,3 +88,33 @@ func ParseBytes(s string) (Bytes, error) {
 	}
 	return Bytes(v * factor), nil
 }
+
+// maxBitRate keeps sums of rates far from overflow; it is a thousand times the
+// fastest link there is.
+const maxBitRate = 1e15
+
+// ParseBitRate reads "200Mbit", "1.5 Gbit/s", "64kbps", "200M" or plain bits
+// per second. Units are SI, in any case. A sign is read, so that a caller can
+// say what it wants instead of a negative rate.
+func ParseBitRate(s string) (BitRate, error) {
+	t := strings.ToLower(strings.TrimSpace(s))
+	end := strings.LastIndexAny(t, "0123456789.") + 1
+	number, unit := t[:end], strings.TrimSpace(t[end:])
+	for _, suffix := range []string{"bit/s", "bits", "bit", "bps"} {
+		if rest, ok := strings.CutSuffix(unit, suffix); ok {
+			unit = rest
+			break
+		}
+	}
+	factor, known := map[string]float64{"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[unit]
+	v, err := strconv.ParseFloat(number, 64)
+	switch {
+	case err != nil || strings.Trim(number, "-0123456789.") != "":
+		return 0, fmt.Errorf("rate %q: want a number and a unit, such as 200Mbit", s)
+	case !known:
+		return 0, fmt.Errorf("rate %q: unknown unit, want one of k M G T, then nothing, bit, bit/s or bps", s)
+	case math.Abs(v*factor) > maxBitRate:
+		return 0, fmt.Errorf("rate %q: too high", s)
+	}
+	return BitRate(math.Round(v * factor)), nil
+}

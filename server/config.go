@@ -7,7 +7,6 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -184,7 +183,7 @@ type Rate drover.BitRate
 
 // UnmarshalYAML reads a rate; see ParseRate.
 func (r *Rate) UnmarshalYAML(n ast.Node) error {
-	v, err := ParseRate(n.GetToken().Value)
+	v, err := drover.ParseBitRate(n.GetToken().Value)
 	*r = Rate(v)
 	return placed(n, err)
 }
@@ -195,30 +194,6 @@ func placed(n ast.Node, err error) error {
 		return nil
 	}
 	return &yaml.SyntaxError{Message: err.Error(), Token: n.GetToken()}
-}
-
-// ParseRate reads "200Mbit", "1.5 Gbit/s", "200M" or plain bits per second.
-// Prefixes are SI: 1k is 1000.
-func ParseRate(s string) (drover.BitRate, error) {
-	const want = "want bits per second, such as 200Mbit or 1.5Gbit"
-	t := strings.TrimSpace(s)
-	i := strings.IndexFunc(t, func(r rune) bool { return (r < '0' || r > '9') && r != '.' && r != '-' })
-	unit := ""
-	if i >= 0 {
-		t, unit = t[:i], strings.TrimSpace(t[i:])
-	}
-	unit = strings.ToLower(unit)
-	for _, suffix := range []string{"/s", "bits", "bit", "bps"} {
-		unit = strings.TrimSuffix(unit, suffix)
-	}
-	factor := map[string]float64{"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}[unit]
-	v, err := strconv.ParseFloat(t, 64)
-	// The bound keeps sums of rates far from overflow; it is a thousand
-	// times the fastest link there is.
-	if err != nil || factor == 0 || math.Abs(v*factor) > 1e15 {
-		return 0, fmt.Errorf("rate %q: %s", s, want)
-	}
-	return drover.BitRate(v * factor), nil
 }
 
 // Duration is a time as files write it: "50ms".

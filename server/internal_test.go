@@ -124,18 +124,3 @@ func TestCarried(t *testing.T) {
 		}
 	}
 }
-
-func TestParseRate(t *testing.T) {
-	for s, want := range map[string]drover.BitRate{
-		"200Mbit": 200e6, "1.5 Gbit/s": 1.5e9, "200M": 200e6, "622mbps": 622e6, "64kbits": 64e3, "0": 0, "1000": 1000, "-5k": -5000,
-	} {
-		if got, err := ParseRate(s); err != nil || got != want {
-			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
-		}
-	}
-	for _, s := range []string{"", "fast", "5 apples", "1e9", "--5", "9999999Tbit", "Mbit", "5 M M"} {
-		if got, err := ParseRate(s); err == nil {
-			t.Errorf("%q: %d, want an error", s, got)
-		}
-	}
-}

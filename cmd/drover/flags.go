@@ -62,7 +62,7 @@ type rateFlag drover.BitRate
 
 // Set reads a rate.
 func (r *rateFlag) Set(s string) error {
-	v, err := server.ParseRate(s)
+	v, err := drover.ParseBitRate(s)
 	if err == nil && v <= 0 {
 		err = errors.New("want more than zero, such as 100Mbit")
 	}
