@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/server"
 )
 
 // placeFlag is the value of --to.
