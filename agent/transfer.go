@@ -207,13 +207,22 @@ func (f *flight) close() {
 }
 
 func (f *flight) spec(ctx context.Context, disks []*droverv1.DiskPlan) driver.MigrationSpec {
-	pause := memoryPause(time.Duration(f.msg.GetMaxPauseMillis())*time.Millisecond, roundTrip(ctx, f.peer))
-	return migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, pause)
+	aim := time.Duration(f.msg.GetMaxPauseMillis()) * time.Millisecond
+	spec := migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, memoryPause(aim, roundTrip(ctx, f.peer)))
+	spec.MostPause = aim
+	if aim <= 0 {
+		spec.MostPause = mostPause
+	}
+	return spec
 }
 
 const (
 	// defaultPause is the pause that is aimed at when the operator names none.
 	defaultPause = 300 * time.Millisecond
+	// mostPause is what it may grow to for a guest that does not converge, when
+	// the operator names none: a move that ends with a second's pause is
+	// better than one that never does.
+	mostPause = time.Second
 	// pauseTrips are the round trips in a pause besides the memory's last
 	// round: the mirrors' flush and their end, the hypervisor's own "all has
 	// arrived", and Finish.

@@ -121,8 +121,11 @@ type MigrationSpec struct {
 	TopOnly bool
 	// Bandwidth bounds the memory stream, zero is unlimited.
 	Bandwidth drover.BitRate
-	// MaxPause is the pause the hypervisor may aim at; zero takes 300 ms.
-	MaxPause time.Duration
+	// MaxPause is how long the memory's last round may take at first; zero
+	// takes 300 ms. Where the guest writes too much for it to be reached, the
+	// driver raises it in steps, at most to MostPause; a MostPause below
+	// MaxPause leaves it where it is.
+	MaxPause, MostPause time.Duration
 }
 
 // Offer is what the source's Begin tells the destination's Prepare.

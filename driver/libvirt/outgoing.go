@@ -87,11 +87,7 @@ func (h *Hypervisor) Begin(ctx context.Context, name string, spec driver.Migrati
 		if err != nil {
 			return begin{}, err
 		}
-		aim := spec.MaxPause
-		if aim <= 0 {
-			aim = defaultPause
-		}
-		err = rpc.DomainMigrateSetMaxDowntime(dom, uint64(max(1, aim.Milliseconds())), 0)
+		err = setMaxPause(rpc, dom, firstPause(spec))
 		return begin{dom, driver.Offer{Definition: driver.Definition(text), Cookie: cookie}}, err
 	})
 	if err != nil {
@@ -159,17 +155,10 @@ func (o *outgoing) transfer(ctx context.Context, prepared []byte) ([]byte, error
 		})
 	})
 	helpers.Go(func() {
-		var mirrors mirrorWatch
+		mirrors, rounds := mirrorWatch{}, newRoundWatch(o.spec)
 		for pause(sampling, sampleInterval) == nil {
-			s, err := o.sample(sampling)
-			if err != nil || !mirrors.stalled(time.Now(), s) {
-				continue
-			}
-			o.log.InfoContext(ctx, "the disks do not come into step: the guest's writes now wait for both ends",
-				"left", s.DiskRemainingBytes)
-			if err := o.blockWrites(sampling); err != nil {
-				// The transfer goes on; it may still find its moment.
-				o.log.WarnContext(ctx, "guest writes do not wait", "err", err)
+			if s, err := o.sample(sampling); err == nil {
+				o.help(sampling, s, &mirrors, rounds)
 			}
 		}
 	})

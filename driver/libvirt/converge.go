@@ -42,6 +42,76 @@ func (w *mirrorWatch) stalled(now time.Time, s driver.MigrationStats) bool {
 	return true
 }
 
+// Raising the pause: a guest that dirties as much in a round as a round carries
+// keeps QEMU going round after round with little left.
+const (
+	// stuckRounds and stuckTime both have to pass without an end before the
+	// pause is raised: a big guest's rounds are long, an idle one's are short.
+	stuckRounds = 8
+	stuckTime   = 2 * time.Second
+)
+
+// roundWatch notices that the rounds of memory do not end.
+type roundWatch struct {
+	limit, most time.Duration
+	round       int64 // at which the limit was set
+	since       time.Time
+}
+
+func newRoundWatch(spec driver.MigrationSpec) *roundWatch {
+	return &roundWatch{limit: firstPause(spec), most: spec.MostPause}
+}
+
+// firstPause is the limit that a migration begins with.
+func firstPause(spec driver.MigrationSpec) time.Duration {
+	if spec.MaxPause <= 0 {
+		return defaultPause
+	}
+	return spec.MaxPause
+}
+
+// raised returns the next limit, half as much again, when it is time for one.
+func (w *roundWatch) raised(now time.Time, s driver.MigrationStats) (time.Duration, bool) {
+	switch {
+	case s.Phase != "memory" || w.limit >= w.most:
+		return 0, false
+	case w.since.IsZero():
+		w.round, w.since = s.Rounds, now
+		return 0, false
+	case s.Rounds-w.round < stuckRounds || now.Sub(w.since) < stuckTime:
+		return 0, false
+	}
+	w.limit = min(w.most, w.limit+w.limit/2)
+	w.round, w.since = s.Rounds, now
+	return w.limit, true
+}
+
+// help does what makes a transfer end that does not come nearer to its end. A
+// failure is logged: the transfer goes on, and may still find its moment.
+func (o *outgoing) help(ctx context.Context, s driver.MigrationStats, mirrors *mirrorWatch, rounds *roundWatch) {
+	if mirrors.stalled(time.Now(), s) {
+		o.log.InfoContext(ctx, "the disks do not come into step: the guest's writes now wait for both ends",
+			"left", s.DiskRemainingBytes)
+		if err := o.blockWrites(ctx); err != nil {
+			o.log.WarnContext(ctx, "guest writes do not wait", "err", err)
+		}
+	}
+	if limit, due := rounds.raised(time.Now(), s); due {
+		o.log.InfoContext(ctx, "the memory does not converge: a longer pause is allowed",
+			"pause", limit, "rounds", s.Rounds, "left", s.MemoryRemainingBytes)
+		_, err := ask(ctx, o.h, "raise the pause of "+o.spec.Name, func(rpc *golibvirt.Libvirt) (struct{}, error) {
+			return struct{}{}, setMaxPause(rpc, o.dom, limit)
+		})
+		if err != nil {
+			o.log.WarnContext(ctx, "the pause stays as it was", "err", err)
+		}
+	}
+}
+
+func setMaxPause(rpc *golibvirt.Libvirt, dom golibvirt.Domain, limit time.Duration) error {
+	return rpc.DomainMigrateSetMaxDowntime(dom, uint64(max(1, limit.Milliseconds())), 0)
+}
+
 // blockWrites has QEMU pass the guest's writes to both ends before they are
 // acknowledged, for the disks that are being mirrored (QMP block-job-change,
 // QEMU 8.2 and later; qapi/block-core.json). The mirrors end then, at the price
