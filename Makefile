@@ -30,6 +30,7 @@ soak: deps build ## twenty moves back and forth, and the Debian guest under load
 .PHONY: bench
 bench: deps build ## the benchmarks, as tables
 	bin/drover bench wanem
+	bin/drover bench methods
 
 .PHONY: generate
 generate: deps ## api/droverv1 from api/proto
