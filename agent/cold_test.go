@@ -173,9 +173,9 @@ func TestColdDieAnywhere(t *testing.T) {
 				n, err := w.cold("copy", 1)
 				must(t, err)
 				w.undo(n, 2)
-				if !died() {
-					t.Skip("the point lies in what was not done")
-				}
+				// A point that lies in what was not done leaves a plain undo to
+				// judge, by the same rule.
+				t.Logf("died: %v", died())
 				if !bytes.Equal(w.content("north1"), want) {
 					t.Error("the source's disk has changed")
 				}

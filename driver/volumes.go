@@ -2,7 +2,10 @@ package driver
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"strings"
 
 	"github.com/drover-vm/drover"
 )
@@ -49,6 +52,30 @@ type VolumeSpec struct {
 	VirtualBytes drover.Bytes
 	// Backing is the image below it; empty Path means none.
 	Backing drover.Backing
+}
+
+// Bounds of an image to create.
+const (
+	// sectorBytes is what every guest's disk is a multiple of.
+	sectorBytes = 512
+	// maxVirtualBytes is what ext4 can hold as a raw file, and far below what
+	// QEMU can address.
+	maxVirtualBytes = 16 * drover.TiB
+)
+
+// Validate reports what is wrong with a spec as far as it alone can tell.
+func (s VolumeSpec) Validate() error {
+	switch {
+	case s.Format != "qcow2" && s.Format != "raw":
+		return fmt.Errorf("format %q: want qcow2 or raw", s.Format)
+	case s.VirtualBytes <= 0 || s.VirtualBytes%sectorBytes != 0 || s.VirtualBytes > maxVirtualBytes:
+		return fmt.Errorf("virtual size %d: want a positive multiple of %d bytes up to %v", int64(s.VirtualBytes), sectorBytes, maxVirtualBytes)
+	case s.Format == "raw" && s.Backing.Path != "":
+		return errors.New("a raw image cannot have a backing file: make it qcow2")
+	case s.Format == "raw" && strings.HasSuffix(s.Path, ".qcow2"), s.Format == "qcow2" && strings.HasSuffix(s.Path, ".raw"):
+		return fmt.Errorf("the name's ending belies the format %s", s.Format)
+	}
+	return nil
 }
 
 // Extent is a run of an image's guest-visible bytes.

@@ -15,6 +15,7 @@ import (
 	"github.com/drover-vm/drover/lab/node"
 	"github.com/drover-vm/drover/lab/topology"
 	"github.com/drover-vm/drover/pki"
+	"github.com/drover-vm/drover/server"
 )
 
 // Ports of Drover's processes in a lab.
@@ -31,39 +32,6 @@ const (
 	libvirtSock = "/run/libvirt/libvirt-sock"
 	volumesDir  = "/var/lib/libvirt/images"
 )
-
-// serverConfig is the server's file as server.Config reads it, with the rate and
-// the round trip written the way a person would.
-type serverConfig struct {
-	Name   string        `yaml:"name"`
-	Listen string        `yaml:"listen"`
-	Socket string        `yaml:"socket"`
-	State  string        `yaml:"state"`
-	TLS    pki.Files     `yaml:"tls"`
-	Sites  []serverSite  `yaml:"sites"`
-	Agents []serverAgent `yaml:"agents"`
-	Links  []serverLink  `yaml:"links,omitempty"`
-}
-
-type serverSite struct {
-	Name string  `yaml:"name"`
-	Lat  float64 `yaml:"latitude,omitempty"`
-	Lon  float64 `yaml:"longitude,omitempty"`
-}
-
-type serverAgent struct {
-	Name    string `yaml:"name"`
-	Site    string `yaml:"site"`
-	Address string `yaml:"address"`
-}
-
-type serverLink struct {
-	Name string `yaml:"name"`
-	A    string `yaml:"a"`
-	B    string `yaml:"b"`
-	Rate int64  `yaml:"rate"` // bits per second
-	RTT  string `yaml:"rtt"`
-}
 
 // clientConfig is the command line's file.
 type clientConfig struct {
@@ -134,25 +102,27 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 	return c
 }
 
-func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) serverConfig {
-	c := serverConfig{
+func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) server.Config {
+	c := server.Config{
 		Name: n.Name, Listen: net.JoinHostPort(n.Address.String(), serverPort),
 		Socket: serverSock, State: stateDir, TLS: files,
 	}
 	for _, s := range f.Sites {
-		site := serverSite{Name: s.Name}
+		site := server.SiteConfig{Name: s.Name}
 		if s.Location != nil {
-			site.Lat, site.Lon = s.Location.Lat, s.Location.Lon
+			site.Latitude, site.Longitude = s.Location.Lat, s.Location.Lon
 		}
 		c.Sites = append(c.Sites, site)
 	}
 	for _, a := range plan.Nodes {
 		if a.Role != topology.Server {
-			c.Agents = append(c.Agents, serverAgent{Name: a.Name, Site: a.Site, Address: agentAddress(a.Address)})
+			c.Agents = append(c.Agents, server.AgentConfig{Name: a.Name, Site: a.Site, Address: agentAddress(a.Address)})
 		}
 	}
 	for _, k := range f.Links {
-		c.Links = append(c.Links, serverLink{Name: k.Name, A: k.A, B: k.B, Rate: int64(k.Rate), RTT: (2 * k.OneWay()).String()})
+		c.Links = append(c.Links, server.LinkConfig{
+			Name: k.Name, A: k.A, B: k.B, Rate: server.Rate(k.Rate), RTT: server.Duration(2 * k.OneWay()),
+		})
 	}
 	return c
 }

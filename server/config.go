@@ -181,7 +181,10 @@ func (v *faults) err() error {
 // second as a number.
 type Rate drover.BitRate
 
-// UnmarshalYAML reads a rate; see ParseRate.
+// MarshalYAML writes bits per second.
+func (r Rate) MarshalYAML() (any, error) { return int64(r), nil }
+
+// UnmarshalYAML reads a rate; see drover.ParseBitRate.
 func (r *Rate) UnmarshalYAML(n ast.Node) error {
 	v, err := drover.ParseBitRate(n.GetToken().Value)
 	*r = Rate(v)
@@ -198,6 +201,9 @@ func placed(n ast.Node, err error) error {
 
 // Duration is a time as files write it: "50ms".
 type Duration time.Duration
+
+// MarshalYAML writes the duration as Go does: "50ms".
+func (d Duration) MarshalYAML() (any, error) { return time.Duration(d).String(), nil }
 
 // UnmarshalYAML reads a duration.
 func (d *Duration) UnmarshalYAML(n ast.Node) error {

@@ -9,16 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
 	"golang.org/x/sys/unix"
 )
-
-// maxVirtual is the largest image made: what ext4 can hold as a raw file,
-// and far below what QEMU's offsets can address.
-const maxVirtual = 16 * drover.TiB
 
 // Create makes the image under a hidden name in its folder and gives it its
 // name at the end, in one step that fails if the name is taken.
@@ -27,7 +22,7 @@ func (s *Store) Create(ctx context.Context, spec driver.VolumeSpec) (err error) 
 	if err := s.admit(op, spec.Path); err != nil {
 		return err
 	}
-	if err := checkSpec(spec); err != nil {
+	if err := spec.Validate(); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
 	if fileExists(spec.Path) {
@@ -60,20 +55,6 @@ func (s *Store) Create(ctx context.Context, spec driver.VolumeSpec) (err error) 
 	if err := errors.Join(syncDir(dir), made.sync()); err != nil {
 		os.Remove(spec.Path)
 		return fault(op, err)
-	}
-	return nil
-}
-
-func checkSpec(spec driver.VolumeSpec) error {
-	switch {
-	case spec.Format != formatQcow2 && spec.Format != formatRaw:
-		return fmt.Errorf("format %q: want qcow2 or raw", spec.Format)
-	case spec.VirtualBytes <= 0 || spec.VirtualBytes%sectorBytes != 0 || spec.VirtualBytes > maxVirtual:
-		return fmt.Errorf("virtual size %d: want a positive multiple of %d bytes up to %v", int64(spec.VirtualBytes), sectorBytes, maxVirtual)
-	case spec.Format == formatRaw && spec.Backing.Path != "":
-		return errors.New("a raw image cannot have a backing file: make it qcow2")
-	case spec.Format == formatRaw && strings.HasSuffix(spec.Path, ".qcow2"), spec.Format == formatQcow2 && strings.HasSuffix(spec.Path, ".raw"):
-		return fmt.Errorf("the name's ending belies the format %s", spec.Format)
 	}
 	return nil
 }

@@ -22,8 +22,6 @@ const (
 	sectorBytes = 512
 	// clusterBytes is the unit of allocation, QEMU's default for qcow2.
 	clusterBytes = 64 << 10
-	// maxVirtual is the largest image made, as on disk.
-	maxVirtual = 16 * drover.TiB
 	// headerBytes is what an empty qcow2 image takes.
 	headerBytes = 192 << 10
 	// maxChain bounds a backing chain.
@@ -269,7 +267,7 @@ func (v *Volumes) Create(ctx context.Context, spec driver.VolumeSpec) error {
 		return err
 	}
 	defer v.mu.Unlock()
-	if err := checkSpec(spec); err != nil {
+	if err := spec.Validate(); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
 	if v.files[spec.Path] != nil {
@@ -283,20 +281,6 @@ func (v *Volumes) Create(ctx context.Context, spec driver.VolumeSpec) error {
 		return wrap(op, err)
 	}
 	v.files[spec.Path] = f
-	return nil
-}
-
-func checkSpec(spec driver.VolumeSpec) error {
-	switch {
-	case spec.Format != formatQcow2 && spec.Format != formatRaw:
-		return fmt.Errorf("format %q: want qcow2 or raw", spec.Format)
-	case spec.VirtualBytes <= 0 || spec.VirtualBytes%sectorBytes != 0 || spec.VirtualBytes > maxVirtual:
-		return fmt.Errorf("virtual size %d: want a positive multiple of %d bytes up to %v", int64(spec.VirtualBytes), sectorBytes, maxVirtual)
-	case spec.Format == formatRaw && spec.Backing.Path != "":
-		return errors.New("a raw image cannot have a backing file: make it qcow2")
-	case spec.Format == formatRaw && strings.HasSuffix(spec.Path, ".qcow2"), spec.Format == formatQcow2 && strings.HasSuffix(spec.Path, ".raw"):
-		return fmt.Errorf("the name's ending belies the format %s", spec.Format)
-	}
 	return nil
 }
 
