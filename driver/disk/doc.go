@@ -3,7 +3,7 @@
 // qemu-nbd opens them, so that formats are QEMU's business alone.
 //
 // Every open image is a child process that serves one connection on a unix
-// socket in a private folder; see sub-package nbd for the protocol. QEMU's own
+// socket in a private folder; see package nbd for the protocol. QEMU's own
 // file locks keep an image that a VM runs on from being opened, and a VM from
 // being started on an open one.
 //

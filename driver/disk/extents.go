@@ -4,7 +4,7 @@ import (
 	"context"
 
 	"github.com/drover-vm/drover/driver"
-	"github.com/drover-vm/drover/driver/disk/nbd"
+	"github.com/drover-vm/drover/nbd"
 )
 
 // flagZero of base:allocation says that a run reads as zeros.

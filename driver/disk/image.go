@@ -13,7 +13,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
-	"github.com/drover-vm/drover/driver/disk/nbd"
+	"github.com/drover-vm/drover/nbd"
 )
 
 const (
