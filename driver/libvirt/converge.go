@@ -21,9 +21,14 @@ const mirrorPatience = 2 * time.Second
 // is in step only at a moment at which nothing is dirty or in flight; over a
 // WAN, a guest that writes a block every few milliseconds leaves no such moment,
 // however small its writes are.
+//
+// That time has passed is not enough: while the WAN is cut nothing moves, and
+// making the guest's writes wait then would stop it. The mirrors need help when
+// they have copied as much as was left, and as much is still left.
 type mirrorWatch struct {
 	least    drover.Bytes // least that was ever left
 	since    time.Time    // when that was
+	done     drover.Bytes // what had been copied then
 	blocking bool
 }
 
@@ -33,9 +38,9 @@ func (w *mirrorWatch) stalled(now time.Time, s driver.MigrationStats) bool {
 	case w.blocking || s.Phase != "disk" || s.DiskTotalBytes == 0:
 		return false
 	case w.since.IsZero() || s.DiskRemainingBytes < w.least:
-		w.least, w.since = s.DiskRemainingBytes, now
+		w.least, w.since, w.done = s.DiskRemainingBytes, now, s.DiskDoneBytes
 		return false
-	case now.Sub(w.since) < mirrorPatience:
+	case now.Sub(w.since) < mirrorPatience || s.DiskDoneBytes-w.done < w.least:
 		return false
 	}
 	w.blocking = true

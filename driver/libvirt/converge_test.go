@@ -11,8 +11,9 @@ import (
 func TestMirrorWatchHelpsOnce(t *testing.T) {
 	var w mirrorWatch
 	now := time.Unix(0, 0)
+	done := drover.Bytes(0)
 	disk := func(left drover.Bytes) driver.MigrationStats {
-		return driver.MigrationStats{Phase: "disk", DiskTotalBytes: drover.GiB, DiskRemainingBytes: left}
+		return driver.MigrationStats{Phase: "disk", DiskTotalBytes: drover.GiB, DiskDoneBytes: done, DiskRemainingBytes: left}
 	}
 	// As long as less and less is left, nothing is done.
 	left := drover.GiB
@@ -22,9 +23,16 @@ func TestMirrorWatchHelpsOnce(t *testing.T) {
 			t.Fatal("a mirror that comes nearer is called stalled")
 		}
 	}
+	// While the path is cut nothing is copied, and nothing is done either.
+	for range 100 {
+		now = now.Add(time.Second)
+		if w.stalled(now, disk(left)) {
+			t.Fatal("a mirror over a cut path is called stalled")
+		}
+	}
 	helped := 0
 	for range 100 {
-		now = now.Add(500 * time.Millisecond)
+		now, done = now.Add(500*time.Millisecond), done+drover.GiB
 		if w.stalled(now, disk(left+64*drover.KiB)) {
 			helped++
 			if d := now.Sub(w.since); d < mirrorPatience {
