@@ -21,7 +21,7 @@ const (
 	// ChunkBytes is the largest READ and WRITE sent. 1 MiB keeps QEMU's bounce
 	// buffers small while the cost per request vanishes.
 	ChunkBytes = 1 << 20
-	// zeroBytes is the largest WRITE_ZEROES, so that a cancel is heard between
+	// zeroBytes is the largest WRITE_ZEROES and TRIM, so that a cancel is heard between
 	// two of them.
 	zeroBytes = 256 << 20
 	// statusBytes is the largest BLOCK_STATUS; it fits 32-bit headers and
@@ -206,7 +206,7 @@ func (c *Client) acquire(ctx context.Context, wait bool) (*request, error) {
 }
 
 // start sends a command in slot q, whose buf or status is set already.
-func (c *Client) start(q *request, cmd uint16, off, length uint64, payload []byte) {
+func (c *Client) start(q *request, cmd, flags uint16, off, length uint64, payload []byte) {
 	c.mu.Lock()
 	q.cookie += MaxInFlight // the slot's number stays its remainder
 	q.cmd, q.off, q.length = cmd, off, length
@@ -215,9 +215,8 @@ func (c *Client) start(q *request, cmd uint16, off, length uint64, payload []byt
 	cookie := q.cookie
 	c.mu.Unlock()
 
-	var flags uint16
 	if cmd == cmdWrite && c.session.extended {
-		flags = cmdFlagPayloadLen
+		flags |= cmdFlagPayloadLen
 	}
 	c.sendMu.Lock()
 	err := c.write(cmd, flags, cookie, off, length, payload)
@@ -284,13 +283,13 @@ func (c *Client) wait(ctx context.Context, q *request) error {
 }
 
 // simple runs one command without payload.
-func (c *Client) simple(ctx context.Context, cmd uint16, off, length uint64, st *Status) error {
+func (c *Client) simple(ctx context.Context, cmd, flags uint16, off, length uint64, st *Status) error {
 	q, err := c.acquire(ctx, true)
 	if err != nil {
 		return err
 	}
 	q.status = st
-	c.start(q, cmd, off, length, nil)
+	c.start(q, cmd, flags, off, length, nil)
 	return c.wait(ctx, q)
 }
 

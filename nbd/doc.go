@@ -1,7 +1,16 @@
-// Package nbd is a client of the Network Block Device protocol, as far as
-// reading and writing a disk image through qemu-nbd needs it: the fixed
-// newstyle handshake, structured replies or extended headers, metadata
-// contexts, READ, WRITE, WRITE_ZEROES, FLUSH, BLOCK_STATUS and DISC.
+// Package nbd speaks the Network Block Device protocol, both sides of it, as
+// far as QEMU's disks need it.
+//
+// Client is what reads and writes a disk image through qemu-nbd or a running
+// QEMU's server: the fixed newstyle handshake, structured replies or extended
+// headers, metadata contexts, READ, WRITE, WRITE_ZEROES, TRIM, FLUSH,
+// BLOCK_STATUS and DISC.
+//
+// Serve is what a QEMU's mirror job writes to: the fixed newstyle handshake
+// with LIST, INFO, GO, EXPORT_NAME and ABORT, structured replies where the
+// client asks for them, and READ, WRITE, WRITE_ZEROES, TRIM, FLUSH, CACHE (which
+// does nothing) and DISC. It refuses TLS, metadata contexts and extended
+// headers, which QEMU from 7.2 to 10 does without.
 //
 // The protocol's source is doc/proto.md of github.com/NetworkBlockDevice/nbd;
 // the context qemu:allocation-depth is in QEMU's docs/interop/nbd.rst.
@@ -20,10 +29,10 @@
 //	       ◀── chunk … chunk (cookie, DONE) ─  in any order
 //	       ── DISC ─────────────────────────▶
 //
-// The server is not trusted: every length, offset, cookie and count it sends
-// is checked against what was asked before anything is stored, and nothing is
-// allocated by its word alone.
+// Neither side trusts the other: every length, offset, cookie and count is
+// checked against what was asked or offered before anything is stored, and
+// nothing is allocated by the other's word alone.
 //
-// Starting a server, TLS, reconnecting and the meaning of a context's flags
-// are left to the caller.
+// Starting a process, listening, TLS, reconnecting and the meaning of a context's
+// flags are left to the caller.
 package nbd

@@ -63,9 +63,9 @@ func (c *Client) transfer(cmd uint16, p []byte, off int64) (int, error) {
 			part := p[sent:min(len(p), sent+int(c.chunk))]
 			if cmd == cmdRead {
 				q.buf = part
-				c.start(q, cmd, uint64(off)+uint64(sent), uint64(len(part)), nil)
+				c.start(q, cmd, 0, uint64(off)+uint64(sent), uint64(len(part)), nil)
 			} else {
-				c.start(q, cmd, uint64(off)+uint64(sent), uint64(len(part)), part)
+				c.start(q, cmd, 0, uint64(off)+uint64(sent), uint64(len(part)), part)
 			}
 			window[(first+held)%MaxInFlight] = q
 			held++
@@ -91,18 +91,46 @@ func (c *Client) transfer(cmd uint16, p []byte, off int64) (int, error) {
 // Zero makes a run read as zeros. The server may take its space away.
 // Canceling leaves a part of it done.
 func (c *Client) Zero(ctx context.Context, off, length int64) error {
-	if err := c.check("write zeroes", off, length); err != nil {
+	return c.ZeroWith(ctx, off, length, ZeroOptions{})
+}
+
+// ZeroWith is Zero with flags; Fast is left out where the server does not know
+// it.
+func (c *Client) ZeroWith(ctx context.Context, off, length int64, o ZeroOptions) error {
+	if c.session.flags&flagSendWriteZeroes == 0 {
+		return fmt.Errorf("nbd write zeroes: the server cannot: %w", syscall.ENOTSUP)
+	}
+	flags := uint16(0)
+	if o.KeepSpace {
+		flags |= cmdFlagNoHole
+	}
+	if o.Fast && c.session.flags&flagSendFastZero != 0 {
+		flags |= cmdFlagFastZero
+	}
+	return c.split(ctx, cmdWriteZeroes, flags, off, length)
+}
+
+// Trim says that a run's content does not matter any more. A server that
+// cannot be told is none the worse: it is done then. Canceling leaves a part of
+// it done.
+func (c *Client) Trim(ctx context.Context, off, length int64) error {
+	if c.session.flags&flagSendTrim == 0 {
+		return c.check("trim", off, length)
+	}
+	return c.split(ctx, cmdTrim, 0, off, length)
+}
+
+// split runs a command without payload over a range of any length.
+func (c *Client) split(ctx context.Context, cmd, flags uint16, off, length int64) error {
+	if err := c.check(commandName(cmd), off, length); err != nil {
 		return err
 	}
-	switch {
-	case c.ReadOnly():
-		return fmt.Errorf("nbd write zeroes: the export is read-only: %w", syscall.EPERM)
-	case c.session.flags&flagSendWriteZeroes == 0:
-		return fmt.Errorf("nbd write zeroes: the server cannot: %w", syscall.ENOTSUP)
+	if c.ReadOnly() {
+		return fmt.Errorf("nbd %s: the export is read-only: %w", commandName(cmd), syscall.EPERM)
 	}
 	for length > 0 {
 		n := min(length, zeroBytes)
-		if err := c.simple(ctx, cmdWriteZeroes, uint64(off), uint64(n), nil); err != nil {
+		if err := c.simple(ctx, cmd, flags, uint64(off), uint64(n), nil); err != nil {
 			return err
 		}
 		off, length = off+n, length-n
@@ -115,7 +143,7 @@ func (c *Client) Flush(ctx context.Context) error {
 	if c.session.flags&flagSendFlush == 0 {
 		return fmt.Errorf("nbd flush: the server cannot: %w", syscall.ENOTSUP)
 	}
-	return c.simple(ctx, cmdFlush, 0, 0, nil)
+	return c.simple(ctx, cmdFlush, 0, 0, 0, nil)
 }
 
 // BlockStatus asks for the extents of each context from off on. The server
@@ -130,7 +158,7 @@ func (c *Client) BlockStatus(ctx context.Context, off, length int64, st *Status)
 		return fmt.Errorf("nbd block status: no context agreed on, or an empty range: %w", syscall.EINVAL)
 	}
 	st.reset(c.contexts)
-	if err := c.simple(ctx, cmdBlockStatus, uint64(off), uint64(min(length, statusBytes)), st); err != nil {
+	if err := c.simple(ctx, cmdBlockStatus, 0, uint64(off), uint64(min(length, statusBytes)), st); err != nil {
 		return err
 	}
 	for _, i := range c.session.contexts {

@@ -21,30 +21,43 @@ const (
 	flagFixedNewstyle = 1 << 0
 	flagNoZeroes      = 1 << 1
 
+	optExportName      = 1
 	optAbort           = 2
+	optList            = 3
+	optInfo            = 6
 	optGo              = 7
 	optStructuredReply = 8
 	optSetMetaContext  = 10
 	optExtendedHeaders = 11
 
 	repAck         = 1
+	repServer      = 2
 	repInfo        = 3
 	repMetaContext = 4
 	repErrBit      = 1 << 31
 	repErrUnsup    = repErrBit + 1
 	repErrPolicy   = repErrBit + 2
+	repErrInvalid  = repErrBit + 3
 	repErrUnknown  = repErrBit + 6
+	repErrTooBig   = repErrBit + 9
 
 	infoExport    = 0
+	infoName      = 1
 	infoBlockSize = 3
 
 	cmdRead        = 0
 	cmdWrite       = 1
 	cmdDisc        = 2
 	cmdFlush       = 3
+	cmdTrim        = 4
+	cmdCache       = 5
 	cmdWriteZeroes = 6
 	cmdBlockStatus = 7
 
+	cmdFlagFUA        = 1 << 0
+	cmdFlagNoHole     = 1 << 1
+	cmdFlagDF         = 1 << 2
+	cmdFlagFastZero   = 1 << 4
 	cmdFlagPayloadLen = 1 << 5
 
 	replyFlagDone       = 1 << 0
@@ -63,7 +76,13 @@ const (
 	flagHasFlags        = 1 << 0
 	flagReadOnly        = 1 << 1
 	flagSendFlush       = 1 << 2
+	flagSendFUA         = 1 << 3
+	flagSendTrim        = 1 << 5
 	flagSendWriteZeroes = 1 << 6
+	flagSendDF          = 1 << 7
+	flagCanMultiConn    = 1 << 8
+	flagSendCache       = 1 << 10
+	flagSendFastZero    = 1 << 11
 )
 
 // Limits on what a server may say, each above what a sound one does.
@@ -71,6 +90,10 @@ const (
 	// maxOptionReply bounds one option reply; the protocol bounds strings at
 	// 4096 bytes and no reply carries more than a few.
 	maxOptionReply = 64 << 10
+	// maxOptions bounds the options of one client; QEMU sends up to 5.
+	maxOptions = 64
+	// maxName bounds an export's name, the protocol's string limit.
+	maxName = 4096
 	// maxOptionReplies bounds the replies to one option; the longest sound
 	// answer has one per context or information and the ACK.
 	maxOptionReplies = 256
@@ -151,6 +174,10 @@ func commandName(cmd uint16) string {
 		return "flush"
 	case cmdWriteZeroes:
 		return "write zeroes"
+	case cmdTrim:
+		return "trim"
+	case cmdCache:
+		return "cache"
 	case cmdBlockStatus:
 		return "block status"
 	default:
