@@ -50,6 +50,8 @@ type Move struct {
 	Reason []string `json:"reasons,omitempty"`
 	// KeepSource keeps the VM's disks at the source after the move.
 	KeepSource bool `json:"keep_source,omitempty"`
+	// Bandwidth is the most that it may send; zero is unlimited.
+	Bandwidth BitRate `json:"bandwidth_bps,omitempty"`
 	// Generation fences late messages: agents refuse an older one. It rises
 	// each time another executor takes the move up.
 	Generation int64     `json:"generation"`
@@ -133,6 +135,8 @@ type Figures struct {
 	MemoryBytes   *int64   `json:"memory_bytes,omitempty"`
 	DiskBytes     *int64   `json:"disk_bytes,omitempty"`
 	PathWireBytes *int64   `json:"path_wire_bytes,omitempty"`
+	// Path is what the data path between the two agents did.
+	Path *PathFigures `json:"path,omitempty"`
 }
 
 // Progress is how far the running step has come. Sizes are guest bytes.
@@ -146,6 +150,8 @@ type Progress struct {
 	// ETASeconds is negative when not known.
 	ETASeconds float64   `json:"eta_s"`
 	Updated    time.Time `json:"updated"`
+	// Path is nil where no data path is at work.
+	Path *PathProgress `json:"path,omitempty"`
 }
 
 // Check is one finding of a preflight.

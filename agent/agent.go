@@ -98,6 +98,7 @@ type Agent struct {
 	locks    locks
 	calls    calls
 	incoming incomings
+	flights  flights
 	resolver *resolver
 }
 

@@ -72,8 +72,10 @@ type transferFigure struct {
 	MemoryBytes int64         `json:"memory_bytes,omitempty"`
 	DiskBytes   int64         `json:"disk_bytes,omitempty"`
 	PathBytes   int64         `json:"path_bytes,omitempty"`
-	Stopped     time.Time     `json:"stopped,omitzero"`
-	Resumed     time.Time     `json:"resumed,omitzero"`
+	// Path is nil where the data path has told nothing.
+	Path    *drover.PathFigures `json:"path,omitempty"`
+	Stopped time.Time           `json:"stopped,omitzero"`
+	Resumed time.Time           `json:"resumed,omitzero"`
 }
 
 // The states of an incoming transfer.

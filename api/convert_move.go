@@ -19,7 +19,7 @@ func PlaceFromProto(p *droverv1.Place) drover.Place {
 func MoveToProto(m drover.Move) *droverv1.Move {
 	p := &droverv1.Move{
 		Name: m.Name, Vm: m.VM, VmUuid: m.VMUUID, From: PlaceToProto(m.From), To: PlaceToProto(m.To),
-		Method: string(m.Method), Reasons: m.Reason, KeepSource: m.KeepSource, Generation: m.Generation,
+		Method: string(m.Method), Reasons: m.Reason, KeepSource: m.KeepSource, BandwidthBps: int64(m.Bandwidth), Generation: m.Generation,
 		State: string(m.State), Fault: m.Fault,
 		CreatedUnixNanos: nanos(m.Created), EndedUnixNanos: nanos(m.Ended),
 		Measured: FiguresToProto(m.Measured), Steps: each(m.Steps, StepRecordToProto),
@@ -34,7 +34,7 @@ func MoveToProto(m drover.Move) *droverv1.Move {
 func MoveFromProto(p *droverv1.Move) drover.Move {
 	m := drover.Move{
 		Name: p.GetName(), VM: p.GetVm(), VMUUID: p.GetVmUuid(), From: PlaceFromProto(p.GetFrom()), To: PlaceFromProto(p.GetTo()),
-		Method: drover.Method(p.GetMethod()), Reason: p.GetReasons(), KeepSource: p.GetKeepSource(), Generation: p.GetGeneration(),
+		Method: drover.Method(p.GetMethod()), Reason: p.GetReasons(), KeepSource: p.GetKeepSource(), Bandwidth: drover.BitRate(p.GetBandwidthBps()), Generation: p.GetGeneration(),
 		State: drover.MoveState(p.GetState()), Fault: p.GetFault(),
 		Created: fromNanos(p.GetCreatedUnixNanos()), Ended: fromNanos(p.GetEndedUnixNanos()),
 		Measured: FiguresFromProto(p.GetMeasured()), Steps: each(p.GetSteps(), StepRecordFromProto),
@@ -69,7 +69,7 @@ func FiguresToProto(f drover.Figures) *droverv1.Figures {
 		WireBytes: f.WireBytes, GuestBytes: f.GuestBytes, SessionsLost: f.SessionsLost,
 		ExtraRttMs: f.ExtraRTT, HairpinBps: f.HairpinBPS, RemoteIoBps: f.RemoteIOBPS, Cost: f.Cost,
 		OutageHttpMs: f.OutageHTTP, Sessions: f.Sessions, MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
-		PathWireBytes: f.PathWireBytes,
+		PathWireBytes: f.PathWireBytes, Path: OptionalPathToProto(f.Path),
 	}
 }
 
@@ -83,7 +83,7 @@ func FiguresFromProto(f *droverv1.Figures) drover.Figures {
 		WireBytes: f.WireBytes, GuestBytes: f.GuestBytes, SessionsLost: f.SessionsLost,
 		ExtraRTT: f.ExtraRttMs, HairpinBPS: f.HairpinBps, RemoteIOBPS: f.RemoteIoBps, Cost: f.Cost,
 		OutageHTTP: f.OutageHttpMs, Sessions: f.Sessions, MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes,
-		PathWireBytes: f.PathWireBytes,
+		PathWireBytes: f.PathWireBytes, Path: OptionalPathFromProto(f.Path),
 	}
 }
 
@@ -92,6 +92,7 @@ func ProgressToProto(p drover.Progress) *droverv1.Progress {
 	return &droverv1.Progress{
 		Step: p.Step, Phase: p.Phase, DoneBytes: int64(p.DoneBytes), TotalBytes: int64(p.TotalBytes),
 		RateBps: int64(p.Rate), EtaS: p.ETASeconds, UpdatedUnixNanos: nanos(p.Updated),
+		Path: pathProgressToProto(p.Path),
 	}
 }
 
@@ -100,6 +101,7 @@ func ProgressFromProto(p *droverv1.Progress) drover.Progress {
 	return drover.Progress{
 		Step: p.GetStep(), Phase: p.GetPhase(), DoneBytes: drover.Bytes(p.GetDoneBytes()), TotalBytes: drover.Bytes(p.GetTotalBytes()),
 		Rate: drover.BitRate(p.GetRateBps()), ETASeconds: p.GetEtaS(), Updated: fromNanos(p.GetUpdatedUnixNanos()),
+		Path: pathProgressFromProto(p.GetPath()),
 	}
 }
 

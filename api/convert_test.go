@@ -72,6 +72,7 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, api.StepRecordToProto, api.StepRecordFromProto)
 	roundTrip(t, api.FiguresToProto, api.FiguresFromProto)
 	roundTrip(t, api.ProgressToProto, api.ProgressFromProto)
+	roundTrip(t, api.PathFiguresToProto, api.PathFiguresFromProto)
 	roundTrip(t, api.CheckToProto, api.CheckFromProto)
 	roundTrip(t, api.PreflightToProto, api.PreflightFromProto)
 }

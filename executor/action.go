@@ -39,6 +39,9 @@ type Agents interface {
 	// Cancel asks a running action to end; its Run then fails with
 	// drover.Canceled, unless it succeeds first. Nothing to cancel is fine.
 	Cancel(ctx context.Context, host string, ref Ref, step string) error
+	// SetRate changes how much the move's Transfer or Copy under way may send.
+	// drover.NotFound: nothing is being sent (yet).
+	SetRate(ctx context.Context, host string, ref Ref, rate drover.BitRate) error
 }
 
 // Action is what an agent is asked to do: one of the types below that have an
@@ -82,6 +85,9 @@ type Transfer struct {
 	Disks                 []DiskPlan
 	Bandwidth             drover.BitRate // zero: unlimited
 	MaxPause              time.Duration  // zero: the agent's choice
+	// NoThrottle leaves the guest's processors alone when its memory changes
+	// faster than it can be carried.
+	NoThrottle bool
 }
 
 // AbortTransfer makes sure that no transfer of this move is under way or will
@@ -167,6 +173,8 @@ type Result struct {
 	Pause time.Duration
 	// Guest bytes carried, and bytes that the data path put on the wire.
 	MemoryBytes, DiskBytes, PathWireBytes drover.Bytes
+	// Path is what the data path did; nil where there was none.
+	Path *drover.PathFigures
 	// When the guest stopped at the source and ran at the destination, by the
 	// respective host's clock; zero when not known.
 	Stopped, Resumed time.Time

@@ -128,7 +128,7 @@ func (e *Executor) create(ctx context.Context, r Request, m method) (store.Recor
 		rec := store.Record{RequestID: r.ID, Move: drover.Move{
 			Name: e.newName(), VM: r.VM.Name, VMUUID: r.VM.UUID,
 			From: r.From, To: r.To, Method: r.Method, Reason: r.Reasons,
-			KeepSource: r.KeepSource, Generation: 1, Created: e.clock.Now().UTC(),
+			KeepSource: r.KeepSource, Bandwidth: r.Bandwidth, Generation: 1, Created: e.clock.Now().UTC(),
 		}}
 		if err := seal(&rec, s, m.table()); err != nil {
 			return store.Record{}, false, err
@@ -231,10 +231,14 @@ func (e *Executor) launch(rec store.Record, s *state, m method, t *ticket) (drov
 // or has ended; drover.Unavailable: it is not carried out here (yet);
 // drover.NotFound: there is none of that name.
 func (e *Executor) Cancel(ctx context.Context, name string) error {
-	op := "cancel move " + name
 	if w := e.worker(name); w != nil {
 		return w.cancel(ctx)
 	}
+	return e.notHere(ctx, name, "cancel move "+name)
+}
+
+// notHere is why nothing can be asked of a move that has no worker.
+func (e *Executor) notHere(ctx context.Context, name, op string) error {
 	rec, err := e.journal.Get(ctx, name)
 	switch {
 	case err != nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -411,4 +412,67 @@ func TestClosed(t *testing.T) {
 			t.Errorf("the move is %s, error %v, want it to be running still", m.State, err)
 		}
 	})
+}
+
+func TestSetRate(t *testing.T) {
+	for _, method := range []drover.Method{drover.Live, drover.Cold} {
+		synctest.Test(t, func(t *testing.T) {
+			s := open(t, executor.Config{}, "west1", "east1")
+			r := request(scenario{method: method})
+			s.world.AddVM(r.VM)
+			m := s.start(t, r)
+			// The agent does not hear the first time.
+			deaf := 0
+			s.world.SetFault(func(c executortest.Call) error {
+				if c.Step == "set-rate" && deaf == 0 {
+					deaf++
+					return drover.Errorf(drover.Unavailable, "agent", "it does not answer")
+				}
+				return nil
+			})
+			s.world.Pace = 5 * time.Second
+			if err := s.SetRate(t.Context(), m.Name, 7*drover.Mbps); err != nil {
+				t.Fatal(err)
+			}
+			step := map[drover.Method]string{drover.Live: "transfer", drover.Cold: "copy"}[method]
+			seen, err := s.Watch(t.Context(), m.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for m = range seen {
+				if m.Progress != nil && m.Progress.Step == step {
+					break
+				}
+			}
+			time.Sleep(time.Second)
+			if m.Bandwidth != 7*drover.Mbps {
+				t.Errorf("%s: the move's rate is %s", method, m.Bandwidth)
+			}
+			for _, rate := range []drover.BitRate{3 * drover.Mbps, 0} {
+				if err := s.SetRate(t.Context(), m.Name, rate); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+			if got := s.world.Rates("west1", m.Name); !slices.Equal(got, []drover.BitRate{7 * drover.Mbps, 3 * drover.Mbps, 0}) || deaf != 1 {
+				t.Errorf("%s: the agent was told %v", method, got)
+			}
+			go func() {
+				for range seen {
+				}
+			}()
+			if m := s.end(t, m.Name); m.State != drover.MoveDone || m.Bandwidth != 0 {
+				t.Errorf("%s: %s (%s) at %s", method, m.State, m.Fault, m.Bandwidth)
+			}
+			for what, err := range map[drover.Kind]error{
+				drover.Refused:  s.SetRate(t.Context(), m.Name, 1),
+				drover.Invalid:  s.SetRate(t.Context(), m.Name, -1),
+				drover.NotFound: s.SetRate(t.Context(), "nobody", 1),
+			} {
+				if drover.KindOf(err) != what {
+					t.Errorf("%s: %v, want %s", method, err, what)
+				}
+			}
+		})
+	}
 }

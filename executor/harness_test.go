@@ -318,6 +318,13 @@ func (a mortalAgents) Cancel(ctx context.Context, host string, ref executor.Ref,
 	return err
 }
 
+func (a mortalAgents) SetRate(ctx context.Context, host string, ref executor.Ref, rate drover.BitRate) error {
+	if err := a.l.point(fmt.Sprintf("ask %s for a rate of %s", host, rate)); err != nil {
+		return err
+	}
+	return a.l.agents.SetRate(ctx, host, ref, rate)
+}
+
 // silent runs f in a bubble of its own.
 func silent(t *testing.T, f func()) {
 	t.Helper()

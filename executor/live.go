@@ -53,7 +53,7 @@ func transfer() step {
 			r := s.Request
 			return []call{{host: r.From.Host, action: Transfer{
 				PeerAddress: r.ToAddress, PeerHost: r.To.Host,
-				Disks: r.Disks, Bandwidth: r.Bandwidth, MaxPause: r.MaxPause,
+				Disks: r.Disks, Bandwidth: r.Bandwidth, MaxPause: r.MaxPause, NoThrottle: r.NoThrottle,
 			}}}
 		},
 		note: func(s *state, _ int, r Result) error {

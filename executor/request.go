@@ -34,6 +34,9 @@ type Request struct {
 	// MaxPause is the pause that a live move may aim at; zero leaves it to the
 	// agent.
 	MaxPause time.Duration `json:"max_pause_ns,omitempty"`
+	// NoThrottle keeps a live move from holding the guest's processors back
+	// when its memory changes faster than it can be carried.
+	NoThrottle bool `json:"no_throttle,omitempty"`
 	// ShutdownGrace is how long a cold move waits for the guest to power off;
 	// zero takes DefaultShutdownGrace. ShutdownForce then pulls the plug;
 	// without it the move is undone.

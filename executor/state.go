@@ -25,6 +25,9 @@ type state struct {
 	Cause   string `json:"cause,omitempty"`
 	Trouble string `json:"trouble,omitempty"`
 
+	// RateSet says that Request.Bandwidth was changed after the move began.
+	RateSet bool `json:"rate_set,omitempty"`
+
 	// What steps have found out.
 
 	WasRunning *bool     `json:"was_running,omitempty"`
@@ -42,6 +45,8 @@ type sums struct {
 	PathWireBytes drover.Bytes  `json:"path_wire_bytes,omitempty"`
 	// Known: at least one step has reported what it carried.
 	Known bool `json:"known,omitempty"`
+	// Path is nil until a step has reported on the data path.
+	Path *drover.PathFigures `json:"path,omitempty"`
 }
 
 // running reports whether the VM has to run at the end: as Shutdown found it,
@@ -78,6 +83,13 @@ func (s *state) measured(r Result) {
 	s.Sums.MemoryBytes += r.MemoryBytes
 	s.Sums.DiskBytes += r.DiskBytes
 	s.Sums.PathWireBytes += r.PathWireBytes
+	if r.Path != nil {
+		path := *r.Path
+		if s.Sums.Path != nil {
+			path = path.Plus(*s.Sums.Path)
+		}
+		s.Sums.Path = &path
+	}
 	s.Sums.Known = s.Sums.Known || r.MemoryBytes != 0 || r.DiskBytes != 0 || r.PathWireBytes != 0
 }
 
@@ -102,6 +114,7 @@ func (s *state) figures(from, to time.Time) drover.Figures {
 		f.GuestBytes = new(int64(s.Sums.MemoryBytes + s.Sums.DiskBytes))
 		f.PathWireBytes = new(int64(s.Sums.PathWireBytes))
 	}
+	f.Path = s.Sums.Path
 	return f
 }
 
@@ -154,6 +167,7 @@ func merge(f *drover.Figures, more drover.Figures) {
 	take(&f.MemoryBytes, more.MemoryBytes)
 	take(&f.DiskBytes, more.DiskBytes)
 	take(&f.PathWireBytes, more.PathWireBytes)
+	take(&f.Path, more.Path)
 }
 
 func take[T any](to **T, from *T) {

@@ -158,6 +158,9 @@ func (w *worker) ask(ctx context.Context, d saga.Decision, c call) (Result, erro
 	if d.Verb == saga.Do && d.Step <= w.table.Pivot() {
 		wg.Go(func() { w.passOn(ctx, answered, c.host, ref, name) })
 	}
+	if sends(c.action) {
+		wg.Go(func() { w.keepRate(ctx, answered, c.host, ref) })
+	}
 	r, err := w.e.agents.Run(ctx, c.host, ref, name, c.action, w.report(w.table[d.Step].Name))
 	close(answered)
 	wg.Wait()

@@ -307,12 +307,8 @@ func (e *Executor) backoff(n int) time.Duration {
 func (w *worker) wished() { w.wishOnce.Do(func() { close(w.wish) }) }
 
 // cancel journals the wish and tells the goroutine that carries the move out.
-// The writing itself is not cut when ctx ends, or nobody would know whether it
-// was made.
 func (w *worker) cancel(ctx context.Context) error {
-	op := "cancel move " + w.move().Name
-	answer := make(chan error, 1)
-	ok := w.e.goOn(func() {
+	return w.journaled(ctx, "cancel move "+w.move().Name, func() error {
 		err := w.apply(w.e.life, saga.Event{What: saga.Cancel}, func(s *state, _ *store.Record) {
 			if s.Cause == "" {
 				s.Cause = "canceled by an operator"
@@ -321,9 +317,15 @@ func (w *worker) cancel(ctx context.Context) error {
 		if err == nil {
 			w.wished()
 		}
-		answer <- err
+		return err
 	})
-	if !ok {
+}
+
+// journaled makes a change for a caller. The writing itself is not cut when ctx
+// ends, or nobody would know whether it was made.
+func (w *worker) journaled(ctx context.Context, op string, change func() error) error {
+	answer := make(chan error, 1)
+	if !w.e.goOn(func() { answer <- change() }) {
 		return errClosed(op)
 	}
 	select {

@@ -59,6 +59,16 @@ func (g agents) Cancel(ctx context.Context, host string, ref executor.Ref, step 
 	return err
 }
 
+// SetRate implements executor.Agents.
+func (g agents) SetRate(ctx context.Context, host string, ref executor.Ref, rate drover.BitRate) error {
+	a, err := g.fleet.agent(host)
+	if err != nil {
+		return err
+	}
+	_, err = a.client.SetRate(ctx, &droverv1.SetRateRequest{Ref: refToProto(ref), BandwidthBps: int64(rate)})
+	return err
+}
+
 func refToProto(r executor.Ref) *droverv1.MoveRef {
 	return &droverv1.MoveRef{Move: r.Move, Generation: r.Generation, Vm: r.VM, VmUuid: r.VMUUID}
 }
@@ -78,6 +88,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 		req.Action = &droverv1.RunRequest_Transfer{Transfer: &droverv1.Transfer{
 			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks),
 			BandwidthBps: int64(v.Bandwidth), MaxPauseMillis: v.MaxPause.Milliseconds(),
+			NoThrottle: v.NoThrottle,
 		}}
 	case executor.AbortTransfer:
 		req.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: &droverv1.AbortTransfer{PeerAddress: v.PeerAddress, PeerHost: v.PeerHost}}
@@ -126,8 +137,8 @@ func resultFromProto(r *droverv1.RunResult) executor.Result {
 		Moved: r.GetMoved(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
 		Pause:       time.Duration(r.GetPauseNanos()),
 		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),
-		PathWireBytes: drover.Bytes(r.GetPathWireBytes()),
-		Stopped:       instant(r.GetStoppedUnixNanos()), Resumed: instant(r.GetResumedUnixNanos()),
+		PathWireBytes: drover.Bytes(r.GetPathWireBytes()), Path: api.OptionalPathFromProto(r.GetPath()),
+		Stopped: instant(r.GetStoppedUnixNanos()), Resumed: instant(r.GetResumedUnixNanos()),
 	}
 }
 

@@ -24,7 +24,7 @@ func TestEveryActionCrosses(t *testing.T) {
 		executor.Release{Target: true},
 		executor.CreateVolumes{Disks: disks},
 		executor.DeleteVolumes{},
-		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second},
+		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true},
 		executor.AbortTransfer{PeerAddress: "a", PeerHost: "h"},
 		executor.Shutdown{Grace: time.Second, Force: true},
 		executor.GiveUp{},
@@ -73,6 +73,7 @@ func TestEveryResultCrosses(t *testing.T) {
 	sent := &droverv1.RunResult{
 		Moved: true, WasRunning: true, Definition: []byte("x"), PauseNanos: 1, MemoryBytes: 2, DiskBytes: 3,
 		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6,
+		Path: &droverv1.PathFigures{ThrottlePercent: 7},
 	}
 	wantFull(t, sent.ProtoReflect())
 	raw, err := proto.Marshal(sent)
@@ -86,6 +87,7 @@ func TestEveryResultCrosses(t *testing.T) {
 	want := executor.Result{
 		Moved: true, WasRunning: true, Definition: []byte("x"), Pause: 1, MemoryBytes: 2, DiskBytes: 3,
 		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(),
+		Path: &drover.PathFigures{ThrottlePercent: 7},
 	}
 	if diff := cmp.Diff(want, resultFromProto(&received)); diff != "" {
 		t.Error(diff)

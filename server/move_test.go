@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -204,6 +205,7 @@ func TestLiveMoveIsMeasured(t *testing.T) {
 		{"wire_bytes (both directions)", f.WireBytes, new(int64(200<<20 + 200<<20/100))},
 		{"guest_bytes", f.GuestBytes, new(int64(310 << 20))},
 		{"path_wire_bytes", f.PathWireBytes, new(int64(199 << 20))},
+		{"path", f.Path, new(servertest.Path())},
 		{"cost (not measured)", f.Cost, (*float64)(nil)},
 	} {
 		if diff := cmp.Diff(g.want, g.got); diff != "" {
@@ -321,8 +323,10 @@ func TestRestartResumes(t *testing.T) {
 	if m.State != drover.MoveDone || m.Generation != 2 {
 		t.Fatalf("move: %+v, want done by the second generation", m)
 	}
-	if m.Measured.WireBytes != nil {
-		t.Errorf("wire_bytes: %d, but the counters before the move were not read by this server", *m.Measured.WireBytes)
+	// The counters before the move were not read by this server; the agents'
+	// own count is there.
+	if got, want := m.Measured.WireBytes, m.Measured.PathWireBytes; got == nil || want == nil || *got != *want || *got != 199<<20 {
+		t.Errorf("wire_bytes: %v, path_wire_bytes: %v, want the agent's %d for both", got, want, 199<<20)
 	}
 	if m.Measured.OutageMillis == nil {
 		t.Error("outage_ms: not measured, but the probe ran on")
@@ -354,4 +358,55 @@ func TestWatchEndsWithServer(t *testing.T) {
 	}
 	t.Logf("the server ended within %v with a stream open", time.Since(begun))
 	close(hold)
+}
+
+func TestSetMoveRate(t *testing.T) {
+	in := newInstallation(t)
+	in.allUp()
+	hold := make(chan struct{})
+	in.Agents["n1"].Set(func(s *servertest.State) { s.Hold["transfer"] = hold })
+	set := func(name string, rate drover.BitRate) (drover.Move, error) {
+		r, err := in.client.SetMoveRate(t.Context(), &droverv1.SetMoveRateRequest{Name: name, BandwidthBps: int64(rate)})
+		return api.MoveFromProto(r.GetMove()), err
+	}
+	m := in.startMove(&droverv1.StartMoveRequest{Vm: "web1", To: to("south", "s1"), BandwidthBps: int64(drover.Gbps)})
+	if m.Bandwidth != drover.Gbps {
+		t.Errorf("the move's rate is %s, want 1 Gbit/s", m.Bandwidth)
+	}
+	in.follow(m.Name, atStep("transfer"))
+	told := func(want ...drover.BitRate) {
+		t.Helper()
+		in.until(fmt.Sprintf("n1 to be told %v", want), func() (is bool) {
+			in.Agents["n1"].Get(func(s *servertest.State) { is = slices.Equal(s.Rates, want) })
+			return is
+		})
+	}
+	if got, err := set(m.Name, 100*drover.Mbps); err != nil || got.Bandwidth != 100*drover.Mbps {
+		t.Fatalf("set: %s, %v", got.Bandwidth, err)
+	}
+	told(100 * drover.Mbps)
+	// A server that takes the move up tells it again, and what is new.
+	in.end()
+	in.start()
+	in.until("the new server to have the move", func() bool { _, err := set(m.Name, 0); return err == nil })
+	in.until("n1 to be told last that nothing limits it", func() (is bool) {
+		in.Agents["n1"].Get(func(s *servertest.State) { is = s.Rates[len(s.Rates)-1] == 0 })
+		return is
+	})
+	for _, tt := range []struct {
+		name string
+		rate drover.BitRate
+		want drover.Kind
+	}{{m.Name, -1, drover.Invalid}, {"", 1, drover.Invalid}, {"nosuch", 1, drover.NotFound}} {
+		if _, err := set(tt.name, tt.rate); drover.KindOf(err) != tt.want {
+			t.Errorf("%q, %d: %v, want %s", tt.name, tt.rate, err, tt.want)
+		}
+	}
+	close(hold)
+	if m = in.follow(m.Name, final); m.State != drover.MoveDone || m.Bandwidth != 0 {
+		t.Errorf("move: %s at %s", m.State, m.Bandwidth)
+	}
+	if _, err := set(m.Name, 1); drover.KindOf(err) != drover.Refused {
+		t.Errorf("after its end: %v, want refused", err)
+	}
 }

@@ -142,8 +142,8 @@ func checkStart(r *droverv1.StartMoveRequest) error {
 		}
 		return nil
 	}
-	if r.GetBandwidthBps() < 0 {
-		return drover.Errorf(drover.Invalid, "bandwidth_bps", "%d: want bits per second, or 0 for unlimited", r.GetBandwidthBps())
+	if err := checkBandwidth(r.GetBandwidthBps()); err != nil {
+		return err
 	}
 	if len(r.GetRequestId()) > maxRequestID {
 		return drover.Errorf(drover.Invalid, "request_id", "%d bytes: want at most %d", len(r.GetRequestId()), maxRequestID)
@@ -188,6 +188,7 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	q.MaxPause = time.Duration(r.GetMaxPauseMillis()) * time.Millisecond
 	q.ShutdownGrace = time.Duration(r.GetShutdownGraceMillis()) * time.Millisecond
 	q.ShutdownForce = r.GetForceShutdown()
+	q.NoThrottle = r.GetNoThrottle()
 	m, err := s.exec.Start(ctx, q)
 	if err != nil {
 		return nil, err
@@ -269,4 +270,34 @@ func (s service) CancelMove(ctx context.Context, r *droverv1.CancelMoveRequest) 
 		return nil, err
 	}
 	return &droverv1.CancelMoveResponse{Move: api.MoveToProto(m)}, nil
+}
+
+// SetMoveRate implements DroverService.
+func (s service) SetMoveRate(ctx context.Context, r *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
+	if err := drover.CheckName("move", r.GetName()); err != nil {
+		return nil, err
+	}
+	if err := checkBandwidth(r.GetBandwidthBps()); err != nil {
+		return nil, err
+	}
+	if err := s.mayLead(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.exec.SetRate(ctx, r.GetName(), drover.BitRate(r.GetBandwidthBps())); err != nil {
+		return nil, err
+	}
+	m, err := s.move(ctx, r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	who, _ := api.Caller(ctx)
+	s.log.InfoContext(ctx, "rate of a move changed", "move", m.Name, "rate", m.Bandwidth, "by", who)
+	return &droverv1.SetMoveRateResponse{Move: api.MoveToProto(m)}, nil
+}
+
+func checkBandwidth(bps int64) error {
+	if bps < 0 {
+		return drover.Errorf(drover.Invalid, "bandwidth_bps", "%d: want bits per second, or 0 for unlimited", bps)
+	}
+	return nil
 }

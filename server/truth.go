@@ -38,8 +38,10 @@ const (
 // saw. It implements executor.Observer.
 //
 // What was read before the first step is kept in memory. A server that takes
-// a move up has not read it, so that move's wire_bytes are not measured; the
-// probes run on at the agents and are asked for their result all the same.
+// a move up has not read it: that move's wire_bytes are then what the agents'
+// data path has counted itself (so without other traffic and without TCP's and
+// IP's headers). The probes run on at the agents and are asked for their result
+// all the same.
 type truth struct {
 	s *Server
 
@@ -89,6 +91,9 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 		if after, werr = t.readWire(ctx, m); werr == nil {
 			f.WireBytes, werr = carried(b.wire, after)
 		}
+	}
+	if m.Generation > 1 && len(t.joining(m)) > 0 {
+		f.WireBytes = m.Measured.PathWireBytes
 	}
 	t.stopProbes(ctx, m, t.probersOf(m, b), &f)
 	return f, werr

@@ -1181,8 +1181,11 @@ type Transfer struct {
 	Disks          []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
 	BandwidthBps   int64                  `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
 	MaxPauseMillis int64                  `protobuf:"varint,5,opt,name=max_pause_millis,json=maxPauseMillis,proto3" json:"max_pause_millis,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Do not hold the guest's processors back when its memory changes faster
+	// than it can be carried.
+	NoThrottle    bool `protobuf:"varint,6,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Transfer) Reset() {
@@ -1248,6 +1251,13 @@ func (x *Transfer) GetMaxPauseMillis() int64 {
 		return x.MaxPauseMillis
 	}
 	return 0
+}
+
+func (x *Transfer) GetNoThrottle() bool {
+	if x != nil {
+		return x.NoThrottle
+	}
+	return false
 }
 
 // AbortTransfer makes sure that no transfer of this move is under way or will
@@ -1792,8 +1802,10 @@ type RunResult struct {
 	// respective host's clock.
 	StoppedUnixNanos int64 `protobuf:"varint,8,opt,name=stopped_unix_nanos,json=stoppedUnixNanos,proto3" json:"stopped_unix_nanos,omitempty"`
 	ResumedUnixNanos int64 `protobuf:"varint,9,opt,name=resumed_unix_nanos,json=resumedUnixNanos,proto3" json:"resumed_unix_nanos,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// What the data path did; absent where there was none.
+	Path          *PathFigures `protobuf:"bytes,10,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunResult) Reset() {
@@ -1889,6 +1901,13 @@ func (x *RunResult) GetResumedUnixNanos() int64 {
 	return 0
 }
 
+func (x *RunResult) GetPath() *PathFigures {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
 type CancelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1977,6 +1996,95 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
+type SetRateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Bits per second over memory and disks together; 0 is unlimited.
+	BandwidthBps  int64 `protobuf:"varint,2,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRateRequest) Reset() {
+	*x = SetRateRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRateRequest) ProtoMessage() {}
+
+func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRateRequest.ProtoReflect.Descriptor instead.
+func (*SetRateRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetRateRequest) GetRef() *MoveRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *SetRateRequest) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+type SetRateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRateResponse) Reset() {
+	*x = SetRateResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRateResponse) ProtoMessage() {}
+
+func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRateResponse.ProtoReflect.Descriptor instead.
+func (*SetRateResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
+}
+
 type ProbeStartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Move          string                 `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
@@ -1987,7 +2095,7 @@ type ProbeStartRequest struct {
 
 func (x *ProbeStartRequest) Reset() {
 	*x = ProbeStartRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2107,7 @@ func (x *ProbeStartRequest) String() string {
 func (*ProbeStartRequest) ProtoMessage() {}
 
 func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2120,7 @@ func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStartRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProbeStartRequest) GetMove() string {
@@ -2037,7 +2145,7 @@ type ProbeStartResponse struct {
 
 func (x *ProbeStartResponse) Reset() {
 	*x = ProbeStartResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2157,7 @@ func (x *ProbeStartResponse) String() string {
 func (*ProbeStartResponse) ProtoMessage() {}
 
 func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2170,7 @@ func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStartResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type ProbeStopRequest struct {
@@ -2074,7 +2182,7 @@ type ProbeStopRequest struct {
 
 func (x *ProbeStopRequest) Reset() {
 	*x = ProbeStopRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2194,7 @@ func (x *ProbeStopRequest) String() string {
 func (*ProbeStopRequest) ProtoMessage() {}
 
 func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2207,7 @@ func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStopRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ProbeStopRequest) GetMove() string {
@@ -2119,7 +2227,7 @@ type ProbeStopResponse struct {
 
 func (x *ProbeStopResponse) Reset() {
 	*x = ProbeStopResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2239,7 @@ func (x *ProbeStopResponse) String() string {
 func (*ProbeStopResponse) ProtoMessage() {}
 
 func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2252,7 @@ func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStopResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ProbeStopResponse) GetFound() bool {
@@ -2179,7 +2287,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2299,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2312,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProbeResult) GetOutageMs() float64 {
@@ -2285,7 +2393,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2405,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2418,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type PingResponse struct {
@@ -2324,7 +2432,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2444,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2457,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PingResponse) GetName() string {
@@ -2387,7 +2495,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2507,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2520,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PrepareRequest) GetRef() *MoveRef {
@@ -2468,7 +2576,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2588,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2601,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PrepareResponse) GetCookie() []byte {
@@ -2521,7 +2629,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2641,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2654,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *FinishRequest) GetRef() *MoveRef {
@@ -2583,7 +2691,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2703,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2716,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -2648,7 +2756,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2768,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2781,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -2696,7 +2804,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2708,7 +2816,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2721,7 +2829,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -2754,7 +2862,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2874,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2887,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -2799,7 +2907,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +2919,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +2932,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -2844,7 +2952,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2964,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2977,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -2895,7 +3003,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2907,7 +3015,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2920,7 +3028,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -3033,13 +3141,15 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fbacking_path\x18\x05 \x01(\tR\vbackingPath\x12%\n" +
 	"\x0ebacking_format\x18\x06 \x01(\tR\rbackingFormat\x12\x19\n" +
 	"\btop_only\x18\a \x01(\bR\atopOnly\x12'\n" +
-	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\"\xc4\x01\n" +
+	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\"\xe5\x01\n" +
 	"\bTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
 	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
 	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12(\n" +
-	"\x10max_pause_millis\x18\x05 \x01(\x03R\x0emaxPauseMillis\"O\n" +
+	"\x10max_pause_millis\x18\x05 \x01(\x03R\x0emaxPauseMillis\x12\x1f\n" +
+	"\vno_throttle\x18\x06 \x01(\bR\n" +
+	"noThrottle\"O\n" +
 	"\rAbortTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\"C\n" +
@@ -3068,7 +3178,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05disks\x18\x02 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"l\n" +
 	"\vRunResponse\x12/\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12,\n" +
-	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xc9\x02\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xf5\x02\n" +
 	"\tRunResult\x12\x14\n" +
 	"\x05moved\x18\x01 \x01(\bR\x05moved\x12\x1f\n" +
 	"\vwas_running\x18\x02 \x01(\bR\n" +
@@ -3083,11 +3193,17 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes\x12&\n" +
 	"\x0fpath_wire_bytes\x18\a \x01(\x03R\rpathWireBytes\x12,\n" +
 	"\x12stopped_unix_nanos\x18\b \x01(\x03R\x10stoppedUnixNanos\x12,\n" +
-	"\x12resumed_unix_nanos\x18\t \x01(\x03R\x10resumedUnixNanos\"I\n" +
+	"\x12resumed_unix_nanos\x18\t \x01(\x03R\x10resumedUnixNanos\x12*\n" +
+	"\x04path\x18\n" +
+	" \x01(\v2\x16.drover.v1.PathFiguresR\x04path\"I\n" +
 	"\rCancelRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\"\x10\n" +
-	"\x0eCancelResponse\"W\n" +
+	"\x0eCancelResponse\"[\n" +
+	"\x0eSetRateRequest\x12$\n" +
+	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12#\n" +
+	"\rbandwidth_bps\x18\x02 \x01(\x03R\fbandwidthBps\"\x11\n" +
+	"\x0fSetRateResponse\"W\n" +
 	"\x11ProbeStartRequest\x12\x12\n" +
 	"\x04move\x18\x01 \x01(\tR\x04move\x12.\n" +
 	"\x06target\x18\x02 \x01(\v2\x16.drover.v1.ProbeTargetR\x06target\"\x14\n" +
@@ -3152,14 +3268,15 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"(\n" +
 	"\x0eDigestResponse\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\fR\x06digest2\xbd\x04\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest2\xff\x04\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
 	"\vCheckSource\x12\x1d.drover.v1.CheckSourceRequest\x1a\x1e.drover.v1.CheckSourceResponse\x12L\n" +
 	"\vCheckTarget\x12\x1d.drover.v1.CheckTargetRequest\x1a\x1e.drover.v1.CheckTargetResponse\x126\n" +
 	"\x03Run\x12\x15.drover.v1.RunRequest\x1a\x16.drover.v1.RunResponse0\x01\x12=\n" +
-	"\x06Cancel\x12\x18.drover.v1.CancelRequest\x1a\x19.drover.v1.CancelResponse\x12I\n" +
+	"\x06Cancel\x12\x18.drover.v1.CancelRequest\x1a\x19.drover.v1.CancelResponse\x12@\n" +
+	"\aSetRate\x12\x19.drover.v1.SetRateRequest\x1a\x1a.drover.v1.SetRateResponse\x12I\n" +
 	"\n" +
 	"ProbeStart\x12\x1c.drover.v1.ProbeStartRequest\x1a\x1d.drover.v1.ProbeStartResponse\x12F\n" +
 	"\tProbeStop\x12\x1b.drover.v1.ProbeStopRequest\x1a\x1c.drover.v1.ProbeStopResponse2\x81\x03\n" +
@@ -3183,7 +3300,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -3214,46 +3331,49 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*RunResult)(nil),           // 26: drover.v1.RunResult
 	(*CancelRequest)(nil),       // 27: drover.v1.CancelRequest
 	(*CancelResponse)(nil),      // 28: drover.v1.CancelResponse
-	(*ProbeStartRequest)(nil),   // 29: drover.v1.ProbeStartRequest
-	(*ProbeStartResponse)(nil),  // 30: drover.v1.ProbeStartResponse
-	(*ProbeStopRequest)(nil),    // 31: drover.v1.ProbeStopRequest
-	(*ProbeStopResponse)(nil),   // 32: drover.v1.ProbeStopResponse
-	(*ProbeResult)(nil),         // 33: drover.v1.ProbeResult
-	(*PingRequest)(nil),         // 34: drover.v1.PingRequest
-	(*PingResponse)(nil),        // 35: drover.v1.PingResponse
-	(*PrepareRequest)(nil),      // 36: drover.v1.PrepareRequest
-	(*PrepareResponse)(nil),     // 37: drover.v1.PrepareResponse
-	(*FinishRequest)(nil),       // 38: drover.v1.FinishRequest
-	(*FinishResponse)(nil),      // 39: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 40: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 41: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 42: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 43: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 44: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 45: drover.v1.DigestResponse
-	nil,                         // 46: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 47: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 48: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 49: drover.v1.Host
-	(*VM)(nil),                  // 50: drover.v1.VM
-	(*Check)(nil),               // 51: drover.v1.Check
-	(*Progress)(nil),            // 52: drover.v1.Progress
-	(*ProbeTarget)(nil),         // 53: drover.v1.ProbeTarget
+	(*SetRateRequest)(nil),      // 29: drover.v1.SetRateRequest
+	(*SetRateResponse)(nil),     // 30: drover.v1.SetRateResponse
+	(*ProbeStartRequest)(nil),   // 31: drover.v1.ProbeStartRequest
+	(*ProbeStartResponse)(nil),  // 32: drover.v1.ProbeStartResponse
+	(*ProbeStopRequest)(nil),    // 33: drover.v1.ProbeStopRequest
+	(*ProbeStopResponse)(nil),   // 34: drover.v1.ProbeStopResponse
+	(*ProbeResult)(nil),         // 35: drover.v1.ProbeResult
+	(*PingRequest)(nil),         // 36: drover.v1.PingRequest
+	(*PingResponse)(nil),        // 37: drover.v1.PingResponse
+	(*PrepareRequest)(nil),      // 38: drover.v1.PrepareRequest
+	(*PrepareResponse)(nil),     // 39: drover.v1.PrepareResponse
+	(*FinishRequest)(nil),       // 40: drover.v1.FinishRequest
+	(*FinishResponse)(nil),      // 41: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 42: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 43: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 44: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 45: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 46: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 47: drover.v1.DigestResponse
+	nil,                         // 48: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 49: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 50: drover.v1.CheckTargetResponse.SameBackingEntry
+	(*Host)(nil),                // 51: drover.v1.Host
+	(*VM)(nil),                  // 52: drover.v1.VM
+	(*Check)(nil),               // 53: drover.v1.Check
+	(*Progress)(nil),            // 54: drover.v1.Progress
+	(*PathFigures)(nil),         // 55: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 56: drover.v1.ProbeTarget
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	49, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	50, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	51, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	52, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	51, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	50, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	49, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	46, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	50, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	49, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	47, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	51, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	49, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	48, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	53, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	52, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	51, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	48, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	52, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	51, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	49, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	53, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	51, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	50, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,  // 13: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,  // 14: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10, // 15: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -3274,50 +3394,54 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13, // 30: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
 	13, // 31: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13, // 32: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	52, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	54, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	26, // 34: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	7,  // 35: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	53, // 36: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	33, // 37: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,  // 38: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13, // 39: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	7,  // 40: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 41: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 42: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 43: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	0,  // 44: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 45: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 46: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 47: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 48: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	27, // 49: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	29, // 50: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	31, // 51: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	34, // 52: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	36, // 53: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	38, // 54: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	40, // 55: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	42, // 56: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	44, // 57: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	1,  // 58: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 59: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 60: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 61: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	25, // 62: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	28, // 63: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	30, // 64: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	32, // 65: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	35, // 66: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	37, // 67: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	39, // 68: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	41, // 69: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	43, // 70: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	45, // 71: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	58, // [58:72] is the sub-list for method output_type
-	44, // [44:58] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	55, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	7,  // 36: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 37: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	56, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	35, // 39: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,  // 40: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13, // 41: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	7,  // 42: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 43: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 44: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 45: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	0,  // 46: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 47: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 48: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 49: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 50: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	27, // 51: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	29, // 52: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	31, // 53: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	33, // 54: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	36, // 55: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	38, // 56: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	40, // 57: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	42, // 58: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	44, // 59: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	46, // 60: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	1,  // 61: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 62: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 63: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 64: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	25, // 65: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	28, // 66: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	30, // 67: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	32, // 68: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	34, // 69: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	37, // 70: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	39, // 71: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	41, // 72: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	43, // 73: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	45, // 74: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	47, // 75: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	61, // [61:76] is the sub-list for method output_type
+	46, // [46:61] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -3349,7 +3473,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -718,8 +718,11 @@ type StartMoveRequest struct {
 	// the plug after that.
 	ShutdownGraceMillis int64 `protobuf:"varint,8,opt,name=shutdown_grace_millis,json=shutdownGraceMillis,proto3" json:"shutdown_grace_millis,omitempty"`
 	ForceShutdown       bool  `protobuf:"varint,9,opt,name=force_shutdown,json=forceShutdown,proto3" json:"force_shutdown,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// For live: do not hold the guest's processors back when its memory changes
+	// faster than it can be carried.
+	NoThrottle    bool `protobuf:"varint,10,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartMoveRequest) Reset() {
@@ -811,6 +814,13 @@ func (x *StartMoveRequest) GetShutdownGraceMillis() int64 {
 func (x *StartMoveRequest) GetForceShutdown() bool {
 	if x != nil {
 		return x.ForceShutdown
+	}
+	return false
+}
+
+func (x *StartMoveRequest) GetNoThrottle() bool {
+	if x != nil {
+		return x.NoThrottle
 	}
 	return false
 }
@@ -1044,6 +1054,103 @@ func (x *CancelMoveResponse) GetMove() *Move {
 	return nil
 }
 
+type SetMoveRateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Bits per second over memory and disks together; 0 is unlimited.
+	BandwidthBps  int64 `protobuf:"varint,2,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMoveRateRequest) Reset() {
+	*x = SetMoveRateRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMoveRateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMoveRateRequest) ProtoMessage() {}
+
+func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMoveRateRequest.ProtoReflect.Descriptor instead.
+func (*SetMoveRateRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SetMoveRateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetMoveRateRequest) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+type SetMoveRateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMoveRateResponse) Reset() {
+	*x = SetMoveRateResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMoveRateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMoveRateResponse) ProtoMessage() {}
+
+func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMoveRateResponse.ProtoReflect.Descriptor instead.
+func (*SetMoveRateResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SetMoveRateResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
 var File_drover_v1_drover_proto protoreflect.FileDescriptor
 
 const file_drover_v1_drover_proto_rawDesc = "" +
@@ -1077,7 +1184,7 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
 	"\x06method\x18\x03 \x01(\tR\x06method\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xc6\x02\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xe7\x02\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1089,7 +1196,10 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\rbandwidth_bps\x18\x06 \x01(\x03R\fbandwidthBps\x12(\n" +
 	"\x10max_pause_millis\x18\a \x01(\x03R\x0emaxPauseMillis\x122\n" +
 	"\x15shutdown_grace_millis\x18\b \x01(\x03R\x13shutdownGraceMillis\x12%\n" +
-	"\x0eforce_shutdown\x18\t \x01(\bR\rforceShutdown\"l\n" +
+	"\x0eforce_shutdown\x18\t \x01(\bR\rforceShutdown\x12\x1f\n" +
+	"\vno_throttle\x18\n" +
+	" \x01(\bR\n" +
+	"noThrottle\"l\n" +
 	"\x11StartMoveResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\x122\n" +
 	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +
@@ -1100,7 +1210,12 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x11CancelMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x12CancelMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xa9\x06\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"M\n" +
+	"\x12SetMoveRateRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rbandwidth_bps\x18\x02 \x01(\x03R\fbandwidthBps\":\n" +
+	"\x13SetMoveRateResponse\x12#\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xf7\x06\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -1113,7 +1228,8 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\tStartMove\x12\x1b.drover.v1.StartMoveRequest\x1a\x1c.drover.v1.StartMoveResponse\x12H\n" +
 	"\tWatchMove\x12\x1b.drover.v1.WatchMoveRequest\x1a\x1c.drover.v1.WatchMoveResponse0\x01\x12I\n" +
 	"\n" +
-	"CancelMove\x12\x1c.drover.v1.CancelMoveRequest\x1a\x1d.drover.v1.CancelMoveResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"CancelMove\x12\x1c.drover.v1.CancelMoveRequest\x1a\x1d.drover.v1.CancelMoveResponse\x12L\n" +
+	"\vSetMoveRate\x12\x1d.drover.v1.SetMoveRateRequest\x1a\x1e.drover.v1.SetMoveRateResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_drover_proto_rawDescOnce sync.Once
@@ -1127,7 +1243,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),     // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),    // 1: drover.v1.ListSitesResponse
@@ -1151,57 +1267,62 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*WatchMoveResponse)(nil),    // 19: drover.v1.WatchMoveResponse
 	(*CancelMoveRequest)(nil),    // 20: drover.v1.CancelMoveRequest
 	(*CancelMoveResponse)(nil),   // 21: drover.v1.CancelMoveResponse
-	(*Site)(nil),                 // 22: drover.v1.Site
-	(*Host)(nil),                 // 23: drover.v1.Host
-	(*Link)(nil),                 // 24: drover.v1.Link
-	(*VM)(nil),                   // 25: drover.v1.VM
-	(*Service)(nil),              // 26: drover.v1.Service
-	(*Move)(nil),                 // 27: drover.v1.Move
-	(*Place)(nil),                // 28: drover.v1.Place
-	(*Preflight)(nil),            // 29: drover.v1.Preflight
+	(*SetMoveRateRequest)(nil),   // 22: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),  // 23: drover.v1.SetMoveRateResponse
+	(*Site)(nil),                 // 24: drover.v1.Site
+	(*Host)(nil),                 // 25: drover.v1.Host
+	(*Link)(nil),                 // 26: drover.v1.Link
+	(*VM)(nil),                   // 27: drover.v1.VM
+	(*Service)(nil),              // 28: drover.v1.Service
+	(*Move)(nil),                 // 29: drover.v1.Move
+	(*Place)(nil),                // 30: drover.v1.Place
+	(*Preflight)(nil),            // 31: drover.v1.Preflight
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	22, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	23, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	24, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	25, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	26, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	27, // 5: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	27, // 6: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	28, // 7: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	29, // 8: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	28, // 9: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	27, // 10: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	29, // 11: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	27, // 12: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	27, // 13: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	0,  // 14: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 15: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 16: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 17: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 18: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 19: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	12, // 20: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	14, // 21: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	16, // 22: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	18, // 23: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	20, // 24: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	1,  // 25: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 26: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 27: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 28: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 29: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 30: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	13, // 31: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	15, // 32: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	17, // 33: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	19, // 34: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	21, // 35: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	25, // [25:36] is the sub-list for method output_type
-	14, // [14:25] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	24, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	25, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	26, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	27, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	28, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	29, // 5: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	29, // 6: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	30, // 7: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	31, // 8: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	30, // 9: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	29, // 10: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	31, // 11: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	29, // 12: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	29, // 13: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	29, // 14: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	0,  // 15: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 16: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 17: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 18: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 19: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 20: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	12, // 21: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	14, // 22: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	16, // 23: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	18, // 24: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	20, // 25: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	22, // 26: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	1,  // 27: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 28: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 29: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 30: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 31: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 32: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	13, // 33: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	15, // 34: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	17, // 35: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	19, // 36: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	21, // 37: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	23, // 38: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	27, // [27:39] is the sub-list for method output_type
+	15, // [15:27] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -1216,7 +1337,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

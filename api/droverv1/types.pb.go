@@ -960,8 +960,10 @@ type Progress struct {
 	RateBps          int64                  `protobuf:"varint,5,opt,name=rate_bps,json=rateBps,proto3" json:"rate_bps,omitempty"`
 	EtaS             float64                `protobuf:"fixed64,6,opt,name=eta_s,json=etaS,proto3" json:"eta_s,omitempty"`
 	UpdatedUnixNanos int64                  `protobuf:"varint,7,opt,name=updated_unix_nanos,json=updatedUnixNanos,proto3" json:"updated_unix_nanos,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Absent where no data path is at work.
+	Path          *PathProgress `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Progress) Reset() {
@@ -1043,6 +1045,426 @@ func (x *Progress) GetUpdatedUnixNanos() int64 {
 	return 0
 }
 
+func (x *Progress) GetPath() *PathProgress {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type PathProgress struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	GuestBytes      int64                  `protobuf:"varint,1,opt,name=guest_bytes,json=guestBytes,proto3" json:"guest_bytes,omitempty"`
+	WireBytes       int64                  `protobuf:"varint,2,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	WireBps         int64                  `protobuf:"varint,3,opt,name=wire_bps,json=wireBps,proto3" json:"wire_bps,omitempty"`
+	LimitBps        int64                  `protobuf:"varint,4,opt,name=limit_bps,json=limitBps,proto3" json:"limit_bps,omitempty"`
+	CutSeconds      float64                `protobuf:"fixed64,5,opt,name=cut_seconds,json=cutSeconds,proto3" json:"cut_seconds,omitempty"`
+	ThrottlePercent int32                  `protobuf:"varint,6,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PathProgress) Reset() {
+	*x = PathProgress{}
+	mi := &file_drover_v1_types_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathProgress) ProtoMessage() {}
+
+func (x *PathProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathProgress.ProtoReflect.Descriptor instead.
+func (*PathProgress) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PathProgress) GetGuestBytes() int64 {
+	if x != nil {
+		return x.GuestBytes
+	}
+	return 0
+}
+
+func (x *PathProgress) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+func (x *PathProgress) GetWireBps() int64 {
+	if x != nil {
+		return x.WireBps
+	}
+	return 0
+}
+
+func (x *PathProgress) GetLimitBps() int64 {
+	if x != nil {
+		return x.LimitBps
+	}
+	return 0
+}
+
+func (x *PathProgress) GetCutSeconds() float64 {
+	if x != nil {
+		return x.CutSeconds
+	}
+	return 0
+}
+
+func (x *PathProgress) GetThrottlePercent() int32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
+}
+
+// PathCount counts the blocks of one kind.
+type PathCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        int64                  `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	GuestBytes    int64                  `protobuf:"varint,2,opt,name=guest_bytes,json=guestBytes,proto3" json:"guest_bytes,omitempty"`
+	WireBytes     int64                  `protobuf:"varint,3,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathCount) Reset() {
+	*x = PathCount{}
+	mi := &file_drover_v1_types_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathCount) ProtoMessage() {}
+
+func (x *PathCount) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathCount.ProtoReflect.Descriptor instead.
+func (*PathCount) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PathCount) GetBlocks() int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *PathCount) GetGuestBytes() int64 {
+	if x != nil {
+		return x.GuestBytes
+	}
+	return 0
+}
+
+func (x *PathCount) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+type PathKinds struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Zero          *PathCount             `protobuf:"bytes,1,opt,name=zero,proto3" json:"zero,omitempty"`
+	Same          *PathCount             `protobuf:"bytes,2,opt,name=same,proto3" json:"same,omitempty"`
+	Reference     *PathCount             `protobuf:"bytes,3,opt,name=reference,proto3" json:"reference,omitempty"`
+	Delta         *PathCount             `protobuf:"bytes,4,opt,name=delta,proto3" json:"delta,omitempty"`
+	Compressed    *PathCount             `protobuf:"bytes,5,opt,name=compressed,proto3" json:"compressed,omitempty"`
+	Raw           *PathCount             `protobuf:"bytes,6,opt,name=raw,proto3" json:"raw,omitempty"`
+	Opaque        *PathCount             `protobuf:"bytes,7,opt,name=opaque,proto3" json:"opaque,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathKinds) Reset() {
+	*x = PathKinds{}
+	mi := &file_drover_v1_types_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathKinds) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathKinds) ProtoMessage() {}
+
+func (x *PathKinds) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathKinds.ProtoReflect.Descriptor instead.
+func (*PathKinds) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PathKinds) GetZero() *PathCount {
+	if x != nil {
+		return x.Zero
+	}
+	return nil
+}
+
+func (x *PathKinds) GetSame() *PathCount {
+	if x != nil {
+		return x.Same
+	}
+	return nil
+}
+
+func (x *PathKinds) GetReference() *PathCount {
+	if x != nil {
+		return x.Reference
+	}
+	return nil
+}
+
+func (x *PathKinds) GetDelta() *PathCount {
+	if x != nil {
+		return x.Delta
+	}
+	return nil
+}
+
+func (x *PathKinds) GetCompressed() *PathCount {
+	if x != nil {
+		return x.Compressed
+	}
+	return nil
+}
+
+func (x *PathKinds) GetRaw() *PathCount {
+	if x != nil {
+		return x.Raw
+	}
+	return nil
+}
+
+func (x *PathKinds) GetOpaque() *PathCount {
+	if x != nil {
+		return x.Opaque
+	}
+	return nil
+}
+
+type PathPhase struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Seconds            float64                `protobuf:"fixed64,1,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	GuestBytes         int64                  `protobuf:"varint,2,opt,name=guest_bytes,json=guestBytes,proto3" json:"guest_bytes,omitempty"`
+	WireBytes          int64                  `protobuf:"varint,3,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	RetransmittedBytes int64                  `protobuf:"varint,4,opt,name=retransmitted_bytes,json=retransmittedBytes,proto3" json:"retransmitted_bytes,omitempty"`
+	Cuts               int64                  `protobuf:"varint,5,opt,name=cuts,proto3" json:"cuts,omitempty"`
+	CutSeconds         float64                `protobuf:"fixed64,6,opt,name=cut_seconds,json=cutSeconds,proto3" json:"cut_seconds,omitempty"`
+	MissedReferences   int64                  `protobuf:"varint,7,opt,name=missed_references,json=missedReferences,proto3" json:"missed_references,omitempty"`
+	CpuS               float64                `protobuf:"fixed64,8,opt,name=cpu_s,json=cpuS,proto3" json:"cpu_s,omitempty"`
+	Kinds              *PathKinds             `protobuf:"bytes,9,opt,name=kinds,proto3" json:"kinds,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *PathPhase) Reset() {
+	*x = PathPhase{}
+	mi := &file_drover_v1_types_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathPhase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathPhase) ProtoMessage() {}
+
+func (x *PathPhase) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathPhase.ProtoReflect.Descriptor instead.
+func (*PathPhase) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PathPhase) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *PathPhase) GetGuestBytes() int64 {
+	if x != nil {
+		return x.GuestBytes
+	}
+	return 0
+}
+
+func (x *PathPhase) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+func (x *PathPhase) GetRetransmittedBytes() int64 {
+	if x != nil {
+		return x.RetransmittedBytes
+	}
+	return 0
+}
+
+func (x *PathPhase) GetCuts() int64 {
+	if x != nil {
+		return x.Cuts
+	}
+	return 0
+}
+
+func (x *PathPhase) GetCutSeconds() float64 {
+	if x != nil {
+		return x.CutSeconds
+	}
+	return 0
+}
+
+func (x *PathPhase) GetMissedReferences() int64 {
+	if x != nil {
+		return x.MissedReferences
+	}
+	return 0
+}
+
+func (x *PathPhase) GetCpuS() float64 {
+	if x != nil {
+		return x.CpuS
+	}
+	return 0
+}
+
+func (x *PathPhase) GetKinds() *PathKinds {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+type PathFigures struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Disk            *PathPhase             `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
+	Memory          *PathPhase             `protobuf:"bytes,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	Switchover      *PathPhase             `protobuf:"bytes,3,opt,name=switchover,proto3" json:"switchover,omitempty"`
+	ThrottlePercent int32                  `protobuf:"varint,4,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PathFigures) Reset() {
+	*x = PathFigures{}
+	mi := &file_drover_v1_types_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathFigures) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathFigures) ProtoMessage() {}
+
+func (x *PathFigures) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathFigures.ProtoReflect.Descriptor instead.
+func (*PathFigures) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PathFigures) GetDisk() *PathPhase {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *PathFigures) GetMemory() *PathPhase {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+func (x *PathFigures) GetSwitchover() *PathPhase {
+	if x != nil {
+		return x.Switchover
+	}
+	return nil
+}
+
+func (x *PathFigures) GetThrottlePercent() int32 {
+	if x != nil {
+		return x.ThrottlePercent
+	}
+	return 0
+}
+
 type StepRecord struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1057,7 +1479,7 @@ type StepRecord struct {
 
 func (x *StepRecord) Reset() {
 	*x = StepRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1491,7 @@ func (x *StepRecord) String() string {
 func (*StepRecord) ProtoMessage() {}
 
 func (x *StepRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1504,7 @@ func (x *StepRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRecord.ProtoReflect.Descriptor instead.
 func (*StepRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StepRecord) GetName() string {
@@ -1145,13 +1567,14 @@ type Figures struct {
 	MemoryBytes   *int64                 `protobuf:"varint,13,opt,name=memory_bytes,json=memoryBytes,proto3,oneof" json:"memory_bytes,omitempty"`
 	DiskBytes     *int64                 `protobuf:"varint,14,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	PathWireBytes *int64                 `protobuf:"varint,15,opt,name=path_wire_bytes,json=pathWireBytes,proto3,oneof" json:"path_wire_bytes,omitempty"`
+	Path          *PathFigures           `protobuf:"bytes,16,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1586,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1599,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Figures) GetTotalS() float64 {
@@ -1284,6 +1707,13 @@ func (x *Figures) GetPathWireBytes() int64 {
 	return 0
 }
 
+func (x *Figures) GetPath() *PathFigures {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
 type Move struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1302,13 +1732,14 @@ type Move struct {
 	Measured         *Figures               `protobuf:"bytes,14,opt,name=measured,proto3" json:"measured,omitempty"`
 	Steps            []*StepRecord          `protobuf:"bytes,15,rep,name=steps,proto3" json:"steps,omitempty"`
 	Progress         *Progress              `protobuf:"bytes,16,opt,name=progress,proto3" json:"progress,omitempty"`
+	BandwidthBps     int64                  `protobuf:"varint,17,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1751,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1764,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Move) GetName() string {
@@ -1448,6 +1879,13 @@ func (x *Move) GetProgress() *Progress {
 	return nil
 }
 
+func (x *Move) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1460,7 +1898,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1910,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1923,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Service) GetName() string {
@@ -1529,7 +1967,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1979,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1992,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Preflight) GetVm() string {
@@ -1603,7 +2041,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +2053,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +2066,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Fault) GetKind() string {
@@ -1737,7 +2175,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\awarning\x18\x05 \x01(\bR\awarning\"/\n" +
 	"\x05Place\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\xd2\x01\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xff\x01\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x1d\n" +
@@ -1747,7 +2185,54 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"totalBytes\x12\x19\n" +
 	"\brate_bps\x18\x05 \x01(\x03R\arateBps\x12\x13\n" +
 	"\x05eta_s\x18\x06 \x01(\x01R\x04etaS\x12,\n" +
-	"\x12updated_unix_nanos\x18\a \x01(\x03R\x10updatedUnixNanos\"\xc0\x01\n" +
+	"\x12updated_unix_nanos\x18\a \x01(\x03R\x10updatedUnixNanos\x12+\n" +
+	"\x04path\x18\b \x01(\v2\x17.drover.v1.PathProgressR\x04path\"\xd2\x01\n" +
+	"\fPathProgress\x12\x1f\n" +
+	"\vguest_bytes\x18\x01 \x01(\x03R\n" +
+	"guestBytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\x02 \x01(\x03R\twireBytes\x12\x19\n" +
+	"\bwire_bps\x18\x03 \x01(\x03R\awireBps\x12\x1b\n" +
+	"\tlimit_bps\x18\x04 \x01(\x03R\blimitBps\x12\x1f\n" +
+	"\vcut_seconds\x18\x05 \x01(\x01R\n" +
+	"cutSeconds\x12)\n" +
+	"\x10throttle_percent\x18\x06 \x01(\x05R\x0fthrottlePercent\"c\n" +
+	"\tPathCount\x12\x16\n" +
+	"\x06blocks\x18\x01 \x01(\x03R\x06blocks\x12\x1f\n" +
+	"\vguest_bytes\x18\x02 \x01(\x03R\n" +
+	"guestBytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\x03 \x01(\x03R\twireBytes\"\xcb\x02\n" +
+	"\tPathKinds\x12(\n" +
+	"\x04zero\x18\x01 \x01(\v2\x14.drover.v1.PathCountR\x04zero\x12(\n" +
+	"\x04same\x18\x02 \x01(\v2\x14.drover.v1.PathCountR\x04same\x122\n" +
+	"\treference\x18\x03 \x01(\v2\x14.drover.v1.PathCountR\treference\x12*\n" +
+	"\x05delta\x18\x04 \x01(\v2\x14.drover.v1.PathCountR\x05delta\x124\n" +
+	"\n" +
+	"compressed\x18\x05 \x01(\v2\x14.drover.v1.PathCountR\n" +
+	"compressed\x12&\n" +
+	"\x03raw\x18\x06 \x01(\v2\x14.drover.v1.PathCountR\x03raw\x12,\n" +
+	"\x06opaque\x18\a \x01(\v2\x14.drover.v1.PathCountR\x06opaque\"\xb9\x02\n" +
+	"\tPathPhase\x12\x18\n" +
+	"\aseconds\x18\x01 \x01(\x01R\aseconds\x12\x1f\n" +
+	"\vguest_bytes\x18\x02 \x01(\x03R\n" +
+	"guestBytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\x03 \x01(\x03R\twireBytes\x12/\n" +
+	"\x13retransmitted_bytes\x18\x04 \x01(\x03R\x12retransmittedBytes\x12\x12\n" +
+	"\x04cuts\x18\x05 \x01(\x03R\x04cuts\x12\x1f\n" +
+	"\vcut_seconds\x18\x06 \x01(\x01R\n" +
+	"cutSeconds\x12+\n" +
+	"\x11missed_references\x18\a \x01(\x03R\x10missedReferences\x12\x13\n" +
+	"\x05cpu_s\x18\b \x01(\x01R\x04cpuS\x12*\n" +
+	"\x05kinds\x18\t \x01(\v2\x14.drover.v1.PathKindsR\x05kinds\"\xc6\x01\n" +
+	"\vPathFigures\x12(\n" +
+	"\x04disk\x18\x01 \x01(\v2\x14.drover.v1.PathPhaseR\x04disk\x12,\n" +
+	"\x06memory\x18\x02 \x01(\v2\x14.drover.v1.PathPhaseR\x06memory\x124\n" +
+	"\n" +
+	"switchover\x18\x03 \x01(\v2\x14.drover.v1.PathPhaseR\n" +
+	"switchover\x12)\n" +
+	"\x10throttle_percent\x18\x04 \x01(\x05R\x0fthrottlePercent\"\xc0\x01\n" +
 	"\n" +
 	"StepRecord\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
@@ -1755,7 +2240,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\battempts\x18\x03 \x01(\x05R\battempts\x12,\n" +
 	"\x12started_unix_nanos\x18\x04 \x01(\x03R\x10startedUnixNanos\x12(\n" +
 	"\x10ended_unix_nanos\x18\x05 \x01(\x03R\x0eendedUnixNanos\x12\x14\n" +
-	"\x05fault\x18\x06 \x01(\tR\x05fault\"\x99\x06\n" +
+	"\x05fault\x18\x06 \x01(\tR\x05fault\"\xc5\x06\n" +
 	"\aFigures\x12\x1c\n" +
 	"\atotal_s\x18\x01 \x01(\x01H\x00R\x06totalS\x88\x01\x01\x12\x1e\n" +
 	"\bpause_ms\x18\x02 \x01(\x01H\x01R\apauseMs\x88\x01\x01\x12 \n" +
@@ -1778,7 +2263,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\r \x01(\x03H\fR\vmemoryBytes\x88\x01\x01\x12\"\n" +
 	"\n" +
 	"disk_bytes\x18\x0e \x01(\x03H\rR\tdiskBytes\x88\x01\x01\x12+\n" +
-	"\x0fpath_wire_bytes\x18\x0f \x01(\x03H\x0eR\rpathWireBytes\x88\x01\x01B\n" +
+	"\x0fpath_wire_bytes\x18\x0f \x01(\x03H\x0eR\rpathWireBytes\x88\x01\x01\x12*\n" +
+	"\x04path\x18\x10 \x01(\v2\x16.drover.v1.PathFiguresR\x04pathB\n" +
 	"\n" +
 	"\b_total_sB\v\n" +
 	"\t_pause_msB\f\n" +
@@ -1795,7 +2281,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\t_sessionsB\x0f\n" +
 	"\r_memory_bytesB\r\n" +
 	"\v_disk_bytesB\x12\n" +
-	"\x10_path_wire_bytes\"\x90\x04\n" +
+	"\x10_path_wire_bytes\"\xb5\x04\n" +
 	"\x04Move\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x17\n" +
@@ -1816,7 +2302,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x10ended_unix_nanos\x18\r \x01(\x03R\x0eendedUnixNanos\x12.\n" +
 	"\bmeasured\x18\x0e \x01(\v2\x12.drover.v1.FiguresR\bmeasured\x12+\n" +
 	"\x05steps\x18\x0f \x03(\v2\x15.drover.v1.StepRecordR\x05steps\x12/\n" +
-	"\bprogress\x18\x10 \x01(\v2\x13.drover.v1.ProgressR\bprogress\"o\n" +
+	"\bprogress\x18\x10 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12#\n" +
+	"\rbandwidth_bps\x18\x11 \x01(\x03R\fbandwidthBps\"o\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
@@ -1844,46 +2331,64 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_drover_v1_types_proto_goTypes = []any{
-	(*Site)(nil),        // 0: drover.v1.Site
-	(*Host)(nil),        // 1: drover.v1.Host
-	(*Link)(nil),        // 2: drover.v1.Link
-	(*VM)(nil),          // 3: drover.v1.VM
-	(*ProbeTarget)(nil), // 4: drover.v1.ProbeTarget
-	(*Disk)(nil),        // 5: drover.v1.Disk
-	(*Backing)(nil),     // 6: drover.v1.Backing
-	(*NIC)(nil),         // 7: drover.v1.NIC
-	(*Check)(nil),       // 8: drover.v1.Check
-	(*Place)(nil),       // 9: drover.v1.Place
-	(*Progress)(nil),    // 10: drover.v1.Progress
-	(*StepRecord)(nil),  // 11: drover.v1.StepRecord
-	(*Figures)(nil),     // 12: drover.v1.Figures
-	(*Move)(nil),        // 13: drover.v1.Move
-	(*Service)(nil),     // 14: drover.v1.Service
-	(*Preflight)(nil),   // 15: drover.v1.Preflight
-	(*Fault)(nil),       // 16: drover.v1.Fault
-	nil,                 // 17: drover.v1.VM.LabelsEntry
+	(*Site)(nil),         // 0: drover.v1.Site
+	(*Host)(nil),         // 1: drover.v1.Host
+	(*Link)(nil),         // 2: drover.v1.Link
+	(*VM)(nil),           // 3: drover.v1.VM
+	(*ProbeTarget)(nil),  // 4: drover.v1.ProbeTarget
+	(*Disk)(nil),         // 5: drover.v1.Disk
+	(*Backing)(nil),      // 6: drover.v1.Backing
+	(*NIC)(nil),          // 7: drover.v1.NIC
+	(*Check)(nil),        // 8: drover.v1.Check
+	(*Place)(nil),        // 9: drover.v1.Place
+	(*Progress)(nil),     // 10: drover.v1.Progress
+	(*PathProgress)(nil), // 11: drover.v1.PathProgress
+	(*PathCount)(nil),    // 12: drover.v1.PathCount
+	(*PathKinds)(nil),    // 13: drover.v1.PathKinds
+	(*PathPhase)(nil),    // 14: drover.v1.PathPhase
+	(*PathFigures)(nil),  // 15: drover.v1.PathFigures
+	(*StepRecord)(nil),   // 16: drover.v1.StepRecord
+	(*Figures)(nil),      // 17: drover.v1.Figures
+	(*Move)(nil),         // 18: drover.v1.Move
+	(*Service)(nil),      // 19: drover.v1.Service
+	(*Preflight)(nil),    // 20: drover.v1.Preflight
+	(*Fault)(nil),        // 21: drover.v1.Fault
+	nil,                  // 22: drover.v1.VM.LabelsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	5,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
 	7,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	17, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	22, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	4,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	6,  // 4: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	9,  // 5: drover.v1.Move.from:type_name -> drover.v1.Place
-	9,  // 6: drover.v1.Move.to:type_name -> drover.v1.Place
-	12, // 7: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	11, // 8: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	10, // 9: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	4,  // 10: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	9,  // 11: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	8,  // 12: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	11, // 5: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	12, // 6: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	12, // 7: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	12, // 8: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	12, // 9: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	12, // 10: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	12, // 11: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	12, // 12: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	13, // 13: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	14, // 14: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	14, // 15: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	14, // 16: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	15, // 17: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	9,  // 18: drover.v1.Move.from:type_name -> drover.v1.Place
+	9,  // 19: drover.v1.Move.to:type_name -> drover.v1.Place
+	17, // 20: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	16, // 21: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	10, // 22: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	4,  // 23: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	9,  // 24: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	8,  // 25: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -1891,14 +2396,14 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
-	file_drover_v1_types_proto_msgTypes[12].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

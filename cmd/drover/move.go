@@ -16,9 +16,9 @@ import (
 // moveFlags are the wishes a move can be started with.
 type moveFlags struct {
 	target
-	keepSource, forceShutdown, detach bool
-	bandwidth                         rateFlag
-	maxPause, grace                   durationFlag
+	keepSource, forceShutdown, detach, noThrottle bool
+	bandwidth                                     rateFlag
+	maxPause, grace                               durationFlag
 }
 
 func newMoveCommand(a *app) *cobra.Command {
@@ -43,9 +43,10 @@ func newMoveCommand(a *app) *cobra.Command {
 	fl.BoolVar(&f.detach, "detach", false, "do not wait for the move's end")
 	fl.Var(&f.bandwidth, "bandwidth", "most that the move may send, such as 100Mbit (default: unlimited)")
 	fl.Var(&f.maxPause, "max-pause", "pause that a live move aims at, such as 300ms")
+	fl.BoolVar(&f.noThrottle, "no-throttle", false, "for live: do not hold the guest's processors back when its memory changes faster than it can be sent")
 	fl.Var(&f.grace, "shutdown-grace", "for cold: how long the guest may take to power off")
 	fl.BoolVar(&f.forceShutdown, "force-shutdown", false, "for cold: pull the plug when the guest has not powered off in time")
-	cmd.AddCommand(newMoveWatchCommand(a), newMoveCancelCommand(a))
+	cmd.AddCommand(newMoveWatchCommand(a), newMoveCancelCommand(a), newMoveRateCommand(a))
 	return cmd
 }
 
@@ -55,6 +56,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		Vm: vm, To: api.PlaceToProto(drover.Place(f.to)), Method: string(f.method),
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
+		NoThrottle: f.noThrottle,
 	})
 	if ctx.Err() != nil {
 		return drover.Errorf(drover.Canceled, "", "interrupted while the move was being started; see: drover moves")
@@ -141,6 +143,64 @@ func newMoveCancelCommand(a *app) *cobra.Command {
 	return cmd
 }
 
+func newMoveRateCommand(a *app) *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   "rate MOVE RATE",
+		Short: "Change how much a move may send, while it runs",
+		Long: "Changes how much a move may send: memory and disks together, in bits per second, or \"unlimited\".\n" +
+			"It holds at once where the move is sending, and for all that it still has to send.",
+		Example: "drover move rate m0abc 100Mbit\ndrover move rate m0abc unlimited",
+		Args:    moveAndRate,
+		RunE: func(c *cobra.Command, args []string) error {
+			return f.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
+				bps, err := parseLimit(args[1])
+				if err != nil {
+					return err
+				}
+				r, err := cl.SetMoveRate(ctx, &droverv1.SetMoveRateRequest{Name: args[0], BandwidthBps: int64(bps)})
+				if err != nil {
+					return err
+				}
+				m := api.MoveFromProto(r.GetMove())
+				if a.output == formatJSON {
+					return a.json(m)
+				}
+				limit := "without limit"
+				if m.Bandwidth > 0 {
+					limit = "at up to " + m.Bandwidth.String()
+				}
+				_, err = fmt.Fprintf(a.out, "move %s of %s sends %s\n", m.Name, m.VM, limit)
+				return err
+			})
+		},
+		ValidArgsFunction: complete(&f, unfinishedMoves),
+	}
+	f.register(cmd)
+	return cmd
+}
+
+// moveAndRate wants a move and a rate that can be read.
+func moveAndRate(c *cobra.Command, args []string) error {
+	if len(args) != 2 {
+		return drover.Errorf(drover.Invalid, "", "want MOVE and RATE, got %d arguments (see %s --help)", len(args), c.CommandPath())
+	}
+	_, err := parseLimit(args[1])
+	return err
+}
+
+// parseLimit reads a rate above zero, or "unlimited", which is zero.
+func parseLimit(s string) (drover.BitRate, error) {
+	if s == "unlimited" {
+		return 0, nil
+	}
+	r, err := drover.ParseBitRate(s)
+	if err == nil && r <= 0 {
+		err = fmt.Errorf("rate %q: want more than zero, or unlimited", s)
+	}
+	return r, drover.E(drover.Invalid, "", err)
+}
+
 func newMovesCommand(a *app) *cobra.Command {
 	cmd := newListCommand(a, listing[drover.Move]{
 		noun: "moves", one: "move", short: "List the moves, with what was measured", fetch: fetchMoves,
@@ -180,6 +240,9 @@ func (a *app) moveResult(m drover.Move) error {
 		fmt.Fprintf(&b, "%s: move %s of %s from %s to %s by method %s\n", m.State, m.Name, m.VM, m.From, m.To, m.Method)
 	}
 	if line := figuresLine(m.Measured); line != "" {
+		fmt.Fprintln(&b, " ", line)
+	}
+	for _, line := range pathLines(m.Measured.Path) {
 		fmt.Fprintln(&b, " ", line)
 	}
 	_, err := fmt.Fprint(a.out, b.String())

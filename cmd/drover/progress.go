@@ -157,12 +157,31 @@ func progressText(m drover.Move, now time.Time) string {
 		if g.ETASeconds >= 0 && g.TotalBytes > 0 {
 			add(fmt.Sprintf("ETA %.0f s", math.Ceil(g.ETASeconds)))
 		}
+		add(pathText(g.Path))
 	}
 	if m.State == drover.MoveUndoing && m.Fault != "" {
 		add(m.Fault)
 	}
 	if elapsed := now.Sub(m.Created); !m.Created.IsZero() && elapsed >= 0 {
 		add(fmt.Sprintf("elapsed %.0f s", elapsed.Seconds()))
+	}
+	return strings.Join(parts, "  ")
+}
+
+// pathText is the data path in a few words.
+func pathText(p *drover.PathProgress) string {
+	if p == nil {
+		return ""
+	}
+	var parts []string
+	if p.WireBytes > 0 {
+		parts = append(parts, fmt.Sprintf("%s on the wire", p.WireBytes))
+	}
+	if p.CutSeconds > 0 {
+		parts = append(parts, fmt.Sprintf("WAN cut for %.0f s", p.CutSeconds))
+	}
+	if p.ThrottlePercent > 0 {
+		parts = append(parts, fmt.Sprintf("guest held back by %d %%", p.ThrottlePercent))
 	}
 	return strings.Join(parts, "  ")
 }

@@ -24,6 +24,9 @@ func TestProgressLine(t *testing.T) {
 	}{
 		{"all of it", running("transfer", memory), "transfer  memory  212 MiB of 271 MiB  181 Mbit/s  ETA 3 s  elapsed 12 s"},
 		{"no ETA", running("transfer", &drover.Progress{Step: "transfer", Phase: "disk", DoneBytes: 1, TotalBytes: 2, ETASeconds: -1}), "transfer  disk  1 B of 2 B  elapsed 12 s"},
+		{"the data path", running("transfer", &drover.Progress{Step: "transfer", Phase: "memory", ETASeconds: -1, Path: &drover.PathProgress{
+			WireBytes: 31 * drover.MiB, CutSeconds: 12.2, ThrottlePercent: 30,
+		}}), "transfer  memory  31 MiB on the wire  WAN cut for 12 s  guest held back by 30 %  elapsed 12 s"},
 		{"a step without progress", running("verify", nil), "verify  elapsed 12 s"},
 		{"progress of the step before", running("verify", memory), "verify  elapsed 12 s"},
 		{"waiting", drover.Move{State: drover.MovePending, Created: begun}, "waiting for its turn  elapsed 12 s"},

@@ -3,6 +3,7 @@ package executortest
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/executor"
@@ -190,6 +191,41 @@ func (w *World) Cancel(ctx context.Context, hostName string, ref executor.Ref, s
 		return err
 	}
 	return err
+}
+
+// SetRate implements executor.Agents.
+func (w *World) SetRate(_ context.Context, hostName string, ref executor.Ref, rate drover.BitRate) error {
+	c := Call{Host: hostName, Step: "set-rate", Generation: ref.Generation}
+	if err := w.faulty(c); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h, j, err := w.admit(hostName, ref)
+	if err != nil {
+		return err
+	}
+	for k, run := range h.jobs {
+		switch run.action.(type) {
+		case executor.Transfer, executor.Copy:
+			if k.move == ref.Move {
+				j.rates = append(j.rates, rate)
+				return nil
+			}
+		}
+	}
+	return drover.Errorf(drover.NotFound, "agent", "%s sends nothing for move %s", hostName, ref.Move)
+}
+
+// Rates returns the rates that a host's agent was told while it sent for the
+// move, in order.
+func (w *World) Rates(hostName, move string) []drover.BitRate {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if j := w.hosts[hostName].moves[move]; j != nil {
+		return slices.Clone(j.rates)
+	}
+	return nil
 }
 
 // run carries the action out.

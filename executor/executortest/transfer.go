@@ -82,6 +82,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 	return executor.Result{
 		Moved: true, Pause: time.Since(stopped), Stopped: stopped, Resumed: time.Now(),
 		MemoryBytes: rounds, DiskBytes: drover.Bytes(len(a.Disks)), PathWireBytes: rounds,
+		Path: &drover.PathFigures{Memory: drover.PathPhase{GuestBytes: rounds, WireBytes: rounds}},
 	}, nil
 }
 

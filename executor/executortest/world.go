@@ -70,6 +70,7 @@ type journal struct {
 	results    map[string]executor.Result
 	actions    map[string]string // the type of action that a step's name means
 	created    []string          // volumes
+	rates      []drover.BitRate  // told while it sent
 	// Cold: what was found, and taken away.
 	wasRunning *bool
 	kept       *vm

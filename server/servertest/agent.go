@@ -58,6 +58,8 @@ type State struct {
 	Probed  []string
 	// Silent is how many probes do not start because nothing answers them.
 	Silent int
+	// Rates are those that moves were set to while a step held them.
+	Rates []drover.BitRate
 }
 
 func newAgent(w *World, p Place) *Agent {
@@ -258,6 +260,7 @@ func (s service) act(r *droverv1.RunRequest) (*droverv1.RunResult, error) {
 		s.world.carry(200 << 20)
 		return &droverv1.RunResult{
 			Moved: true, PauseNanos: int64(61 * time.Millisecond), MemoryBytes: 270 << 20, DiskBytes: 40 << 20, PathWireBytes: 199 << 20,
+			Path: api.PathFiguresToProto(Path()),
 		}, nil
 	case *droverv1.RunRequest_AbortTransfer:
 		s.mu.Lock()
@@ -302,6 +305,26 @@ func (s service) act(r *droverv1.RunRequest) (*droverv1.RunResult, error) {
 	return &droverv1.RunResult{}, nil
 }
 
+// Path is what the data path did for every live move of the world.
+func Path() drover.PathFigures {
+	count := func(blocks int64, wire drover.Bytes) drover.PathCount {
+		return drover.PathCount{Blocks: blocks, GuestBytes: drover.Bytes(blocks) * 4 * drover.KiB, WireBytes: wire}
+	}
+	return drover.PathFigures{
+		Disk: drover.PathPhase{
+			Seconds: 4, GuestBytes: 40 * drover.MiB, WireBytes: 20 * drover.MiB, CPUSeconds: 0.5,
+			Kinds: drover.PathKinds{Compressed: count(10240, 20*drover.MiB)},
+		},
+		Memory: drover.PathPhase{
+			Seconds: 10, GuestBytes: 268 * drover.MiB, WireBytes: 31 * drover.MiB, CPUSeconds: 1.5,
+			RetransmittedBytes: drover.MiB, Cuts: 1, CutSeconds: 30, MissedReferences: 2,
+			Kinds: drover.PathKinds{Zero: count(30000, 8192), Reference: count(20000, 65536), Delta: count(608, 300_000), Compressed: count(18000, 31*drover.MiB-400_000)},
+		},
+		Switchover:      drover.PathPhase{Seconds: 0.06, GuestBytes: 2 * drover.MiB, WireBytes: drover.MiB, Kinds: drover.PathKinds{Raw: count(512, drover.MiB)}},
+		ThrottlePercent: 20,
+	}
+}
+
 func off(st *State, name string) {
 	vm := st.VMs[name]
 	vm.State = drover.VMOff
@@ -328,6 +351,16 @@ func (s service) Cancel(_ context.Context, r *droverv1.CancelRequest) (*droverv1
 		close(hold)
 	}
 	return &droverv1.CancelResponse{}, nil
+}
+
+func (s service) SetRate(_ context.Context, r *droverv1.SetRateRequest) (*droverv1.SetRateResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.state.Hold) == 0 {
+		return nil, drover.Errorf(drover.NotFound, "set rate", "nothing is being sent")
+	}
+	s.state.Rates = append(s.state.Rates, drover.BitRate(r.GetBandwidthBps()))
+	return &droverv1.SetRateResponse{}, nil
 }
 
 func (s service) ProbeStart(_ context.Context, r *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error) {

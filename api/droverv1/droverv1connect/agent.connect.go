@@ -52,6 +52,8 @@ const (
 	AgentServiceRunProcedure = "/drover.v1.AgentService/Run"
 	// AgentServiceCancelProcedure is the fully-qualified name of the AgentService's Cancel RPC.
 	AgentServiceCancelProcedure = "/drover.v1.AgentService/Cancel"
+	// AgentServiceSetRateProcedure is the fully-qualified name of the AgentService's SetRate RPC.
+	AgentServiceSetRateProcedure = "/drover.v1.AgentService/SetRate"
 	// AgentServiceProbeStartProcedure is the fully-qualified name of the AgentService's ProbeStart RPC.
 	AgentServiceProbeStartProcedure = "/drover.v1.AgentService/ProbeStart"
 	// AgentServiceProbeStopProcedure is the fully-qualified name of the AgentService's ProbeStop RPC.
@@ -88,6 +90,9 @@ type AgentServiceClient interface {
 	// Cancel asks a running action to end; its Run then fails with canceled.
 	// Nothing to cancel is fine.
 	Cancel(context.Context, *droverv1.CancelRequest) (*droverv1.CancelResponse, error)
+	// SetRate changes how much a move may send while it does. Called at its
+	// source. A move that sends nothing here now is not found.
+	SetRate(context.Context, *droverv1.SetRateRequest) (*droverv1.SetRateResponse, error)
 	// ProbeStart and ProbeStop run the client-side probe on a host that has it.
 	ProbeStart(context.Context, *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error)
 	ProbeStop(context.Context, *droverv1.ProbeStopRequest) (*droverv1.ProbeStopResponse, error)
@@ -140,6 +145,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Cancel")),
 			connect.WithClientOptions(opts...),
 		),
+		setRate: connect.NewClient[droverv1.SetRateRequest, droverv1.SetRateResponse](
+			httpClient,
+			baseURL+AgentServiceSetRateProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("SetRate")),
+			connect.WithClientOptions(opts...),
+		),
 		probeStart: connect.NewClient[droverv1.ProbeStartRequest, droverv1.ProbeStartResponse](
 			httpClient,
 			baseURL+AgentServiceProbeStartProcedure,
@@ -163,6 +174,7 @@ type agentServiceClient struct {
 	checkTarget *connect.Client[droverv1.CheckTargetRequest, droverv1.CheckTargetResponse]
 	run         *connect.Client[droverv1.RunRequest, droverv1.RunResponse]
 	cancel      *connect.Client[droverv1.CancelRequest, droverv1.CancelResponse]
+	setRate     *connect.Client[droverv1.SetRateRequest, droverv1.SetRateResponse]
 	probeStart  *connect.Client[droverv1.ProbeStartRequest, droverv1.ProbeStartResponse]
 	probeStop   *connect.Client[droverv1.ProbeStopRequest, droverv1.ProbeStopResponse]
 }
@@ -213,6 +225,15 @@ func (c *agentServiceClient) Cancel(ctx context.Context, req *droverv1.CancelReq
 	return nil, err
 }
 
+// SetRate calls drover.v1.AgentService.SetRate.
+func (c *agentServiceClient) SetRate(ctx context.Context, req *droverv1.SetRateRequest) (*droverv1.SetRateResponse, error) {
+	response, err := c.setRate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ProbeStart calls drover.v1.AgentService.ProbeStart.
 func (c *agentServiceClient) ProbeStart(ctx context.Context, req *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error) {
 	response, err := c.probeStart.CallUnary(ctx, connect.NewRequest(req))
@@ -249,6 +270,9 @@ type AgentServiceHandler interface {
 	// Cancel asks a running action to end; its Run then fails with canceled.
 	// Nothing to cancel is fine.
 	Cancel(context.Context, *droverv1.CancelRequest) (*droverv1.CancelResponse, error)
+	// SetRate changes how much a move may send while it does. Called at its
+	// source. A move that sends nothing here now is not found.
+	SetRate(context.Context, *droverv1.SetRateRequest) (*droverv1.SetRateResponse, error)
 	// ProbeStart and ProbeStop run the client-side probe on a host that has it.
 	ProbeStart(context.Context, *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error)
 	ProbeStop(context.Context, *droverv1.ProbeStopRequest) (*droverv1.ProbeStopResponse, error)
@@ -297,6 +321,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Cancel")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceSetRateHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceSetRateProcedure,
+		svc.SetRate,
+		connect.WithSchema(agentServiceMethods.ByName("SetRate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceProbeStartHandler := connect.NewUnaryHandlerSimple(
 		AgentServiceProbeStartProcedure,
 		svc.ProbeStart,
@@ -323,6 +353,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceRunHandler.ServeHTTP(w, r)
 		case AgentServiceCancelProcedure:
 			agentServiceCancelHandler.ServeHTTP(w, r)
+		case AgentServiceSetRateProcedure:
+			agentServiceSetRateHandler.ServeHTTP(w, r)
 		case AgentServiceProbeStartProcedure:
 			agentServiceProbeStartHandler.ServeHTTP(w, r)
 		case AgentServiceProbeStopProcedure:
@@ -358,6 +390,10 @@ func (UnimplementedAgentServiceHandler) Run(context.Context, *droverv1.RunReques
 
 func (UnimplementedAgentServiceHandler) Cancel(context.Context, *droverv1.CancelRequest) (*droverv1.CancelResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.Cancel is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) SetRate(context.Context, *droverv1.SetRateRequest) (*droverv1.SetRateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.SetRate is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) ProbeStart(context.Context, *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error) {

@@ -58,6 +58,9 @@ const (
 	// DroverServiceCancelMoveProcedure is the fully-qualified name of the DroverService's CancelMove
 	// RPC.
 	DroverServiceCancelMoveProcedure = "/drover.v1.DroverService/CancelMove"
+	// DroverServiceSetMoveRateProcedure is the fully-qualified name of the DroverService's SetMoveRate
+	// RPC.
+	DroverServiceSetMoveRateProcedure = "/drover.v1.DroverService/SetMoveRate"
 )
 
 // DroverServiceClient is a client for the drover.v1.DroverService service.
@@ -79,6 +82,8 @@ type DroverServiceClient interface {
 	WatchMove(context.Context, *droverv1.WatchMoveRequest) (*connect.ServerStreamForClient[droverv1.WatchMoveResponse], error)
 	// CancelMove undoes a move that has not passed its pivot.
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
+	// SetMoveRate changes how much a move may send, at once if it sends already.
+	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
 }
 
 // NewDroverServiceClient constructs a client for the drover.v1.DroverService service. By default,
@@ -158,6 +163,12 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("CancelMove")),
 			connect.WithClientOptions(opts...),
 		),
+		setMoveRate: connect.NewClient[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse](
+			httpClient,
+			baseURL+DroverServiceSetMoveRateProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("SetMoveRate")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -174,6 +185,7 @@ type droverServiceClient struct {
 	startMove    *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
 	watchMove    *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
 	cancelMove   *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
+	setMoveRate  *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -271,6 +283,15 @@ func (c *droverServiceClient) CancelMove(ctx context.Context, req *droverv1.Canc
 	return nil, err
 }
 
+// SetMoveRate calls drover.v1.DroverService.SetMoveRate.
+func (c *droverServiceClient) SetMoveRate(ctx context.Context, req *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
+	response, err := c.setMoveRate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DroverServiceHandler is an implementation of the drover.v1.DroverService service.
 type DroverServiceHandler interface {
 	ListSites(context.Context, *droverv1.ListSitesRequest) (*droverv1.ListSitesResponse, error)
@@ -290,6 +311,8 @@ type DroverServiceHandler interface {
 	WatchMove(context.Context, *droverv1.WatchMoveRequest, *connect.ServerStream[droverv1.WatchMoveResponse]) error
 	// CancelMove undoes a move that has not passed its pivot.
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
+	// SetMoveRate changes how much a move may send, at once if it sends already.
+	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
 }
 
 // NewDroverServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -365,6 +388,12 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("CancelMove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceSetMoveRateHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceSetMoveRateProcedure,
+		svc.SetMoveRate,
+		connect.WithSchema(droverServiceMethods.ByName("SetMoveRate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.DroverService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DroverServiceListSitesProcedure:
@@ -389,6 +418,8 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceWatchMoveHandler.ServeHTTP(w, r)
 		case DroverServiceCancelMoveProcedure:
 			droverServiceCancelMoveHandler.ServeHTTP(w, r)
+		case DroverServiceSetMoveRateProcedure:
+			droverServiceSetMoveRateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -440,4 +471,8 @@ func (UnimplementedDroverServiceHandler) WatchMove(context.Context, *droverv1.Wa
 
 func (UnimplementedDroverServiceHandler) CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.CancelMove is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.SetMoveRate is not implemented"))
 }
