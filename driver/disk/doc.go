@@ -2,10 +2,12 @@
 // through QEMU's own tools: qemu-img makes images and vouches for them,
 // qemu-nbd opens them, so that formats are QEMU's business alone.
 //
-// Every open image is a child process that serves one connection on a unix
-// socket in a private folder; see package nbd for the protocol. QEMU's own
-// file locks keep an image that a VM runs on from being opened, and a VM from
-// being started on an open one.
+// An image that is open for writing, or that is not raw, is a child process that
+// serves one connection on a unix socket in a private folder; see package nbd
+// for the protocol. A raw image that is only read is read as the file it is.
+// QEMU's own file locks keep an image that a VM runs on from being opened, and a
+// VM from being started on an open one; a backing file of a running VM, which
+// nobody writes to, can be read all the same.
 //
 // # What counts as an image
 //

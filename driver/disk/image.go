@@ -50,32 +50,48 @@ const (
 	contextDepth
 )
 
-// OpenRead opens an image for reading.
+// OpenRead opens an image for reading. A raw image is read as the file it is,
+// any other through qemu-nbd.
 func (s *Store) OpenRead(ctx context.Context, path string, topOnly bool) (driver.ImageReader, error) {
-	im, err := s.open(ctx, "open volume "+path+" for reading", &image{store: s, path: path, topOnly: topOnly})
-	if err != nil {
+	op := "open volume " + path + " for reading"
+	if err := s.admit(op, path); err != nil {
 		return nil, err
 	}
-	return im, nil
+	chain, err := s.chain(path)
+	if err != nil {
+		return nil, fault(op, err)
+	}
+	var r driver.ImageReader
+	if isRaw(chain) {
+		r, err = s.openRaw(ctx, op, chain[0])
+	} else {
+		r, err = s.open(ctx, op, &image{store: s, path: path, topOnly: topOnly}, chain)
+	}
+	if err != nil {
+		return nil, err // and not a typed nil
+	}
+	return r, nil
 }
 
 // OpenWrite opens an image for writing.
 func (s *Store) OpenWrite(ctx context.Context, path string) (driver.ImageWriter, error) {
-	im, err := s.open(ctx, "open volume "+path+" for writing", &image{store: s, path: path, writable: true})
+	op := "open volume " + path + " for writing"
+	if err := s.admit(op, path); err != nil {
+		return nil, err
+	}
+	chain, err := s.chain(path)
+	if err != nil {
+		return nil, fault(op, err)
+	}
+	im, err := s.open(ctx, op, &image{store: s, path: path, writable: true}, chain)
 	if err != nil {
 		return nil, err
 	}
 	return im, nil
 }
 
-func (s *Store) open(ctx context.Context, op string, im *image) (*image, error) {
-	if err := s.admit(op, im.path); err != nil {
-		return nil, err
-	}
-	chain, err := s.chain(im.path)
-	if err != nil {
-		return nil, fault(op, err)
-	}
+// open opens an image through qemu-nbd.
+func (s *Store) open(ctx context.Context, op string, im *image, chain []header) (*image, error) {
 	// With nothing below, "what the top image holds" is simply the content.
 	im.topOnly = im.topOnly && len(chain) > 1
 	if err := s.reserve(op); err != nil {
@@ -86,15 +102,24 @@ func (s *Store) open(ctx context.Context, op string, im *image) (*image, error) 
 		s.forget(im)
 		return nil, fault(op, err)
 	}
+	if err := s.keep(op, im); err != nil {
+		return nil, err
+	}
+	return im, nil
+}
+
+// keep notes an open image for Close. If that has come meanwhile, it closes
+// the image, since nobody else will.
+func (s *Store) keep(op string, im io.Closer) error {
 	s.mu.Lock()
 	closed := s.closed
 	s.opened[im] = struct{}{}
 	s.mu.Unlock()
-	if closed { // meanwhile: nobody else will close this one
-		im.Close()
-		return nil, drover.Errorf(drover.Canceled, op, "the store is closed")
+	if !closed {
+		return nil
 	}
-	return im, nil
+	im.Close()
+	return drover.Errorf(drover.Canceled, op, "the store is closed")
 }
 
 func (s *Store) reserve(op string) error {
@@ -107,7 +132,7 @@ func (s *Store) reserve(op string) error {
 	return nil
 }
 
-func (s *Store) forget(im *image) {
+func (s *Store) forget(im io.Closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.opened, im)

@@ -238,7 +238,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("without qemu-img: %v", err)
 	}
 	must(t, s.Create(t.Context(), driver.VolumeSpec{Path: dir + "/a.raw", Format: "raw", VirtualBytes: 512}))
-	if _, err := s.OpenRead(t.Context(), dir+"/a.raw", false); drover.KindOf(err) != drover.Unavailable {
+	if _, err := s.OpenWrite(t.Context(), dir+"/a.raw"); drover.KindOf(err) != drover.Unavailable {
 		t.Errorf("without qemu-nbd: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -24,8 +25,8 @@ const (
 	// maxTools bounds the qemu-img processes at a time: each is short and
 	// more than a few only compete for the disk.
 	maxTools = 4
-	// maxOpen bounds the images open at a time; each is a process of some
-	// 30 MiB.
+	// maxOpen bounds the images open at a time; most are a process of some
+	// 30 MiB each.
 	maxOpen = 64
 	// maxIdentify bounds the identities computed at a time; one alone keeps
 	// several cores busy.
@@ -82,7 +83,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	closed bool
-	opened map[*image]struct{}
+	opened map[io.Closer]struct{}
 	count  int // open or being opened
 }
 
@@ -103,7 +104,7 @@ func New(log *slog.Logger, cfg Config) (*Store, error) {
 		tools:    make(chan struct{}, maxTools),
 		identify: make(chan struct{}, maxIdentify),
 		ids:      newIDCache(log, cfg.CacheDir),
-		opened:   map[*image]struct{}{},
+		opened:   map[io.Closer]struct{}{},
 	}
 	s.sweep()
 	return s, nil
@@ -113,7 +114,7 @@ func New(log *slog.Logger, cfg Config) (*Store, error) {
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	var open []*image
+	var open []io.Closer
 	for im := range s.opened {
 		open = append(open, im)
 	}
@@ -303,7 +304,7 @@ func fault(op string, err error) error {
 	switch {
 	case errors.As(err, &known):
 		kind = known.Kind
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nbd.ErrClosed):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, nbd.ErrClosed), errors.Is(err, os.ErrClosed):
 		kind = drover.Canceled
 	case errors.Is(err, errNoImage):
 		kind = drover.Invalid
