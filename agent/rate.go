@@ -15,13 +15,17 @@ type flights struct {
 	m  map[string]*rateSetter
 }
 
-type rateSetter struct{ apply func(drover.BitRate) }
+type rateSetter struct {
+	apply func(drover.BitRate)
+	// generation is the newest that has set it.
+	generation int64
+}
 
 // set makes the move's rate changeable by apply, until done is called. A move
 // has one data path at a time: a later one takes the place of an earlier.
 // apply is called with the registry locked: it must not block.
 func (f *flights) set(move string, apply func(drover.BitRate)) (done func()) {
-	s := &rateSetter{apply}
+	s := &rateSetter{apply: apply}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.m == nil {
@@ -37,15 +41,22 @@ func (f *flights) set(move string, apply func(drover.BitRate)) (done func()) {
 	}
 }
 
-// rate changes the rate of a move that sends; ok is false when it does not.
-func (f *flights) rate(move string, r drover.BitRate) (ok bool) {
+// rate changes the rate of a move that sends; drover.NotFound when it does not,
+// drover.Refused when a newer generation has set it.
+func (f *flights) rate(ref moveRef, r drover.BitRate) error {
+	op := "set the rate of move " + ref.move
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := f.m[move]
-	if s != nil {
-		s.apply(r)
+	s := f.m[ref.move]
+	switch {
+	case s == nil:
+		return drover.Errorf(drover.NotFound, op, "it sends nothing from this host now")
+	case ref.generation < s.generation:
+		return tooOld(op, ref.generation, s.generation)
 	}
-	return s != nil
+	s.generation = ref.generation
+	s.apply(r)
+	return nil
 }
 
 // SetRate changes how much a move may send while it does.
@@ -61,8 +72,8 @@ func (a agentService) SetRate(_ context.Context, req *droverv1.SetRateRequest) (
 		return nil, err
 	}
 	rate := drover.BitRate(req.GetBandwidthBps())
-	if !a.flights.rate(ref.move, rate) {
-		return nil, drover.Errorf(drover.NotFound, "set the rate of move "+ref.move, "it sends nothing from host %s now", a.config.Name)
+	if err := a.flights.rate(ref, rate); err != nil {
+		return nil, err
 	}
 	a.log.Info("rate of a move changed", "move", ref.move, "rate", rateText(rate))
 	return &droverv1.SetRateResponse{}, nil
