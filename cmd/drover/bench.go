@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +59,7 @@ func newBenchCommand(a *app) *cobra.Command {
 	f.StringSliceVar(&only, "only", nil, "pick rows, as KEY=VALUE,…")
 	f.Int64Var(&o.Seed, "seed", 1, "what random choices are drawn from")
 	f.IntVar(&o.Runs, "runs", 0, "how often each row is measured; 0 is the benchmark's own choice")
+	f.DurationVar(&o.ReturnAfter, "return-after", 10*time.Minute, "wan: how long a guest is away before it returns")
 	f.StringVar(&o.LabFile, "lab", "", "measure in this lab (a file or a ready lab's name)")
 	f.StringVar(&o.Guest, "guest", "", "measure this guest of the lab")
 	return cmd

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/drover-vm/drover"
 )
@@ -43,6 +44,9 @@ type Options struct {
 	Runs int
 	// Only picks rows: every named key must have one of the values.
 	Only map[string][]string
+	// ReturnAfter is how long a guest is away before it returns, in the
+	// benchmarks that send it back.
+	ReturnAfter time.Duration
 	// LabFile and Guest replace the lab and the guest that are measured.
 	LabFile, Guest string
 	// Log gets progress.
@@ -77,6 +81,7 @@ type Bench struct {
 func All() []Bench {
 	return []Bench{
 		{"methods", "each method moves a working guest back and forth: pause, outage, sessions", methods},
+		{"wan", "moves between sites, side by side: QEMU's own ways and Drover", wan},
 		{"wanem", "the WAN emulator against what was set: rate, round trip, processor time", emulator},
 	}
 }
