@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,7 @@ type linkResult struct {
 	Loss       float64        `json:"loss"`
 	QueueBytes int            `json:"queue_bytes"` // 0 is one round trip
 	Cut        bool           `json:"cut"`
+	Corrupt    int            `json:"corrupt_every"` // 0 is nothing
 	AToB       wanem.Counters `json:"a_to_b"`
 	BToA       wanem.Counters `json:"b_to_a"`
 }
@@ -32,7 +34,8 @@ func newLinkResult(s wanem.Status) linkResult {
 	return linkResult{
 		Name: s.Name, A: s.Ends[0], B: s.Ends[1], RateBps: s.Shape.RateBps, DelayMs: ms(s.Shape.Delay),
 		JitterMs: ms(s.Shape.Jitter), Loss: s.Shape.Loss, QueueBytes: s.Shape.QueueBytes, Cut: s.Shape.Cut,
-		AToB: s.Forward, BToA: s.Reverse,
+		Corrupt: s.Shape.CorruptEvery,
+		AToB:    s.Forward, BToA: s.Reverse,
 	}
 }
 
@@ -40,6 +43,7 @@ func newLinkResult(s wanem.Status) linkResult {
 type linkFlags struct {
 	rate, delay, jitter, loss string
 	cut, heal                 bool
+	corrupt                   string // how many packets
 }
 
 // change reads the flags.
@@ -74,6 +78,13 @@ func (f *linkFlags) change() (ch wanem.ShapeChange, err error) {
 			return bad("loss", err)
 		}
 		ch.Loss = &v
+	}
+	if f.corrupt != "" {
+		v, err := strconv.Atoi(f.corrupt)
+		if err != nil || v < 0 {
+			return bad("corrupt", fmt.Errorf("%q: want 0 (nothing) or every how many packets with data", f.corrupt))
+		}
+		ch.CorruptEvery = &v
 	}
 	if f.cut || f.heal {
 		ch.Cut = &f.cut
@@ -114,6 +125,7 @@ func newLabLinkCommand(a *app, f *labFlags) *cobra.Command {
 	c.Flags().StringVar(&flags.delay, "delay", "", "one-way delay, such as 25ms")
 	c.Flags().StringVar(&flags.jitter, "jitter", "", "jitter to either side of the delay, such as 1ms")
 	c.Flags().StringVar(&flags.loss, "loss", "", "share of packets lost, such as 0.1%")
+	c.Flags().StringVar(&flags.corrupt, "corrupt", "", "flip a bit in every so many TCP packets with data, unseen by TCP; 0 ends it")
 	c.Flags().BoolVar(&flags.cut, "cut", false, "drop everything, both ways")
 	c.Flags().BoolVar(&flags.heal, "heal", false, "end a cut")
 	c.MarkFlagsMutuallyExclusive("cut", "heal")
@@ -137,8 +149,11 @@ func (a *app) linkTable(r linkResult) error {
 		return a.json(r)
 	}
 	state := "up"
-	if r.Cut {
+	switch {
+	case r.Cut:
 		state = "cut"
+	case r.Corrupt > 0:
+		state = fmt.Sprintf("corrupt 1/%d", r.Corrupt)
 	}
 	row := func(from, to string, n wanem.Counters) []string {
 		return []string{

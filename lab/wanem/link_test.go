@@ -8,7 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"math/bits"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -342,5 +344,41 @@ func TestOpenErrors(t *testing.T) {
 				t.Errorf("the first end's device is left: %s", out)
 			}
 		})
+	}
+}
+
+// A flipped bit reaches the reader of a TCP stream: the kernels in between
+// neither notice nor repair it.
+func TestCorruptionIsDelivered(t *testing.T) {
+	l, a, b := newLink(t, wanem.Shape{})
+	set(t, l, wanem.Shape{RateBps: 200e6, CorruptEvery: 50})
+	const size = 8 << 20
+	dir := t.TempDir()
+	sent, received := filepath.Join(dir, "sent"), filepath.Join(dir, "received")
+	if err := os.WriteFile(sent, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := b.command("socat", "-u", "TCP-LISTEN:7777,reuseaddr", "CREATE:"+received)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	before := l.Status().Forward
+	a.run(t, "socat", "-u", "OPEN:"+sent, "TCP:"+b.addr+":7777,retry=50,interval=0.1")
+	if err := server.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(received)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := 0
+	for _, c := range got {
+		flipped += bits.OnesCount8(c)
+	}
+	after := l.Status().Forward
+	corrupted := int(after.CorruptedPackets - before.CorruptedPackets)
+	t.Logf("%d of %d packets corrupted, %d bits flipped in %d bytes", corrupted, after.Packets-before.Packets, flipped, len(got))
+	if len(got) != size || corrupted == 0 || flipped != corrupted {
+		t.Errorf("%d bytes with %d flipped bits arrived, want %d with %d", len(got), flipped, size, corrupted)
 	}
 }

@@ -45,6 +45,9 @@ type Shape struct {
 	// means one round trip at the set rate (rate × 2 × delay), at least 10 ms
 	// and 128 KiB and at most MaxQueueBytes. A link without a rate has no queue.
 	QueueBytes int `json:"queue_bytes"`
+	// CorruptEvery flips one random bit in the TCP payload of every so many
+	// segments that have one, unseen by TCP's checksum; 0 is none.
+	CorruptEvery int `json:"corrupt_every,omitempty"`
 	// Cut drops everything both ways, packets in flight included.
 	Cut bool `json:"cut"`
 }
@@ -69,6 +72,8 @@ func (s Shape) Validate() error {
 		return bad("loss %v: want a probability from 0 to 1", s.Loss)
 	case s.QueueBytes < 0 || s.QueueBytes > MaxQueueBytes:
 		return bad("queue %d bytes: want 0 (one round trip) to %d", s.QueueBytes, MaxQueueBytes)
+	case s.CorruptEvery < 0:
+		return bad("corrupt %d: want 0 (nothing) or every how many packets with data", s.CorruptEvery)
 	}
 	return nil
 }
@@ -85,6 +90,9 @@ func (s Shape) queueLimit() int {
 // String returns the shape in one line, for logs.
 func (s Shape) String() string {
 	t := fmt.Sprintf("%s, %s ±%s, loss %v, queue %d B", FormatRate(s.RateBps), s.Delay, s.Jitter, s.Loss, s.queueLimit())
+	if s.CorruptEvery > 0 {
+		t += fmt.Sprintf(", a bit flipped in every %d. packet", s.CorruptEvery)
+	}
 	if s.Cut {
 		t += ", cut"
 	}
@@ -99,6 +107,8 @@ type ShapeChange struct {
 	Loss       *float64       `json:"loss,omitempty"`
 	QueueBytes *int           `json:"queue_bytes,omitempty"`
 	Cut        *bool          `json:"cut,omitempty"`
+
+	CorruptEvery *int `json:"corrupt_every,omitempty"`
 }
 
 // Apply returns s with the named settings replaced.
@@ -109,6 +119,7 @@ func (c ShapeChange) Apply(s Shape) Shape {
 	set(&s.Loss, c.Loss)
 	set(&s.QueueBytes, c.QueueBytes)
 	set(&s.Cut, c.Cut)
+	set(&s.CorruptEvery, c.CorruptEvery)
 	return s
 }
 
@@ -129,6 +140,8 @@ type Counters struct {
 	// the way, or caught by a cut.
 	DroppedBytes   uint64 `json:"dropped_bytes"`
 	DroppedPackets uint64 `json:"dropped_packets"`
+	// CorruptedPackets had a bit flipped. They count as carried, too.
+	CorruptedPackets uint64 `json:"corrupted_packets"`
 }
 
 // Status is a link as it is now. Forward is from Ends[0] to Ends[1].

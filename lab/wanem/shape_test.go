@@ -110,8 +110,8 @@ func TestChangeTouchesOnlyWhatItNames(t *testing.T) {
 	if diff := cmp.Diff(want, ShapeChange{Cut: &heal, Loss: &loss}.Apply(old)); diff != "" {
 		t.Errorf("heal, no loss:\n%s", diff)
 	}
-	full := Shape{RateBps: 7e6, Delay: 8, Jitter: 9, Loss: 0.1, QueueBytes: 11}
-	all := ShapeChange{&full.RateBps, &full.Delay, &full.Jitter, &full.Loss, &full.QueueBytes, &full.Cut}
+	full := Shape{RateBps: 7e6, Delay: 8, Jitter: 9, Loss: 0.1, QueueBytes: 11, CorruptEvery: 12}
+	all := ShapeChange{&full.RateBps, &full.Delay, &full.Jitter, &full.Loss, &full.QueueBytes, &full.Cut, &full.CorruptEvery}
 	if diff := cmp.Diff(full, all.Apply(old)); diff != "" {
 		t.Errorf("a full change:\n%s", diff)
 	}

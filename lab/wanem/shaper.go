@@ -23,6 +23,7 @@ type shaper struct {
 	burst     int   // bytes charged to one delivered packet at most
 	busy      int64 // when the last admitted bit is sent
 	rest      uint64
+	corrupter corrupter
 	count     Counters
 }
 
@@ -40,6 +41,7 @@ func (s *shaper) set(now int64, shape Shape) {
 	old := s.shape.RateBps
 	s.shape = shape
 	s.jitter.set(int64(shape.Jitter))
+	s.corrupter.every = shape.CorruptEvery
 	s.burst, s.queueTime = ringMax, 0
 	if shape.RateBps > 0 {
 		s.burst = max(1, int(shape.RateBps/8*burstTime/int64(time.Second)))
@@ -148,6 +150,7 @@ func (s *shaper) offer(now int64, n int, at uint64, b []byte, kept bool) {
 		}
 		s.busy = end
 		charged += size
+		s.corrupt(b[:n], &lay, i)
 	}
 	flush(lay.segments)
 }
