@@ -2489,8 +2489,11 @@ type PrepareRequest struct {
 	Disks          []*DiskPlan            `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
 	BandwidthBps   int64                  `protobuf:"varint,5,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
 	MaxPauseMillis int64                  `protobuf:"varint,6,opt,name=max_pause_millis,json=maxPauseMillis,proto3" json:"max_pause_millis,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Tenant is the VM's, by its label: it decides what content of the
+	// destination the source may refer to.
+	Tenant        string `protobuf:"bytes,7,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PrepareRequest) Reset() {
@@ -2565,11 +2568,21 @@ func (x *PrepareRequest) GetMaxPauseMillis() int64 {
 	return 0
 }
 
+func (x *PrepareRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
 type PrepareResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Cookie []byte                 `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
 	// Token names this session on the data path.
-	Token         []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	Token []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Sources is content that the destination holds and the source may refer to
+	// by its place in this list.
+	Sources       []*ContentSource `protobuf:"bytes,3,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2618,6 +2631,75 @@ func (x *PrepareResponse) GetToken() []byte {
 	return nil
 }
 
+func (x *PrepareResponse) GetSources() []*ContentSource {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+// ContentSource is a fixed sequence of blocks of 4 KiB that both ends name alike.
+type ContentSource struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Kind: 1 image, 2 memory, 3 disk.
+	Kind          uint32 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Blocks        int64  `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContentSource) Reset() {
+	*x = ContentSource{}
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContentSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContentSource) ProtoMessage() {}
+
+func (x *ContentSource) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContentSource.ProtoReflect.Descriptor instead.
+func (*ContentSource) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ContentSource) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *ContentSource) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *ContentSource) GetBlocks() int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
 type FinishRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -2629,7 +2711,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2723,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2736,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FinishRequest) GetRef() *MoveRef {
@@ -2691,7 +2773,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2785,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2798,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -2756,7 +2838,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +2850,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +2863,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -2804,7 +2886,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2898,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2911,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -2862,7 +2944,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +2956,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +2969,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -2907,7 +2989,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3001,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3014,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -2952,7 +3034,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2964,7 +3046,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2977,7 +3059,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -3003,7 +3085,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3015,7 +3097,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3028,7 +3110,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -3232,7 +3314,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fPingResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12(\n" +
-	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\xe8\x01\n" +
+	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\x80\x02\n" +
 	"\x0ePrepareRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x1e\n" +
 	"\n" +
@@ -3241,10 +3323,16 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06cookie\x18\x03 \x01(\fR\x06cookie\x12)\n" +
 	"\x05disks\x18\x04 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
 	"\rbandwidth_bps\x18\x05 \x01(\x03R\fbandwidthBps\x12(\n" +
-	"\x10max_pause_millis\x18\x06 \x01(\x03R\x0emaxPauseMillis\"?\n" +
+	"\x10max_pause_millis\x18\x06 \x01(\x03R\x0emaxPauseMillis\x12\x16\n" +
+	"\x06tenant\x18\a \x01(\tR\x06tenant\"s\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\fR\x06cookie\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\fR\x05token\"c\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\x122\n" +
+	"\asources\x18\x03 \x03(\v2\x18.drover.v1.ContentSourceR\asources\"K\n" +
+	"\rContentSource\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x16\n" +
+	"\x06blocks\x18\x03 \x01(\x03R\x06blocks\"c\n" +
 	"\rFinishRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
@@ -3300,7 +3388,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -3342,38 +3430,39 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*PingResponse)(nil),        // 37: drover.v1.PingResponse
 	(*PrepareRequest)(nil),      // 38: drover.v1.PrepareRequest
 	(*PrepareResponse)(nil),     // 39: drover.v1.PrepareResponse
-	(*FinishRequest)(nil),       // 40: drover.v1.FinishRequest
-	(*FinishResponse)(nil),      // 41: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 42: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 43: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 44: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 45: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 46: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 47: drover.v1.DigestResponse
-	nil,                         // 48: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 49: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 50: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 51: drover.v1.Host
-	(*VM)(nil),                  // 52: drover.v1.VM
-	(*Check)(nil),               // 53: drover.v1.Check
-	(*Progress)(nil),            // 54: drover.v1.Progress
-	(*PathFigures)(nil),         // 55: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 56: drover.v1.ProbeTarget
+	(*ContentSource)(nil),       // 40: drover.v1.ContentSource
+	(*FinishRequest)(nil),       // 41: drover.v1.FinishRequest
+	(*FinishResponse)(nil),      // 42: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 43: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 44: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 45: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 46: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 47: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 48: drover.v1.DigestResponse
+	nil,                         // 49: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 50: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 51: drover.v1.CheckTargetResponse.SameBackingEntry
+	(*Host)(nil),                // 52: drover.v1.Host
+	(*VM)(nil),                  // 53: drover.v1.VM
+	(*Check)(nil),               // 54: drover.v1.Check
+	(*Progress)(nil),            // 55: drover.v1.Progress
+	(*PathFigures)(nil),         // 56: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 57: drover.v1.ProbeTarget
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	51, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	52, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	52, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	53, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	53, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	52, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	51, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	48, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	52, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	51, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	49, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	53, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	51, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	50, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	54, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	53, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	52, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	49, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	53, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	52, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	50, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	54, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	52, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	51, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,  // 13: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,  // 14: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10, // 15: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -3394,54 +3483,55 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13, // 30: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
 	13, // 31: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13, // 32: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	54, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	55, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	26, // 34: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	55, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	56, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	7,  // 36: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,  // 37: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	56, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	57, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	35, // 39: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,  // 40: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13, // 41: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	7,  // 42: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 43: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 44: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 45: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	0,  // 46: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 47: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 48: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 49: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 50: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	27, // 51: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	29, // 52: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	31, // 53: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	33, // 54: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	36, // 55: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	38, // 56: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	40, // 57: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	42, // 58: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	44, // 59: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	46, // 60: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	1,  // 61: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 62: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 63: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 64: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	25, // 65: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	28, // 66: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	30, // 67: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	32, // 68: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	34, // 69: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	37, // 70: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	39, // 71: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	41, // 72: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	43, // 73: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	45, // 74: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	47, // 75: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	61, // [61:76] is the sub-list for method output_type
-	46, // [46:61] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	40, // 42: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,  // 43: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 44: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 45: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 46: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	0,  // 47: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 48: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 49: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 50: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 51: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	27, // 52: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	29, // 53: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	31, // 54: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	33, // 55: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	36, // 56: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	38, // 57: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	41, // 58: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	43, // 59: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	45, // 60: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	47, // 61: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	1,  // 62: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 63: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 64: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 65: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	25, // 66: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	28, // 67: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	30, // 68: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	32, // 69: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	34, // 70: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	37, // 71: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	39, // 72: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	42, // 73: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	44, // 74: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	46, // 75: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	48, // 76: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	62, // [62:77] is the sub-list for method output_type
+	47, // [47:62] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -3473,7 +3563,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
