@@ -43,6 +43,7 @@ const (
 	inExtras               // list of blocks, after a block's size
 	inRecords              // content of the ram section
 	inUnknown              // looking for the ram section's header
+	atRAM                  // behind that header
 	inRest                 // nothing to be understood any more
 )
 
@@ -79,16 +80,21 @@ type parser struct {
 
 	tail    [tailBytes]byte // in inUnknown: the last bytes before what comes
 	tailLen int
+	located byte // in atRAM: the section's kind
 }
 
 func newParser() parser { return parser{block: -1, byName: map[string]int{}} }
 
 // step takes what it can of b, which begins where the step before ended.
 func (p *parser) step(b []byte, rec *Record) (int, result) {
-	if p.state == inRecords {
+	switch {
+	case p.state == inRecords:
 		return p.record(b, rec)
-	}
-	if len(b) == 0 {
+	case p.state == atRAM:
+		// A step of its own, so that the search's bytes keep their phase.
+		p.enter(p.located)
+		return 0, taken
+	case len(b) == 0:
 		return 0, more
 	}
 	switch p.state {

@@ -50,8 +50,8 @@ func (r *Reader) Next() (Record, error) {
 		return r.peeked, nil
 	}
 	for {
-		if rec, ok := r.advance(); ok {
-			r.phase = r.parser.phase
+		if rec, phase, ok := r.advance(); ok {
+			r.phase = phase
 			return rec, nil
 		}
 		if r.err != nil {
@@ -66,26 +66,27 @@ func (r *Reader) Next() (Record, error) {
 // wait for it, or has nothing more to return. Records returned before stay valid.
 func (r *Reader) Buffered() int {
 	if !r.hasPeeked {
-		rec, ok := r.advance()
+		rec, phase, ok := r.advance()
 		if !ok {
 			return 0
 		}
-		r.peeked, r.peekedPhase, r.hasPeeked = rec, r.parser.phase, true
+		r.peeked, r.peekedPhase, r.hasPeeked = rec, phase, true
 	}
 	return max(len(r.peeked.Data), 1)
 }
 
-// Phase returns the phase that the stream is in after the record returned last.
+// Phase returns the phase of the record returned last.
 func (r *Reader) Phase() Phase { return r.phase }
 
 // Blocks returns the RAM blocks that the stream has announced so far. The list only
 // grows: a place in it keeps its meaning. The caller must not change it.
 func (r *Reader) Blocks() []Block { return r.parser.blocks }
 
-// advance returns the next record that the buffer holds, if there is one.
-func (r *Reader) advance() (Record, bool) {
+// advance returns the next record that the buffer holds, if there is one, and the
+// phase it belongs to. Bytes of two phases are two records.
+func (r *Reader) advance() (rec Record, phase Phase, ok bool) {
 	for {
-		var rec Record
+		phase = r.parser.phase
 		n, res := r.parser.step(r.buf[r.pos:r.end], &rec)
 		switch {
 		case res == more:
@@ -93,16 +94,20 @@ func (r *Reader) advance() (Record, bool) {
 				r.pos = r.end // the stream was cut off inside of an element
 			}
 			if r.start == r.pos {
-				return Record{}, false
+				return Record{}, phase, false
 			}
-			return r.take(), true
+			return r.take(), phase, true
 		case res == found && r.start == r.pos:
 			r.pos += n
 			r.start = r.pos
-			return rec, true
+			return rec, phase, true
 		case res == found:
 			// What comes before the page goes first; the page is found again.
-			return r.take(), true
+			return r.take(), phase, true
+		case r.parser.phase != phase && r.start < r.pos:
+			rec = r.take()
+			r.pos += n
+			return rec, phase, true
 		default:
 			r.pos += n
 		}

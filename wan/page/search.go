@@ -40,7 +40,7 @@ func (p *parser) search(b []byte) int {
 	return len(b)
 }
 
-// locate enters the ram section whose header is in b and returns the header's end,
+// locate finds the ram section whose header is in b and returns the header's end,
 // or 0.
 func (p *parser) locate(b []byte) int {
 	if !p.hasRAM {
@@ -55,7 +55,7 @@ func (p *parser) locate(b []byte) int {
 		c := cursor{b: b[at:], n: 1}
 		owner, kind, id := c.u32(), c.u8(), c.u32()
 		if owner <= maxSectionID && (kind == kindPart || kind == kindEnd) && id == p.ram {
-			p.enter(kind)
+			p.state, p.located = atRAM, kind
 			return at + c.n
 		}
 	}
@@ -72,7 +72,7 @@ func (p *parser) locateStart(b []byte) int {
 		c := cursor{b: b[at-5:]}
 		if kind, id := c.u8(), c.u32(); kind == kindStart && id <= maxSectionID {
 			p.hasRAM, p.ram = true, id
-			p.enter(kind)
+			p.state, p.located = atRAM, kind
 			return at + len(startTail)
 		}
 	}
