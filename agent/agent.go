@@ -99,6 +99,7 @@ type Agent struct {
 	calls    calls
 	incoming incomings
 	flights  flights
+	remains  *remains
 	resolver *resolver
 }
 
@@ -147,6 +148,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.observer = newObserver(a)
 	a.probes = newProbes(d.Prober, c.Probe, clock)
 	a.resolver = newResolver(a)
+	a.remains = &remains{a: a}
 	return a, nil
 }
 
@@ -201,6 +203,7 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 		return drover.E(drover.Internal, "serve", err)
 	})
 	group.Go(func() error { return a.observer.run(ctx) })
+	group.Go(func() error { a.remains.run(ctx); return nil })
 	// What an earlier process left is settled beside serving: the other end
 	// must be able to ask in the meantime. Jobs come after, so that none finds
 	// a transfer of an earlier process and takes it for its own.

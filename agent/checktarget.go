@@ -122,6 +122,7 @@ func (a *Agent) spaceCheck(ctx context.Context, vm drover.VM, same map[string]bo
 		if err != nil {
 			return drover.Check{Name: c.Name, Detail: err.Error(), Fix: fmt.Sprintf("make %s a folder of host %s's volumes", dir, a.config.Name)}
 		}
+		free += a.remains.evictable(dir)
 		said = append(said, fmt.Sprintf("%s has %s free; needed are %s, at most %s", dir, free, n.least, n.most))
 		switch {
 		case free < n.least:

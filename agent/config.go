@@ -6,6 +6,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/pki"
@@ -29,6 +30,39 @@ type Config struct {
 	Edge    *Edge    `yaml:"edge,omitempty"`
 	// Probe lets a server run the client-side probe here.
 	Probe bool `yaml:"probe,omitempty"`
+	// Metrics is "ip:port", where Prometheus reads this agent's metrics over
+	// plain HTTP; empty: nowhere.
+	Metrics string `yaml:"metrics,omitempty"`
+	// CutLimit is how long a cut of the WAN may last before a transfer is given
+	// up; zero takes DefaultCutLimit.
+	CutLimit Duration      `yaml:"cut_limit,omitempty"`
+	Remains  RemainsConfig `yaml:"remains,omitempty"`
+	// TenantLabel is the label of VMs that says whose they are; empty takes
+	// DefaultTenantLabel. What one tenant's VMs left behind is of no use for
+	// another's.
+	TenantLabel string `yaml:"tenant_label,omitempty"`
+}
+
+// DefaultCutLimit is how long a cut of the WAN may last where the file does not
+// say: most are over by then, and libvirt has its own patience, too.
+const DefaultCutLimit = 5 * time.Minute
+
+// DefaultTenantLabel is the label that names a VM's tenant.
+const DefaultTenantLabel = "tenant"
+
+// cutLimit, tenantLabel are the settings with their defaults.
+func (c Config) cutLimit() time.Duration {
+	if c.CutLimit == 0 {
+		return DefaultCutLimit
+	}
+	return time.Duration(c.CutLimit)
+}
+
+func (c Config) tenantLabel() string {
+	if c.TenantLabel == "" {
+		return DefaultTenantLabel
+	}
+	return c.TenantLabel
 }
 
 // Edge makes the agent its site's edge.
@@ -80,6 +114,7 @@ func (c Config) Validate() error {
 	}
 	c.validateHypervisor(fault)
 	c.validateEdge(fault)
+	c.validatePath(fault)
 	if len(faults) == 0 {
 		return nil
 	}
@@ -100,6 +135,35 @@ func (c Config) validateHypervisor(fault func(field, format string, args ...any)
 		if !filepath.IsAbs(dir) {
 			fault(fmt.Sprintf("volumes[%d]", i), "%q is not an absolute path", dir)
 		}
+	}
+}
+
+// Bounds of what a file may say about the data path: beyond them a digit is
+// wrong.
+const (
+	leastCutLimit = time.Second
+	mostCutLimit  = 24 * time.Hour
+	mostKeep      = 10 * 365 * 24 * time.Hour
+	mostLabel     = 128
+)
+
+func (c Config) validatePath(fault func(field, format string, args ...any)) {
+	if c.Metrics != "" {
+		if host, port, err := net.SplitHostPort(c.Metrics); err != nil || net.ParseIP(host) == nil || port == "" {
+			fault("metrics", "%q is not an address: want IP:PORT, such as 10.1.0.11:9443", c.Metrics)
+		}
+	}
+	if d := c.cutLimit(); d < leastCutLimit || d > mostCutLimit {
+		fault("cut_limit", "%s: want %s to %s", d, leastCutLimit, mostCutLimit)
+	}
+	if l := c.Remains.Limit; l != nil && *l < 0 {
+		fault("remains.limit", "%d: want a size such as 20GiB, or 0 to keep nothing", int64(*l))
+	}
+	if d := c.Remains.keep(); d < 0 || d > mostKeep {
+		fault("remains.keep", "%s: want a time of at most %s", d, mostKeep)
+	}
+	if len(c.TenantLabel) > mostLabel || strings.ContainsFunc(c.TenantLabel, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		fault("tenant_label", "%q: want the key of a label, at most %d bytes without spaces", c.TenantLabel, mostLabel)
 	}
 }
 

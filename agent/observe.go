@@ -181,7 +181,8 @@ func (a *Agent) volumesFree(ctx context.Context) drover.Bytes {
 	var most drover.Bytes
 	for _, dir := range a.config.Volumes {
 		if free, err := a.volumes.FreeBytes(ctx, dir+"/any"); err == nil {
-			most = max(most, free)
+			// What is kept of moved VMs gives way to a disk that comes.
+			most = max(most, free+a.remains.evictable(dir))
 		}
 	}
 	return most

@@ -21,6 +21,8 @@ type record struct {
 	// Disks of the VM at its source, as observed at the reservation: what
 	// ReleaseSource may delete at most.
 	Disks []drover.Disk `json:"disks,omitempty"`
+	// Tenant of the VM, as its label says at its source.
+	Tenant string `json:"tenant,omitempty"`
 	// Peer is the agent at the other end: bound by its first call.
 	Peer string `json:"peer,omitempty"`
 

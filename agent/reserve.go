@@ -30,7 +30,7 @@ func (a *Agent) reserve(ctx context.Context, _ *job, ref moveRef, m *droverv1.Re
 	if m.GetTarget() {
 		err = a.reserveTarget(ctx, op, ref, rec)
 	} else {
-		rec.Disks, err = a.reserveSource(ctx, op, ref)
+		rec.Disks, rec.Tenant, err = a.reserveSource(ctx, op, ref)
 	}
 	if err != nil {
 		return nil, err
@@ -111,23 +111,23 @@ func (a *Agent) promised(except string) (drover.Bytes, error) {
 	return sum, err
 }
 
-// reserveSource returns the VM's disks.
-func (a *Agent) reserveSource(ctx context.Context, op string, ref moveRef) ([]drover.Disk, error) {
+// reserveSource returns the VM's disks and tenant.
+func (a *Agent) reserveSource(ctx context.Context, op string, ref moveRef) ([]drover.Disk, string, error) {
 	old, err := a.journal.move(ref.move)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if old != nil {
-		return old.Disks, nil // the VM may be gone already
+		return old.Disks, old.Tenant, nil // the VM may be gone already
 	}
 	vm, err := a.hyp.VM(ctx, ref.vm)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if vm.UUID != ref.uuid {
-		return nil, drover.Errorf(drover.Refused, op, "the vm of that name on host %s has UUID %s, not %s", a.config.Name, vm.UUID, ref.uuid)
+		return nil, "", drover.Errorf(drover.Refused, op, "the vm of that name on host %s has UUID %s, not %s", a.config.Name, vm.UUID, ref.uuid)
 	}
-	return vm.Disks, nil
+	return vm.Disks, vm.Labels[a.config.tenantLabel()], nil
 }
 
 // release forgets the move; what it would leave behind is removed first.
@@ -171,12 +171,14 @@ func (a *Agent) releaseTarget(ctx context.Context, r *record) (arrived bool, err
 	}
 	if r.In != nil && r.In.State == inRunning {
 		a.closeArrival(r.Move)
+		a.remains.forget(ctx, r.VMUUID)
 		return true, nil
 	}
 	if err := a.discard(ctx, r.Move); err != nil {
 		return false, err
 	}
 	if r.Defined {
+		a.remains.forget(ctx, r.VMUUID)
 		return true, nil
 	}
 	// Volumes that nothing uses any more: their undoing was skipped.

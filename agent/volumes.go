@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api/droverv1"
@@ -22,12 +24,30 @@ func (a *Agent) createVolumes(ctx context.Context, _ *job, ref moveRef, m *drove
 	if r.In.owns() || r.Defined {
 		return nil, drover.Errorf(drover.Refused, "create volumes", "vm %s has arrived already", ref.vm)
 	}
+	if err := a.makeRoom(ctx, ref, m.GetDisks()); err != nil {
+		return nil, err
+	}
 	for _, d := range m.GetDisks() {
 		if err := a.createVolume(ctx, ref, d); err != nil {
 			return nil, err
 		}
 	}
 	return resultNow(), nil
+}
+
+// makeRoom drops what is kept of other VMs' disks where the new ones need the
+// space.
+func (a *Agent) makeRoom(ctx context.Context, ref moveRef, plans []*droverv1.DiskPlan) error {
+	need := make(map[string]drover.Bytes) // by folder
+	for _, d := range plans {
+		need[filepath.Dir(d.GetPath())] += drover.Bytes(d.GetAllocatedBytes())
+	}
+	for dir, n := range need {
+		if err := a.remains.room(ctx, filepath.Join(dir, "any"), n+leastFree, ref.uuid); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // targetRecord returns the record of a move whose target this host is.
@@ -48,6 +68,9 @@ func specOf(d *droverv1.DiskPlan) (driver.VolumeSpec, error) {
 	}
 	if d.GetVirtualBytes() <= 0 {
 		return driver.VolumeSpec{}, drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "virtual size of %d bytes", d.GetVirtualBytes())
+	}
+	if strings.HasPrefix(filepath.Base(d.GetPath()), driver.AsidePrefix) || strings.HasPrefix(filepath.Base(d.GetBackingPath()), driver.AsidePrefix) {
+		return driver.VolumeSpec{}, drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "%s, on %q: names beginning with %s are those of disks kept aside", d.GetPath(), d.GetBackingPath(), driver.AsidePrefix)
 	}
 	s := driver.VolumeSpec{Path: d.GetPath(), Format: d.GetFormat(), VirtualBytes: drover.Bytes(d.GetVirtualBytes())}
 	if d.GetBackingPath() != "" {
@@ -239,7 +262,7 @@ func (a *Agent) releaseSource(ctx context.Context, _ *job, ref moveRef, m *drove
 		return nil, err
 	}
 	if !m.GetKeepVolumes() {
-		if err := a.deleteSourceDisks(ctx, op, r, m.GetDisks()); err != nil {
+		if err := a.clearSourceDisks(ctx, op, r, m.GetDisks()); err != nil {
 			return nil, err
 		}
 	}
@@ -249,10 +272,10 @@ func (a *Agent) releaseSource(ctx context.Context, _ *job, ref moveRef, m *drove
 	})
 }
 
-// deleteSourceDisks deletes those disks of the VM that were carried away and
-// that nobody else needs. What was not among the VM's disks when the move began
+// clearSourceDisks keeps aside, or deletes, those disks of the VM that were
+// carried away and that nobody else needs. What was not among the VM's disks when the move began
 // is not touched, whoever asks.
-func (a *Agent) deleteSourceDisks(ctx context.Context, op string, r *record, plans []*droverv1.DiskPlan) error {
+func (a *Agent) clearSourceDisks(ctx context.Context, op string, r *record, plans []*droverv1.DiskPlan) error {
 	users, err := a.usersOf(ctx)
 	if err != nil {
 		return err
@@ -268,6 +291,13 @@ func (a *Agent) deleteSourceDisks(ctx context.Context, op string, r *record, pla
 		}
 		if who := users[d.Path]; who != "" {
 			a.log.Warn("a moved vm's image stays: it is needed", "move", r.Move, "path", d.Path, "by", who)
+			continue
+		}
+		kept, err := a.remains.keep(ctx, r, d)
+		if err != nil {
+			return err
+		}
+		if kept {
 			continue
 		}
 		if err := a.volumes.Delete(ctx, d.Path); err != nil {

@@ -416,6 +416,7 @@ func (w *world) checkOnce(at string) {
 		if there := err == nil; there != (name == at) {
 			t.Errorf("host %s: disk there is %v", name, there)
 		}
+		h.checkRemains()
 		records, err := h.current().agent.journal.moves()
 		must(t, err)
 		if len(records) != 0 {
@@ -432,5 +433,39 @@ func (w *world) checkOnce(at string) {
 		if len(left) != 0 {
 			t.Errorf("host %s: sockets are left: %v", name, left)
 		}
+	}
+}
+
+// checkRemains fails unless every image on the host is listed, or kept aside and
+// in the journal.
+func (h *host) checkRemains() {
+	t := h.w.t
+	t.Helper()
+	ctx := context.Background()
+	a := h.current().agent
+	if err := a.remains.tidy(ctx); err != nil {
+		t.Errorf("host %s: %v", h.name, err)
+	}
+	var want, listed []string
+	all, err := a.journal.remains()
+	must(t, err)
+	for _, r := range all {
+		if r.State != remainKept {
+			t.Errorf("host %s: %s is %s still", h.name, r.Path, r.State)
+		}
+		want = append(want, r.Path)
+	}
+	vols, err := h.volumes.List(ctx)
+	must(t, err)
+	for _, v := range vols {
+		if slices.Contains(want, v.Path) {
+			t.Errorf("host %s: %s is kept aside and listed", h.name, v.Path)
+		}
+		listed = append(listed, v.Path)
+	}
+	want = append(want, listed...)
+	slices.Sort(want)
+	if got := h.volumes.Paths(); !slices.Equal(got, want) {
+		t.Errorf("host %s has %v, of which are known %v", h.name, got, want)
 	}
 }

@@ -15,7 +15,7 @@ import (
 // Methods may be called concurrently. Paths are absolute and lie below the
 // store's folders; any other gives drover.Invalid.
 type Volumes interface {
-	// List observes every image in the store.
+	// List observes every image in the store but those kept aside.
 	List(ctx context.Context) ([]drover.Volume, error)
 	// Volume observes one; missing gives drover.NotFound, a file that is no
 	// image drover.Invalid.
@@ -28,6 +28,11 @@ type Volumes interface {
 	// Delete removes the image; missing is fine. Backing files stay. An image
 	// that a process holds open gives drover.Refused.
 	Delete(ctx context.Context, path string) error
+	// Rename gives an image another path on the same file system, at once and
+	// durably: after a crash it is at one of the two. A missing one gives
+	// drover.NotFound, a file at to drover.Exists, an image that a process
+	// holds open drover.Refused, folders on two file systems drover.Invalid.
+	Rename(ctx context.Context, path, to string) error
 	// OpenRead opens an image that no VM is running on, for reading.
 	// topOnly limits Extents to what the top image holds above its backing.
 	OpenRead(ctx context.Context, path string, topOnly bool) (ImageReader, error)
@@ -39,6 +44,10 @@ type Volumes interface {
 	Identify(ctx context.Context, path string) (ContentID, error)
 	Close() error
 }
+
+// AsidePrefix begins the names of images that are kept aside: List leaves them
+// out, every other operation takes them.
+const AsidePrefix = ".drover-aside-"
 
 // ContentID is a BLAKE3-256 digest that is equal for images with the same
 // guest-visible bytes and size, whatever their format and allocation; how it is

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/drover-vm/drover/driver"
 )
 
 // confine says whether path names a place below the store's folders, as
@@ -19,7 +21,7 @@ func (s *Store) confine(path string) error {
 		return fmt.Errorf("path %q is not plain: want no dots, no double slashes and none at the end", path)
 	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("path %q has control characters", path)
-	case strings.HasPrefix(filepath.Base(path), tempPrefix):
+	case strings.HasPrefix(filepath.Base(path), tempPrefix) && !strings.HasPrefix(filepath.Base(path), driver.AsidePrefix):
 		return fmt.Errorf("path %q: names beginning with %q are the store's own", path, tempPrefix)
 	}
 	if !s.holds(path, s.cfg.Dirs) {

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/nbd"
@@ -37,7 +39,8 @@ const (
 	// staleAfter is how old a half-made image must be to be taken for the
 	// remains of a crash; no creation takes as long.
 	staleAfter = time.Hour
-	// tempPrefix begins the names of images in the making.
+	// tempPrefix begins the names of images in the making, and of those kept
+	// aside.
 	tempPrefix = ".drover-"
 )
 
@@ -253,6 +256,34 @@ func (s *Store) Delete(_ context.Context, path string) error {
 	return fault(op, syncDir(filepath.Dir(path)))
 }
 
+// Rename gives an image another path on the same file system.
+func (s *Store) Rename(_ context.Context, path, to string) error {
+	op := "rename volume " + path
+	for _, p := range []string{path, to} {
+		if err := s.admit(op, p); err != nil {
+			return err
+		}
+	}
+	fi, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return fault(op, err)
+	case !fi.Mode().IsRegular():
+		return drover.Errorf(drover.Invalid, op, "is no regular file")
+	case locked(path):
+		return fault(op, errInUse())
+	}
+	switch err := unix.Renameat2(unix.AT_FDCWD, path, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE); {
+	case errors.Is(err, unix.EEXIST):
+		return drover.Errorf(drover.Exists, op, "%s is there already", to)
+	case errors.Is(err, unix.EXDEV):
+		return drover.Errorf(drover.Invalid, op, "%s is on another file system", to)
+	case err != nil:
+		return fault(op, fmt.Errorf("to %s: %w", to, err))
+	}
+	return fault(op, errors.Join(syncDir(filepath.Dir(path)), syncDir(filepath.Dir(to))))
+}
+
 // usable says whether the store still is open.
 func (s *Store) usable(op string) error {
 	s.mu.Lock()
@@ -282,7 +313,7 @@ func (s *Store) sweep() {
 			if files++; files > maxListed {
 				return fs.SkipAll
 			}
-			if err != nil || !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), tempPrefix) {
+			if err != nil || !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), tempPrefix) || strings.HasPrefix(e.Name(), driver.AsidePrefix) {
 				return nil
 			}
 			if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) > staleAfter {

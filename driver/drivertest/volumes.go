@@ -39,6 +39,7 @@ func Volumes(t *testing.T, setup VolumesSetup) {
 		{"ExclusiveCreate", volumesExclusiveCreate},
 		{"BadPaths", volumesBadPaths},
 		{"BadSpecs", volumesBadSpecs},
+		{"Rename", volumesRename},
 		{"NotAnImage", volumesNotAnImage},
 		{"RawFile", volumesRawFile},
 		{"FreeBytes", volumesFreeBytes},

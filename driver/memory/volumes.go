@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -221,12 +222,22 @@ func (v *Volumes) List(ctx context.Context) ([]drover.Volume, error) {
 	}
 	var list []drover.Volume
 	for path := range v.files {
+		if strings.HasPrefix(filepath.Base(path), driver.AsidePrefix) {
+			continue
+		}
 		if vol, err := v.observe(path); err == nil {
 			list = append(list, vol)
 		}
 	}
 	slices.SortFunc(list, func(a, b drover.Volume) int { return strings.Compare(a.Path, b.Path) })
 	return list, nil
+}
+
+// Paths returns the paths of all files, those kept aside included.
+func (v *Volumes) Paths() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(maps.Keys(v.files))
 }
 
 // Volume observes one image.
@@ -318,6 +329,31 @@ func (v *Volumes) Delete(ctx context.Context, path string) error {
 	}
 	v.used -= f.allocated()
 	delete(v.files, path)
+	return nil
+}
+
+// Rename gives an image another path.
+func (v *Volumes) Rename(ctx context.Context, path, to string) error {
+	op := "rename volume " + path
+	if err := v.begin(ctx, "rename", path); err != nil {
+		return err
+	}
+	defer v.mu.Unlock()
+	if err := v.confine(to); err != nil {
+		return drover.E(drover.Invalid, op, err)
+	}
+	f := v.files[path]
+	switch {
+	case f == nil:
+		return drover.Errorf(drover.NotFound, op, "it does not exist")
+	case f.writer || f.readers > 0:
+		return wrap(op, errInUse())
+	case v.files[to] != nil:
+		return drover.Errorf(drover.Exists, op, "%s is there already", to)
+	}
+	delete(v.files, path)
+	f.path = to
+	v.files[to] = f
 	return nil
 }
 
