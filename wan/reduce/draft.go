@@ -120,7 +120,7 @@ func (d *Draft) parts(write func([]byte) error) error {
 func (d *Draft) Done() *Retained {
 	var r *Retained
 	if len(d.deps) > 0 {
-		r = &Retained{Seq: d.seq, content: d.content, deps: d.deps}
+		r = &Retained{Seq: d.seq, content: d.content, deps: d.deps, known: d.packer.o.Known, old: &d.packer.old, stats: d.packer.o.Stats}
 		d.content, d.deps = blockStore{pool: d.content.pool}, nil
 	} else {
 		d.content.drop()

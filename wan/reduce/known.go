@@ -2,6 +2,7 @@ package reduce
 
 import (
 	"sync"
+	"sync/atomic"
 
 	"github.com/drover-vm/drover/wan/chunk"
 )
@@ -15,6 +16,11 @@ const (
 	distrustShare = 8
 )
 
+// OwnMemory is the source number of the guest's own memory as it has crossed in this session,
+// the mirror at both ends. Advertised sources and those of the session's disks have
+// other numbers.
+const OwnMemory uint16 = 1<<16 - 1
+
 // Known is what a sender knows of the receiver: which content it has and where. One Known
 // serves all channels of a session. It is safe for concurrent use.
 type Known struct {
@@ -25,10 +31,13 @@ type Known struct {
 	sources map[uint16]*trust
 }
 
-// trust counts how references to a source fared.
-type trust struct {
-	made, missed int64
-	gone         bool
+// trust counts how what was taken for granted of one source fared. It is safe for concurrent use.
+type trust struct{ made, missed atomic.Int64 }
+
+// gone reports whether the source has been given up.
+func (t *trust) gone() bool {
+	missed := t.missed.Load()
+	return missed >= distrustAfter && missed*distrustShare >= t.made.Load()
 }
 
 // useful reports whether a lookup may find anything.
@@ -37,14 +46,18 @@ func (k *Known) useful() bool { return k != nil && k.Index != nil && k.Index.Len
 // lookup finds where the receiver has content with the fingerprint.
 func (k *Known) lookup(fp chunk.Fingerprint) (chunk.Ref, bool) {
 	ref, ok := k.Index.Lookup(fp)
-	if !ok || k.distrusts(ref.Source) {
+	if !ok {
 		return chunk.Ref{}, false
 	}
+	t := k.trust(ref.Source)
+	if t.gone() {
+		return chunk.Ref{}, false
+	}
+	t.made.Add(1)
 	return ref, true
 }
 
-// distrusts reports whether a source has been given up, and counts the reference otherwise.
-func (k *Known) distrusts(source uint16) bool {
+func (k *Known) trust(source uint16) *trust {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.sources[source]
@@ -55,27 +68,16 @@ func (k *Known) distrusts(source uint16) bool {
 		t = new(trust)
 		k.sources[source] = t
 	}
-	if t.gone {
-		return true
-	}
-	t.made++
-	return false
+	return t
 }
 
 // missed notes that the receiver did not have a block as the index said, and forgets it.
 func (k *Known) missed(d *dependent) {
-	if k == nil || !d.known {
+	if k == nil {
 		return
 	}
+	k.trust(d.ref.Source).missed.Add(1)
 	if k.Index != nil && d.verified {
 		k.Index.Forget(chunk.Fingerprint(d.digest), d.ref)
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	t := k.sources[d.ref.Source]
-	if t == nil {
-		return
-	}
-	t.missed++
-	t.gone = t.gone || (t.missed >= distrustAfter && t.missed*distrustShare >= t.made)
 }

@@ -43,6 +43,7 @@ type Packer struct {
 	free chan *Draft
 	refs predictor
 	lane Compressor
+	old  trust // of the versions at the blocks' places and of OwnMemory
 }
 
 // NewPacker returns a Packer with an empty batch.
@@ -156,6 +157,9 @@ func (p *Packer) reference(content []byte, ref chunk.Ref, sum *[hashBytes]byte) 
 		d.refArg = appendVarint(d.refArg, int64(ref.Block)-p.refs.expects(ref.Source))
 	}
 	p.refs.used(ref.Source, int64(ref.Block)+1)
+	if ref.Source == OwnMemory {
+		p.old.made.Add(1)
+	}
 	p.count(Reference, BlockBytes)
 }
 
@@ -182,7 +186,12 @@ func (p *Packer) Delta(content, before []byte, fresh bool) bool {
 	return true
 }
 
+// TrustsOld reports whether the receiver has had the versions before that Same and Delta build on,
+// and OwnMemory: false after too many misses, when a caller does better without.
+func (p *Packer) TrustsOld() bool { return !p.old.gone() }
+
 func (p *Packer) depend(content []byte, op int, fresh bool) {
+	p.old.made.Add(1)
 	if fresh {
 		p.d.depend(content, nil, chunk.Ref{}, false)
 		p.d.op(op|opFresh, 1)
@@ -300,19 +309,24 @@ func appendVarint(dst []byte, v int64) []byte {
 // keep one, so that a run of references costs one number.
 type predictor struct {
 	source uint16 // of the last reference
-	next   []int64
+	next   int64
+	others map[uint16]int64
 }
 
 func (p *predictor) expects(source uint16) int64 {
-	if int(source) < len(p.next) {
-		return p.next[source]
+	if source == p.source {
+		return p.next
 	}
-	return 0
+	return p.others[source]
 }
 
 func (p *predictor) used(source uint16, next int64) {
-	for int(source) >= len(p.next) {
-		p.next = append(p.next, 0)
+	if source != p.source {
+		if p.others == nil {
+			p.others = make(map[uint16]int64)
+		}
+		p.others[p.source] = p.next
+		p.source = source
 	}
-	p.source, p.next[source] = source, next
+	p.next = next
 }

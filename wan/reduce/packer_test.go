@@ -168,7 +168,7 @@ func TestPacker(t *testing.T) {
 				if rounds > 2 {
 					t.Fatal("endless misses")
 				}
-				fills, err := retained.Fill(miss, known, &stats)
+				fills, err := retained.Fill(miss)
 				if err != nil {
 					t.Fatal(err)
 				}

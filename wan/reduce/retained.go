@@ -20,6 +20,9 @@ type Retained struct {
 	Seq     uint64
 	content blockStore
 	deps    []dependent
+	known   *Known
+	old     *trust
+	stats   *Stats
 }
 
 // Bytes returns the memory that is held.
@@ -49,15 +52,19 @@ func (r *Retained) Release() {
 //	         then the blocks, S2
 
 // Fill answers a miss for this batch with the payloads of one or more fills, in order.
-// known, if not nil, learns what the receiver does not have. Every payload is shorter than 1 MiB. It
-// returns drover.Corrupt for a malformed miss.
-func (r *Retained) Fill(miss []byte, known *Known, stats *Stats) ([][]byte, error) {
+// The Packer and its Known learn what the receiver does not have. Every payload is shorter than
+// 1 MiB. It returns drover.Corrupt for a malformed miss.
+func (r *Retained) Fill(miss []byte) ([][]byte, error) {
 	wanted, err := r.wanted(miss)
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range wanted {
-		known.missed(&r.deps[i])
+		if d := &r.deps[i]; d.known && d.ref.Source != OwnMemory {
+			r.known.missed(d)
+		} else {
+			r.old.missed.Add(1)
+		}
 	}
 	var out [][]byte
 	for len(wanted) > 0 {
@@ -76,10 +83,8 @@ func (r *Retained) Fill(miss []byte, known *Known, stats *Stats) ([][]byte, erro
 			plain = append(plain, r.content.at(int(r.deps[i].at))...)
 		}
 		fill = append(fill, s2.Encode(nil, plain)...)
-		if stats != nil {
-			stats.Missed.Add(int64(n))
-			stats.FillBytes.Add(int64(len(fill)))
-		}
+		r.stats.Missed.Add(int64(n))
+		r.stats.FillBytes.Add(int64(len(fill)))
 		out = append(out, fill)
 		wanted = wanted[n:]
 	}
@@ -126,7 +131,11 @@ func (r *Retained) different(in *reader) ([]int, error) {
 	}
 	wanted := slices.Clone(named)
 	for i, d := range r.deps {
-		if !d.verified || slices.Contains(named, i) {
+		if len(named) > 0 && named[0] == i {
+			named = named[1:]
+			continue
+		}
+		if !d.verified {
 			continue
 		}
 		if binary.LittleEndian.Uint64(in.bytes(8, zeroNumber[:])) != d.digest {
