@@ -163,7 +163,7 @@ func (b *builder) run(ctx context.Context, r driver.ImageReader) error {
 }
 
 // look reads and hashes the blocks from first on that fill p.
-func (b *builder) look(ctx context.Context, r io.ReaderAt, first int64, p []byte) error {
+func (b *builder) look(ctx context.Context, r driver.ImageReader, first int64, p []byte) error {
 	if b.options.Wait != nil {
 		if err := b.options.Wait(ctx); err != nil {
 			return err
@@ -176,7 +176,7 @@ func (b *builder) look(ctx context.Context, r io.ReaderAt, first int64, p []byte
 	} else if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := readPadded(r, p, first*BlockBytes); err != nil {
+	if err := readPadded(r, r.Size(), p, first*BlockBytes); err != nil {
 		return fmt.Errorf("block %d: %w", first, err)
 	}
 	for i := 0; i < len(p); i += BlockBytes {
@@ -190,17 +190,22 @@ func (b *builder) look(ctx context.Context, r io.ReaderAt, first int64, p []byte
 	return nil
 }
 
-// readPadded reads from off on; what lies past the end of r is zero.
-func readPadded(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	if n == len(p) {
+// readPadded fills p from off on; what lies past size is zero.
+func readPadded(r io.ReaderAt, size int64, p []byte, off int64) error {
+	have := int(max(0, min(int64(len(p)), size-off)))
+	clear(p[have:])
+	if have == 0 {
 		return nil
 	}
-	if !errors.Is(err, io.EOF) {
+	n, err := r.ReadAt(p[:have], off)
+	switch {
+	case n == have:
+		return nil
+	case err == nil, errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF // it was cut short since it was opened
+	default:
 		return err
 	}
-	clear(p[n:])
-	return nil
 }
 
 // add appends a block's fingerprint.

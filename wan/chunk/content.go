@@ -3,7 +3,6 @@ package chunk
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"sync"
 
@@ -11,24 +10,20 @@ import (
 	"github.com/drover-vm/drover/driver"
 )
 
-// readerContent is a Content over anything that reads at an offset, which is
-// concurrent by io.ReaderAt's contract. Both images and memory files are.
-type readerContent struct {
-	r io.ReaderAt
-	c io.Closer
-}
+// readerContent is a Content over an image or a memory file: io.ReaderAt's
+// contract makes it concurrent.
+type readerContent struct{ r driver.ImageReader }
 
 func (c readerContent) ReadBlocks(block int64, p []byte) error {
 	if block < 0 || block > MaxBlocks || len(p)%BlockBytes != 0 {
 		return drover.Errorf(drover.Invalid, "read blocks", "%d bytes from block %d", len(p), block)
 	}
-	return diskFault("read blocks", readPadded(c.r, p, block*BlockBytes))
+	return diskFault("read blocks", readPadded(c.r, c.r.Size(), p, block*BlockBytes))
 }
 
-func (c readerContent) Close() error { return c.c.Close() }
+func (c readerContent) Close() error { return c.r.Close() }
 
-// fileReader reads a memory file as the indexer wants to see it; holes are
-// left out by the file system's own map.
+// fileReader reads a memory file as an image.
 type fileReader struct {
 	*os.File
 	size int64
@@ -124,7 +119,7 @@ func (l *Library) openContent(e *entry) (readerContent, error) {
 	if err != nil {
 		return readerContent{}, err
 	}
-	return readerContent{r: r, c: r}, nil
+	return readerContent{r}, nil
 }
 
 // openReader opens a source for itself, unshared.
@@ -151,8 +146,7 @@ func (l *Library) openReader(e *entry) (driver.ImageReader, error) {
 }
 
 // Extents implements driver.ImageReader with the file system's map of data
-// and holes. It moves the file's offset, so only the indexer calls it, on a
-// file of its own.
+// and holes.
 func (f fileReader) Extents(ctx context.Context, yield func(driver.Extent) bool) error {
 	err := eachData(f.File, 0, f.size, func(start, end int64) error {
 		if err := ctx.Err(); err != nil {

@@ -20,12 +20,27 @@ type victim struct {
 // system's reserve. What nobody can use (catalogues without a source) goes
 // first, then what was used least recently; catalogues of registered images
 // stay, being a five-hundredth of what they save reading again. When even all
-// of it would not do, nothing is evicted. files is held; the caller runs the
-// list.
-func (l *Library) makeRoom(need int64) (dropList, error) {
-	const op = "make room"
+// of it would not do, nothing is evicted. files is held.
+func (l *Library) makeRoom(need int64) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	drops, err := l.chooseVictims(need)
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return drops.run()
+}
+
+// trim evicts what it may to get back within the limit. files is held.
+func (l *Library) trim() {
+	if err := l.makeRoom(0); err != nil {
+		l.log.Warn("evicted files stay until the next start", "error", err)
+	}
+}
+
+// chooseVictims takes out of the maps what has to go. mu and files are held.
+func (l *Library) chooseVictims(need int64) (dropList, error) {
+	const op = "make room"
 	over := l.keptBytes() + need - l.options.LimitBytes
 	var lack int64
 	if need > 0 {
@@ -33,7 +48,7 @@ func (l *Library) makeRoom(need int64) (dropList, error) {
 		if err != nil {
 			return nil, err
 		}
-		lack = need + reserveBytes - free
+		lack = need + l.reserve - free
 	}
 	var chosen []victim
 	for _, v := range l.victims() {
@@ -48,12 +63,13 @@ func (l *Library) makeRoom(need int64) (dropList, error) {
 		lack -= v.onOurFS
 	}
 	switch {
+	case need == 0: // nobody waits for it; as much as can go does
 	case over > 0 && need > l.options.LimitBytes:
 		return nil, drover.Errorf(drover.Exhausted, op, "%v are over the limit of %v", drover.Bytes(need), drover.Bytes(l.options.LimitBytes))
 	case over > 0:
 		return nil, drover.Errorf(drover.Exhausted, op, "%v do not fit within the limit of %v beside what is in use", drover.Bytes(need), drover.Bytes(l.options.LimitBytes))
 	case lack > 0:
-		return nil, drover.Errorf(drover.Exhausted, op, "the file system would be %v short of its reserve of %v", drover.Bytes(lack), drover.Bytes(reserveBytes))
+		return nil, drover.Errorf(drover.Exhausted, op, "the file system would be %v short of its reserve of %v", drover.Bytes(lack), drover.Bytes(l.reserve))
 	}
 	var drops dropList
 	for _, v := range chosen {

@@ -3,6 +3,7 @@ package chunk
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"time"
@@ -32,6 +33,9 @@ type catalogueState struct {
 	retry    time.Time
 	failed   bool
 }
+
+// errContent says that a source is not what its catalogue says.
+var errContent = errors.New("the content is not what was catalogued")
 
 // errGone ends the indexing of a source that has been removed meanwhile.
 var errGone = errors.New("the source is gone")
@@ -100,26 +104,30 @@ func (e *entry) before(o *entry) bool {
 func (l *Library) index(ctx context.Context, e *entry) {
 	if e.catalogue.found { // written by this goroutine or before it was listed
 		c, err := l.checkFound(ctx, e)
-		if err == nil {
+		switch kind := drover.KindOf(err); {
+		case err == nil:
 			l.finishIndex(e, c)
-			return
+		case ctx.Err() != nil:
+		case kind == drover.Corrupt, kind == drover.NotFound, errors.Is(err, errContent):
+			l.rejectFound(e, err)
+		default:
+			l.putOff(e, err)
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		l.rejectFound(e, err)
 		return
 	}
-	err := l.build(ctx, e)
-	if err == nil || ctx.Err() != nil || errors.Is(err, errGone) {
-		return
+	if err := l.build(ctx, e); err != nil && ctx.Err() == nil && !errors.Is(err, errGone) {
+		l.putOff(e, err)
 	}
+}
+
+// putOff notes that a try failed for a reason that may pass.
+func (l *Library) putOff(e *entry, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := &e.catalogue
 	c.attempts++
 	c.failed = c.attempts >= maxIndexAttempts
-	c.retry = time.Now().Add(indexRetryWait)
+	c.retry = time.Now().Add(l.retryWait)
 	l.log.Warn("catalogue not made", "source", e.source.ID, "kind", e.source.Kind, "attempt", c.attempts, "gives up", c.failed, "error", err)
 	l.note()
 }
@@ -171,11 +179,11 @@ func (l *Library) checkFound(ctx context.Context, e *entry) (*Catalogue, error) 
 	defer r.Close()
 	var buf [BlockBytes]byte
 	for _, s := range picked[:min(seen, samples)] {
-		if err := readPadded(r, buf[:], s.block*BlockBytes); err != nil {
+		if err := readPadded(r, r.Size(), buf[:], s.block*BlockBytes); err != nil {
 			return nil, err
 		}
 		if FingerprintOf(buf[:]) != s.fp {
-			return nil, drover.Errorf(drover.Corrupt, "check catalogue", "block %d is not what was catalogued", s.block)
+			return nil, fmt.Errorf("block %d: %w", s.block, errContent)
 		}
 	}
 	return c, nil
@@ -191,10 +199,17 @@ func (l *Library) rejectFound(e *entry, why error) {
 	l.mu.Lock()
 	current := l.entries[e.source.ID] == e
 	e.catalogue = catalogueState{}
+	var drop dropList
+	if current && e.source.Kind == KindMemory && errors.Is(why, errContent) {
+		drop = l.drop(e.source.ID)
+	}
 	l.note()
 	l.mu.Unlock()
 	if current {
 		os.Remove(l.cataloguePath(e.source.ID))
+	}
+	if err := drop.run(); err != nil {
+		l.log.Warn("a memory that did not survive could not be removed", "source", e.source.ID, "error", err)
 	}
 }
 
@@ -261,13 +276,7 @@ func (l *Library) finishIndex(e *entry, c *Catalogue) {
 	l.note()
 	l.mu.Unlock()
 	l.log.Info("catalogued", "source", e.source.ID, "kind", e.source.Kind, "blocks", e.source.Blocks, "indexed", c.indexed)
-	drops, err := l.makeRoom(0)
-	if err != nil {
-		l.log.Info("more is kept than the limit allows, and all of it is in use", "error", err)
-	}
-	if err := drops.run(); err != nil {
-		l.log.Warn("evicted files stay", "error", err)
-	}
+	l.trim()
 }
 
 // distrust has a catalogue that turned out damaged made again.

@@ -34,14 +34,8 @@ func OpenLibrary(dir string, o Options) (*Library, error) {
 	}
 	// A lower limit than before takes effect at once.
 	unlock := l.lockFiles()
-	drops, err := l.makeRoom(0)
-	if err == nil { // everything that is kept can go; an error cannot be
-		err = drops.run()
-	}
+	l.trim()
 	unlock()
-	if err != nil {
-		return nil, diskFault(op, errors.Join(err, l.Close()))
-	}
 	return l, nil
 }
 
@@ -89,11 +83,7 @@ func (l *Library) begin(m *Memory) error {
 	if err := l.ctx.Err(); err != nil {
 		return drover.Errorf(drover.Refused, "new memory", "the library is closed")
 	}
-	drops, err := l.makeRoom(size)
-	if err == nil {
-		err = drops.run()
-	}
-	if err != nil {
+	if err := l.makeRoom(size); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Join(l.dir, memoryFolder), "*"+newSuffix)
@@ -177,7 +167,7 @@ func (l *Library) register(ctx context.Context, op string, src Source, open Open
 	unlock := l.lockFiles()
 	defer unlock()
 	l.mu.Lock()
-	e := l.entries[src.ID]
+	e, used := l.entries[src.ID], time.Now()
 	switch {
 	case e == nil && len(l.entries) >= maxSources:
 		l.mu.Unlock()
@@ -186,7 +176,7 @@ func (l *Library) register(ctx context.Context, op string, src Source, open Open
 		e = &entry{source: src, scopes: map[string]bool{}, seq: l.nextSeq()}
 		if o, ok := l.orphans[src.ID]; ok {
 			delete(l.orphans, src.ID)
-			e.catalogue.bytes = o.bytes
+			e.catalogue.bytes, used = o.bytes, o.used
 			_, err := os.Stat(l.cataloguePath(src.ID))
 			e.catalogue.found = err == nil
 		}
@@ -196,17 +186,11 @@ func (l *Library) register(ctx context.Context, op string, src Source, open Open
 		return drover.Errorf(drover.Invalid, op, "%v is known as a %v of %d blocks", src.ID, e.source.Kind, e.source.Blocks)
 	}
 	e.scopes[src.Scope] = true
-	e.open, e.kept, e.used = open, kept, time.Now()
+	e.open, e.kept, e.used = open, kept, used
 	e.catalogue.failed, e.catalogue.attempts = false, 0
 	l.note()
 	l.mu.Unlock()
-	drops, err := l.makeRoom(0)
-	if err != nil {
-		l.log.Info("more is kept than the limit allows, and all of it is in use", "error", err)
-	}
-	if err := drops.run(); err != nil {
-		l.log.Warn("evicted files stay", "error", err)
-	}
+	l.trim()
 	return nil
 }
 

@@ -80,8 +80,10 @@ type Library struct {
 	// callbacks are owed to owners of evicted disks; see lockFiles.
 	callbacks []func()
 
-	lock    *os.File
-	running sync.Mutex // held by Run
+	lock      *os.File
+	running   sync.Mutex // held by Run
+	retryWait time.Duration
+	reserve   int64
 }
 
 func newLibrary(dir string, o Options) *Library {
@@ -95,7 +97,7 @@ func newLibrary(dir string, o Options) *Library {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &Library{
-		dir: dir, options: o, log: o.Log, changed: make(chan struct{}),
+		dir: dir, options: o, log: o.Log, retryWait: indexRetryWait, reserve: reserveBytes, changed: make(chan struct{}),
 		entries: make(map[SourceID]*entry), memories: make(map[*Memory]struct{}), orphans: make(map[SourceID]orphan),
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -179,7 +181,13 @@ func (l *Library) note() {
 // Close ends the library; contents that are open stay open until they are
 // closed. Run must have returned. Memories that were not sealed are discarded.
 func (l *Library) Close() error {
+	l.files.Lock() // no memory begins after this
+	closed := l.ctx.Err() != nil
 	l.cancel()
+	l.files.Unlock()
+	if closed {
+		return nil
+	}
 	l.mu.Lock()
 	var open []*Memory
 	for m := range l.memories {

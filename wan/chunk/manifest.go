@@ -32,6 +32,9 @@ const (
 	manifestSuffix  = ".json"
 	newSuffix       = ".new"
 	catSuffix       = ".cat"
+	// orphanAge is how long the catalogue of an image that is gone is kept: a
+	// VM may be away for a holiday.
+	orphanAge = 30 * 24 * time.Hour
 	// manifestBytes is more than any manifest has.
 	manifestBytes = 64 << 10
 )
@@ -163,6 +166,9 @@ func (l *Library) sweep() error {
 			e.catalogue.bytes += fi.Size()
 			return true
 		}
+		if !orphanOfUse(path, fi.ModTime()) {
+			return false
+		}
 		o := l.orphans[id]
 		o.bytes += fi.Size()
 		if fi.ModTime().After(o.used) {
@@ -171,6 +177,19 @@ func (l *Library) sweep() error {
 		l.orphans[id] = o
 		return true
 	})
+}
+
+// orphanOfUse reports whether a catalogue whose source is not registered (yet)
+// may be of use again: images and disks are registered after the start, lost
+// memories never, and what was not used for long is not waited for.
+func orphanOfUse(path string, used time.Time) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h, _, err := readHeader(f)
+	return err == nil && h.kind != KindMemory && time.Since(used) < orphanAge
 }
 
 // eachFile calls keep for each file of a folder whose name is an id and a

@@ -84,6 +84,8 @@ func (m *Memory) fail(op string, err error) error {
 }
 
 // Read reads one block into p, of BlockBytes. An absent block leaves p alone.
+// What is Inherited has to be verified. A base that cannot be read gives an
+// error for that block only.
 func (m *Memory) Read(block int64, p []byte) (State, error) {
 	const op = "read memory"
 	m.mu.Lock()
@@ -98,7 +100,7 @@ func (m *Memory) Read(block int64, p []byte) (State, error) {
 	case !m.fresh.get(block) && block >= m.inBase:
 		return Absent, nil
 	case !m.fresh.get(block):
-		// A base that cannot be read is no reason to give up the memory.
+		// Not m.fail: what was written in this session is still good.
 		if err := m.base.ReadBlocks(block, p); err != nil {
 			return Absent, err
 		}
