@@ -80,6 +80,7 @@ type Bench struct {
 // All returns every benchmark, by name.
 func All() []Bench {
 	return []Bench{
+		{"cold", "a disk at rest to the other site: rsync, qemu-img with zstd, casync, and Drover", cold},
 		{"methods", "each method moves a working guest back and forth: pause, outage, sessions", methods},
 		{"wan", "moves between sites, side by side: QEMU's own ways and Drover", wan},
 		{"wanem", "the WAN emulator against what was set: rate, round trip, processor time", emulator},

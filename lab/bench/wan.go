@@ -399,11 +399,21 @@ func (b *wanBench) hop(ctx context.Context, w *wanLab, y way, h hop, from, to st
 	if err != nil {
 		return err
 	}
-	before, err := m.read(ctx)
+	events, err := w.watchPause(ctx, h.vm, from, to)
 	if err != nil {
 		return err
 	}
+	before, err := m.read(ctx)
+	if err != nil {
+		events.stop()
+		return err
+	}
 	done, moveErr := y.run(ctx, w, h.vm, from, to, limit)
+	seen := events.stop()
+	row["event_pause_ms"] = seen
+	if done.pauseMillis < 0 {
+		done.pauseMillis = seen
+	}
 	if err := sleep(ctx, drain); err != nil {
 		return err
 	}

@@ -30,8 +30,8 @@ const cpuInterval = 100 * time.Millisecond
 //
 // The bytes are the emulator's, of both directions, less those of stretched
 // segments, which are the guests' and their clients' own traffic. Agents report
-// to the server over the same link: that, and the processor time that guests
-// and agents use anyway, is a rate measured before each move and subtracted.
+// to the server over the same link: that, and the processor time that is used
+// anyway, is a rate measured before each move and subtracted.
 type meter struct {
 	lab  *lab.Lab
 	link string
@@ -155,7 +155,8 @@ func (r rates) cost(before, after reading) (wire int64, cpu float64) {
 }
 
 // cpuMeter adds up the processor time of all processes of some nodes, of those
-// that have ended too: guests, agents, libvirtd, ssh.
+// that have ended too: QEMU, agents, libvirtd, ssh. What QEMU's virtual
+// processors use is the guest's and left out.
 type cpuMeter struct {
 	spaces []string // the nodes' process namespaces
 	stop   chan struct{}
@@ -222,9 +223,33 @@ func (c *cpuMeter) look() {
 		}
 		used, start, err := processTime(dir)
 		if err == nil {
-			c.seen[dir+start] = used
+			c.seen[dir+start] = max(c.seen[dir+start], used-virtualTime(dir))
 		}
 	}
+}
+
+// virtualThread is how QEMU names the threads of virtual processors, as libvirt
+// runs it.
+const virtualThread = "CPU "
+
+// virtualTime is what a process's virtual processors have used; none, if it is
+// not QEMU.
+func virtualTime(dir string) (sum time.Duration) {
+	name, err := os.ReadFile(dir + "/comm")
+	if err != nil || !strings.HasPrefix(string(name), "qemu-system") {
+		return 0
+	}
+	tasks, _ := filepath.Glob(dir + "/task/*") // the pattern is right
+	for _, task := range tasks {
+		name, err := os.ReadFile(task + "/comm")
+		if err != nil || !strings.HasPrefix(string(name), virtualThread) {
+			continue
+		}
+		if used, _, err := processTime(task); err == nil {
+			sum += used
+		}
+	}
+	return sum
 }
 
 var errNoStat = errors.New("stat is cut short")

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -100,12 +101,67 @@ func (y way) run(ctx context.Context, w *wanLab, vm, from, to string, limit time
 		args = append(args, copied, "--disks-uri", fmt.Sprintf("tcp://%s:%d", address, diskPort))
 	}
 	m := moved{pauseMillis: -1}
+	watch, err := w.watchJob(ctx, vm, from)
+	if err != nil {
+		return m, err
+	}
 	m.diverged, err = w.migrate(ctx, vm, from, limit, args)
 	m.took = time.Since(began)
+	m.diskBytes = watch.stop()
 	if err != nil || m.diverged {
 		return m, err
 	}
 	return m, w.completed(vm, to, &m)
+}
+
+// jobInterval is how often a running migration is asked for its figures.
+const jobInterval = 250 * time.Millisecond
+
+// jobWatch samples what libvirt forgets as a migration ends: the disks' bytes.
+type jobWatch struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	disk   int64
+}
+
+func (w *wanLab) watchJob(ctx context.Context, vm, host string) (*jobWatch, error) {
+	conn, err := w.Libvirt(host)
+	if err != nil {
+		return nil, err
+	}
+	dom, err := conn.DomainLookupByName(vm)
+	if err != nil {
+		return nil, errors.Join(err, conn.Disconnect())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	j := &jobWatch{cancel: cancel}
+	j.wg.Go(func() {
+		defer func() { _ = conn.Disconnect() }() // nothing depends on a clean goodbye
+		for sleep(ctx, jobInterval) == nil {
+			// Refusals are expected: the job may not have begun, or the guest is gone.
+			if _, params, err := conn.DomainGetJobStats(dom, 0); err == nil {
+				j.disk = max(j.disk, statsOf(params)["disk_processed"])
+			}
+		}
+	})
+	return j, nil
+}
+
+func (j *jobWatch) stop() (disk int64) {
+	j.cancel()
+	j.wg.Wait()
+	return j.disk
+}
+
+// statsOf are the whole numbers among a job's figures.
+func statsOf(params []libvirt.TypedParam) map[string]int64 {
+	stats := map[string]int64{}
+	for _, p := range params {
+		if v, err := strconv.ParseInt(fmt.Sprint(p.Value.I), 10, 64); err == nil {
+			stats[p.Field] = v
+		}
+	}
+	return stats
 }
 
 // migrate runs virsh migrate, and aborts what has not ended within limit.
@@ -137,15 +193,9 @@ func (w *wanLab) completed(vm, to string, m *moved) error {
 		if err != nil {
 			return err
 		}
-		stats := map[string]int64{}
-		for _, p := range params {
-			if v, err := strconv.ParseInt(fmt.Sprint(p.Value.I), 10, 64); err == nil {
-				stats[p.Field] = v
-			}
-		}
+		stats := statsOf(params)
 		page := stats["memory_page_size"]
 		m.memoryBytes = stats["memory_normal_bytes"] + page*stats["memory_constant"]
-		m.diskBytes = stats["disk_processed"]
 		if d, ok := stats["downtime"]; ok {
 			m.pauseMillis = float64(d)
 		}
