@@ -26,19 +26,25 @@ const (
 	slotBytes = 14
 	// minSlots is a shard's first table.
 	minSlots = 64
-	// A table is filled to loadNum/loadDen at most: 17 bytes an entry, and a
-	// vain search that looks at 15 slots, two cache lines, on average. It then
-	// grows by 1/growDen: 19.4 bytes an entry at worst, which is 0.5 % of a
-	// block, for 9 moves of an entry over its life.
-	loadNum, loadDen = 13, 16
+	// spillSlots follow the last home for entries that are pushed on from it.
+	// At the load allowed, one table in 10^8 needs more.
+	spillSlots = 64
+	// A table is filled to loadNum/loadDen at most, 16 bytes an entry; a search
+	// then looks at 4.5 slots on average. It then grows by 1/growDen: 18 bytes
+	// an entry at worst, 0.44 % of a block, for 9 moves of an entry over its
+	// life, which are in order and cheap.
+	loadNum, loadDen = 7, 8
 	growDen          = 8
 )
 
 // Index finds where a block with a given fingerprint is: a hash table with
-// open addressing of at most 20 bytes an entry (14 to 17 % of that are free
-// slots), within a limit. It is safe for concurrent use; a Lookup waits for
-// nobody but a writer of the same shard. It answers as a map does: what an Add
-// left, unless the index was full.
+// open addressing of 16 to 18 bytes an entry, within a limit. It is safe for
+// concurrent use; a Lookup waits for nobody but a writer of the same shard. It
+// answers as a map does: what an Add left, unless the index was full.
+//
+// A fingerprint's home is its value scaled to the table, and entries that
+// compete stand in ascending order, so the whole table ascends: a search ends
+// at the first greater entry, and a table that grows is copied in order.
 type Index struct {
 	limit  int64
 	bytes  atomic.Int64
@@ -48,9 +54,11 @@ type Index struct {
 }
 
 type indexShard struct {
-	mu      sync.RWMutex
-	used    int
-	keys    []Fingerprint // 0: free
+	mu    sync.RWMutex
+	used  int
+	homes int // slots that are an entry's home; more follow
+	// The table: fingerprints (0: free), and where each is.
+	keys    []Fingerprint
 	blocks  []uint32
 	sources []uint16
 }
@@ -131,39 +139,52 @@ func (x *Index) put(fp Fingerprint, r Ref, replace bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, ok := s.find(fp)
-	switch {
-	case ok && !replace:
+	if ok {
+		if replace {
+			s.set(i, fp, r)
+		}
 		return
-	case ok:
-		s.set(i, fp, r)
-		return
-	case (s.used+1)*loadDen > len(s.keys)*loadNum:
+	}
+	if (s.used+1)*loadDen > s.homes*loadNum {
 		if !x.grow(s) {
 			x.full.Add(1)
 			return
 		}
 		i, _ = s.find(fp)
 	}
-	s.set(i, fp, r)
+	if !s.insert(i, fp, r) {
+		x.full.Add(1)
+		return
+	}
 	s.used++
 	x.length.Add(1)
 }
 
 // grow gives a shard a larger table, unless the limit forbids it.
 func (x *Index) grow(s *indexShard) bool {
-	n := max(minSlots, len(s.keys)+len(s.keys)/growDen)
-	more := int64(n-len(s.keys)) * slotBytes
+	n := max(minSlots, s.homes+s.homes/growDen)
+	more := int64(n+spillSlots-len(s.keys)) * slotBytes
 	if x.bytes.Add(more) > x.limit {
 		x.bytes.Add(-more)
 		return false
 	}
-	old := indexShard{keys: s.keys, blocks: s.blocks, sources: s.sources}
-	s.keys, s.blocks, s.sources = make([]Fingerprint, n), make([]uint32, n), make([]uint16, n)
-	for i, fp := range old.keys {
-		if fp != 0 {
-			j, _ := s.find(fp)
-			s.set(j, fp, Ref{Source: old.sources[i], Block: old.blocks[i]})
+	keys, blocks, sources := s.keys, s.blocks, s.sources
+	s.homes = n
+	s.keys, s.blocks, s.sources = make([]Fingerprint, n+spillSlots), make([]uint32, n+spillSlots), make([]uint16, n+spillSlots)
+	// In order, so that every entry goes behind the one before.
+	next := 0
+	for i, fp := range keys {
+		if fp == 0 {
+			continue
 		}
+		if next = max(next, s.home(fp)); next == len(s.keys) {
+			s.used-- // see spillSlots
+			x.length.Add(-1)
+			x.full.Add(1)
+			continue
+		}
+		s.set(next, fp, Ref{Source: sources[i], Block: blocks[i]})
+		next++
 	}
 	return true
 }
@@ -173,56 +194,48 @@ func (s *indexShard) set(i int, fp Fingerprint, r Ref) {
 }
 
 // home returns the slot at which the search for fp begins: the bits below the
-// shard's, scaled to the table's length, which need be no power of two.
+// shard's, scaled to the number of homes, which need be no power of two.
 func (s *indexShard) home(fp Fingerprint) int {
-	hi, _ := bits.Mul64(uint64(fp)<<indexShardBits, uint64(len(s.keys)))
+	hi, _ := bits.Mul64(uint64(fp)<<indexShardBits, uint64(s.homes))
 	return int(hi)
 }
 
-// find returns the slot of fp, or the free one where it belongs. There always
-// is a free one, because of the load limit, once there is a table.
+// find returns the slot of fp, or the one where it belongs, which is free,
+// taken by a greater one, or past the table.
 func (s *indexShard) find(fp Fingerprint) (int, bool) {
-	if len(s.keys) == 0 {
-		return 0, false
-	}
-	for i := s.home(fp); ; {
-		switch s.keys[i] {
-		case fp:
-			return i, true
-		case 0:
-			return i, false
-		}
-		if i++; i == len(s.keys) {
-			i = 0
+	i := s.home(fp)
+	for ; i < len(s.keys); i++ {
+		if k := s.keys[i]; k >= fp || k == 0 {
+			return i, k == fp
 		}
 	}
+	return i, false
 }
 
-// remove frees slot i and moves back what stood behind it only because the
-// slot was taken, so that no search ends early.
+// insert puts an entry at slot i, pushing on those from there to the next free
+// slot. It reports false when there is none.
+func (s *indexShard) insert(i int, fp Fingerprint, r Ref) bool {
+	j := i
+	for ; j < len(s.keys) && s.keys[j] != 0; j++ {
+	}
+	if j == len(s.keys) {
+		return false
+	}
+	copy(s.keys[i+1:j+1], s.keys[i:j])
+	copy(s.blocks[i+1:j+1], s.blocks[i:j])
+	copy(s.sources[i+1:j+1], s.sources[i:j])
+	s.set(i, fp, r)
+	return true
+}
+
+// remove frees slot i and moves back those behind it that were pushed on.
 func (s *indexShard) remove(i int) {
-	n := len(s.keys)
-	for j := i; ; {
-		if j++; j == n {
-			j = 0
-		}
-		if s.keys[j] == 0 {
-			break
-		}
-		// The entry at j may go to i if its home is not between the two.
-		if dist(s.home(s.keys[j]), j, n) >= dist(i, j, n) {
-			s.set(i, s.keys[j], Ref{Source: s.sources[j], Block: s.blocks[j]})
-			i = j
-		}
+	j := i + 1
+	for ; j < len(s.keys) && s.keys[j] != 0 && s.home(s.keys[j]) < j; j++ {
 	}
-	s.set(i, 0, Ref{})
+	copy(s.keys[i:], s.keys[i+1:j])
+	copy(s.blocks[i:], s.blocks[i+1:j])
+	copy(s.sources[i:], s.sources[i+1:j])
+	s.set(j-1, 0, Ref{})
 	s.used--
-}
-
-// dist returns how many steps forward it is from slot a to slot b of n.
-func dist(a, b, n int) int {
-	if b < a {
-		return b + n - a
-	}
-	return b - a
 }
