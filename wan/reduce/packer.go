@@ -330,3 +330,6 @@ func (p *predictor) used(source uint16, next int64) {
 	}
 	p.next = next
 }
+
+// last returns where the content of the block appended last is in the draft.
+func (p *Packer) last() int32 { return int32(p.d.content.n - 1) }

@@ -3,7 +3,6 @@ package reduce
 import (
 	"encoding/binary"
 	"errors"
-	"slices"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/blake3"
@@ -53,8 +52,11 @@ type Unpacker struct {
 	asked   int
 }
 
-// slot is one block of the batch: place in content, -1 for zeros.
-type slot struct{ at int32 }
+// slot is one block of the batch.
+type slot struct {
+	at  int32 // place in content, -1 for zeros
+	dep int32 // which of deps, -1 for none
+}
 
 // want is a block to be made from what is stored.
 type want struct {
@@ -63,6 +65,7 @@ type want struct {
 	op     uint8
 	fresh  bool // not verified by the batch's hash
 	bad    bool // could not be read or made
+	filled bool // by the sender
 	ref    chunk.Ref
 	summed bool // digest is of the content as it is
 	digest [hashBytes]byte
@@ -158,7 +161,7 @@ func (u *Unpacker) place(lane *decompressor, raw []byte) error {
 		switch op {
 		case opZero:
 			for range n {
-				u.slots = append(u.slots, slot{-1})
+				u.slots = append(u.slots, slot{-1, -1})
 			}
 			continue
 		case opLiteral:
@@ -173,11 +176,12 @@ func (u *Unpacker) place(lane *decompressor, raw []byte) error {
 		first := u.content.n
 		for i := range n {
 			b := u.content.add()
-			u.slots = append(u.slots, slot{int32(u.content.n - 1)})
+			u.slots = append(u.slots, slot{int32(u.content.n - 1), -1})
 			switch op {
 			case opRaw:
 				raw = raw[copy(b, raw):]
 			case opReference, opSame, opDelta:
+				u.slots[len(u.slots)-1].dep = int32(len(u.deps))
 				u.deps = append(u.deps, want{
 					block: int32(len(u.slots) - 1), at: int32(u.content.n - 1), op: uint8(op), fresh: fresh,
 					ref: chunk.Ref{Source: ref.Source, Block: ref.Block + uint32(i)},
@@ -334,7 +338,7 @@ func (u *Unpacker) Fill(fill []byte) (done bool, miss []byte, err error) {
 	for i, dep := range blocks {
 		w := &u.deps[dep]
 		copy(u.content.at(int(w.at)), plain[i*BlockBytes:])
-		w.bad, w.summed = false, false
+		w.bad, w.summed, w.filled = false, false, true
 	}
 	if last == 0 {
 		return false, nil, nil
@@ -387,10 +391,10 @@ func (u *Unpacker) Run(i, n int) []byte {
 	return u.content.run(int(first), k)
 }
 
-// Same reports whether the i-th block was sent as equal to the version before at its place.
+// Same reports whether the i-th block is equal to the version before at its place, here too.
 func (u *Unpacker) Same(i int) bool {
-	at, ok := slices.BinarySearchFunc(u.deps, int32(i), func(w want, i int32) int { return int(w.block - i) })
-	return ok && u.deps[at].op == opSame
+	dep := u.slots[i].dep
+	return dep >= 0 && u.deps[dep].op == opSame && !u.deps[dep].filled
 }
 
 // readRun reads the references from the i-th dependent block on that follow each other in their source and in
