@@ -62,6 +62,7 @@ type Bundle struct {
 	queueLimit  int
 	activity    time.Duration // the last, after began
 	active      time.Duration // when it began after idleness
+	patience    int           // doublings of the silence that is borne
 
 	ackDue    bool
 	ackArmed  bool
@@ -319,6 +320,9 @@ func (b *Bundle) drop(l *link, why error) {
 		b.stats.cuts++
 	}
 	b.cfg.Log.Info("wan connection lost", "connection", l.number, "connections", len(b.links), "err", why)
+	if b.bye.written && !b.bye.came {
+		b.bye.written, b.bye.wanted = false, true
+	}
 	b.lose(l)
 	b.repeat()
 	b.blame(why)

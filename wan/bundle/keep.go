@@ -20,6 +20,11 @@ const (
 	pingActive   = 500 * time.Millisecond
 	silentActive = 2 * time.Second
 	silentTrips  = 6
+	// A connection that falls silent younger than youth may be no dead one but
+	// one on a path slower than all this was made for: each time, up to
+	// maxPatience times, the limit doubles, until a connection has grown old.
+	youth       = 20 * time.Second
+	maxPatience = 3
 	// The same for a bundle at rest since idleAfter, which is longer than both
 	// ends can differ on it.
 	pingIdle   = 2 * time.Second
@@ -71,12 +76,16 @@ func (b *Bundle) look(now time.Duration, stalled bool) (silent []*link) {
 	if b.idle(now) {
 		every, limit = pingIdle, silentIdle
 	}
-	ping := false
+	limit <<= b.patience
+	ping, young := false, false
 	var rtt time.Duration
 	for _, l := range b.links {
 		since := max(time.Duration(l.heard.Load()), b.active)
 		if now-since > max(limit, silentTrips*l.rtt) {
 			silent = append(silent, l)
+			young = young || now-l.joined < youth
+		} else if now-l.joined > youth {
+			b.patience = 0
 		}
 		if now-l.pinged >= every && !l.wantPing {
 			l.wantPing, ping = true, true
@@ -84,6 +93,9 @@ func (b *Bundle) look(now time.Duration, stalled bool) (silent []*link) {
 		if l.rtt > 0 && (rtt == 0 || l.rtt < rtt) {
 			rtt = l.rtt
 		}
+	}
+	if young {
+		b.patience = min(b.patience+1, maxPatience)
 	}
 	if rtt > 0 {
 		b.stats.rtt = rtt
