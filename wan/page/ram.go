@@ -83,6 +83,8 @@ func (p *parser) mark(addr, flags uint64) (int, result) {
 			p.state = inBlocks
 		}
 		return 8, taken
+	case flags == flagMemSize:
+		return p.giveUp()
 	default:
 		return p.loseRecord()
 	}
@@ -120,7 +122,7 @@ func (p *parser) blockEntry(b []byte) (int, result) {
 	switch {
 	case len(name) == 0, twice, len(p.blocks) == maxBlocks,
 		size < PageBytes, size%PageBytes != 0, size > p.left:
-		return p.loseRecord()
+		return p.giveUp() // pages of a list that is not known whole are none
 	}
 	p.left -= size
 	p.byName[string(name)] = len(p.blocks)

@@ -136,7 +136,7 @@ func TestShapes(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := mustRead(t, tt.stream.b)
-			if d := cmp.Diff(tt.stream.pages, got.pages); d != "" {
+			if d := cmp.Diff(tt.stream.pages, got.pages, wholeBytes); d != "" {
 				t.Errorf("pages (-want +got):\n%s", d)
 			}
 			if d := cmp.Diff(twoBlocks, got.blocks); d != "" {
@@ -148,3 +148,76 @@ func TestShapes(t *testing.T) {
 		})
 	}
 }
+
+// TestNotUnderstood reads what is no stream, or one that the package leaves alone:
+// all of it comes through, as bytes, and the phase says so.
+func TestNotUnderstood(t *testing.T) {
+	many := make([]page.Block, 4097)
+	for i := range many {
+		many[i] = page.Block{Name: strings.Repeat("x", i%200+1) + string(rune('0'+i/200)), Bytes: page.PageBytes}
+	}
+	in := func(rec page.Record, edit func(*stream)) *stream {
+		s := newStream("pc").ram(2, twoBlocks...).part()
+		if edit != nil {
+			edit(s)
+		}
+		return s.page(rec).page(first).eos()
+	}
+	multifd := &stream{b: []byte{0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1}}
+	version4 := &stream{b: []byte("QEVM\x00\x00\x00\x04")}
+	for _, tt := range []struct {
+		name   string
+		stream *stream
+		pages  int
+	}{
+		{"multifd channel", multifd, 0},
+		{"another version", version4.ram(2, twoBlocks...).rounds(), 0},
+		{"machine type too long", newStream(strings.Repeat("x", 1025)), 0},
+		{"other page size", newStream("virt").subsection("target-page-bits", []byte{0, 0, 0, 14}).ram(2, twoBlocks...).rounds(), 0},
+		{"mapped-ram", newStream("pc").subsection("capabilities", capabilities("mapped-ram")).ram(2, twoBlocks...).rounds(), 0},
+		{"capabilities without end", newStream("pc").subsection("capabilities", []byte{0, 1, 0, 0}), 0},
+		{"other version of ram", newStream("pc").foreign(1, 2, "ram", make([]byte, 100)), 0},
+		{"too many blocks", newStream("pc").ram(2, many...), 0},
+		{"too much memory", newStream("pc").ram(2, page.Block{Name: "a", Bytes: 16<<40 + page.PageBytes}).part().page(first).eos(), 0},
+		{"one name twice", newStream("pc").ram(2, twoBlocks[0], twoBlocks[0]).part().page(first).eos(), 0},
+		{"block without name", newStream("pc").ram(2, page.Block{Bytes: page.PageBytes}), 0},
+		{"block larger than all", func() *stream {
+			s := newStream("pc")
+			s.section(1, 2, "ram", 0, 4)
+			s.u64(page.PageBytes | 4)
+			s.counted("a")
+			s.u64(2 * page.PageBytes)
+			return s
+		}(), 0},
+		{"second list", func() *stream {
+			s := newStream("pc").ram(2, twoBlocks...).part()
+			s.list(twoBlocks)
+			return s.page(first)
+		}(), 0},
+		{"page outside of its block", in(page.Record{Kind: page.Page, Block: 1, Addr: 4 * page.PageBytes, Data: content}, nil), 0},
+		{"page far outside", in(page.Record{Kind: page.Zero, Addr: 1<<64 - page.PageBytes}, nil), 0},
+		{"page of no block", in(second, nil), 0},
+		{"block unheard of", in(first, func(s *stream) { s.blocks = []page.Block{{Name: "vga.vram"}, {Name: "x"}} }), 0},
+		{"unknown flags", in(first, func(s *stream) { s.u64(0x408) }), 0},
+		{"two kinds at once", in(first, func(s *stream) { s.u64(0x00a) }), 0},
+		{"XBZRLE too long", in(first, func(s *stream) { s.xbzrle(first, make([]byte, page.PageBytes+1)) }), 0},
+		{"COMPRESS too long", in(first, func(s *stream) { s.compress(first, make([]byte, 4111)) }), 0},
+		{"after a page", newStream("pc").ram(2, twoBlocks...).part().page(first).foreign(4, 4, "x", nil), 1},
+		{"another's footer", func() *stream {
+			s := newStream("pc").ram(2, twoBlocks...).part().page(first)
+			s.u64(0x10)
+			s.sectionEnd(7)
+			return s
+		}(), 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := mustRead(t, tt.stream.b)
+			if got.end != page.Opaque || len(got.pages) != tt.pages {
+				t.Errorf("phase %s and %d pages, want opaque and %d", got.end, len(got.pages), tt.pages)
+			}
+		})
+	}
+}
+
+// wholeBytes compares pages as a whole: byte by byte takes seconds.
+var wholeBytes = cmp.Comparer(bytes.Equal)
