@@ -65,6 +65,19 @@ func newBenchCommand(a *app) *cobra.Command {
 	return cmd
 }
 
+// newFillCommand is the benchmark's own process; it is not for people.
+func newFillCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: bench.FillSubcommand, Short: "Fill a link through the data path", Hidden: true, DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if status := bench.FillMain(args); status != 0 {
+				return exitStatus(status)
+			}
+			return nil
+		},
+	}
+}
+
 // parseOnly reads KEY=VALUE pairs; a key may come more than once.
 func parseOnly(pairs []string) (map[string][]string, error) {
 	only := map[string][]string{}

@@ -81,6 +81,7 @@ type Bench struct {
 func All() []Bench {
 	return []Bench{
 		{"cold", "a disk at rest to the other site: rsync, qemu-img with zstd, casync, and Drover", cold},
+		{"link", "how much of a link the data path fills, against iperf3", linkFill},
 		{"methods", "each method moves a working guest back and forth: pause, outage, sessions", methods},
 		{"wan", "moves between sites, side by side: QEMU's own ways and Drover", wan},
 		{"wanem", "the WAN emulator against what was set: rate, round trip, processor time", emulator},

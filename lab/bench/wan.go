@@ -12,7 +12,6 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/labfile"
 	"github.com/drover-vm/drover/lab/wanem"
-	"github.com/drover-vm/drover/probe"
 )
 
 // What the destination has of a guest's disk.
@@ -235,6 +234,11 @@ func (b *wanBench) sequence(ctx context.Context, c *wanCase, link wanLink, y way
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.down(ctx)) }()
+	if c.golden == goldenShared {
+		if err := w.declareShared(ctx); err != nil {
+			return nil, err
+		}
+	}
 	where := map[string]string{}
 	for i, h := range c.hops[:n] {
 		row := b.row(c, link, y, h, run)
@@ -317,20 +321,9 @@ func (b *wanBench) measure(ctx context.Context, w *wanLab, c *wanCase, link wanL
 	if err != nil {
 		return fmt.Errorf("put the guest to work: %w", err)
 	}
-	var clients *probe.Prober
-	config, watched := w.probeOf(g)
 	err = sleep(ctx, runIn)
-	if err == nil && watched {
-		clients, err = probe.Start(ctx, config)
-	}
 	if err == nil {
-		err = b.hop(ctx, w, y, h, from, to, bps, row)
-	}
-	if clients != nil {
-		pause, _ := row["pause_ms"].(float64)
-		_ = sleep(ctx, min(settleMost, settleAfter+time.Duration(pause)*time.Millisecond)) // ctx is looked at below
-		r := clients.Stop()
-		row["outage_ms"], row["outage_http_ms"], row["sessions_lost"], row["prober_stall_ms"] = r.OutageMS, r.OutageHTTPMS, r.SessionsLost, r.ProberStallMS
+		err = b.watched(ctx, w, g, row, func() error { return b.hop(ctx, w, y, h, from, to, bps, row) })
 	}
 	err = errors.Join(err, job.stop(ctx))
 	if err == nil {
@@ -339,6 +332,25 @@ func (b *wanBench) measure(ctx context.Context, w *wanLab, c *wanCase, link wanL
 	}
 	row["ok"] = err == nil
 	return err
+}
+
+// watched runs f under the eyes of the guest's clients, if the lab file says
+// where they are.
+func (b *wanBench) watched(ctx context.Context, w *wanLab, g *labfile.Guest, row Row, f func() error) error {
+	config, ok := w.probeOf(g)
+	if !ok {
+		return f()
+	}
+	c, err := w.startClients(ctx, config)
+	if err != nil {
+		return err
+	}
+	err = f()
+	pause, _ := row["pause_ms"].(float64)
+	_ = sleep(ctx, min(settleMost, settleAfter+time.Duration(pause)*time.Millisecond)) // the caller looks at ctx
+	r, stopErr := c.stop()
+	row["outage_ms"], row["outage_http_ms"], row["sessions_lost"], row["prober_stall_ms"] = r.OutageMS, r.OutageHTTPMS, r.SessionsLost, r.ProberStallMS
+	return errors.Join(err, stopErr)
 }
 
 // setLink shapes the link between two hosts' sites, and returns its rate.

@@ -345,3 +345,40 @@ func (w *wanLab) shareDisk(ctx context.Context, g *labfile.Guest, d *libvirtxml.
 	}
 	return nil
 }
+
+// libvirtAnswers bounds the restart of a libvirtd.
+const libvirtAnswers = 15 * time.Second
+
+// declareShared tells the hosts' libvirtds that the folder which they all see
+// is shared storage: they cannot know, and refuse to move a guest whose disk
+// lies on what looks like a file system of the host's own.
+func (w *wanLab) declareShared(ctx context.Context) error {
+	for _, n := range w.Nodes {
+		if n.Role != topology.Host {
+			continue
+		}
+		conf, err := os.OpenFile(filepath.Join(n.Dir, "etc-libvirt/qemu.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(conf, "shared_filesystems = [ %q ]\n", node.LabDir)
+		if err = errors.Join(err, conf.Close()); err != nil {
+			return err
+		}
+		if _, err := w.Service(ctx, n.Name, node.Restart, "libvirtd"); err != nil {
+			return err
+		}
+		until, cancel := context.WithTimeout(ctx, libvirtAnswers)
+		defer cancel()
+		for {
+			_, err := w.virsh(until, n.Name, "version")
+			if err == nil {
+				break
+			}
+			if sleep(until, 250*time.Millisecond) != nil {
+				return fmt.Errorf("libvirtd of %s: %w", n.Name, err)
+			}
+		}
+	}
+	return nil
+}

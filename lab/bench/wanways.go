@@ -356,6 +356,11 @@ func (w *wanLab) start(ctx context.Context, name string, args ...string) (*child
 	if err != nil {
 		return nil, err
 	}
+	return startChild(cmd)
+}
+
+// startChild starts a command made by wanLab.Command.
+func startChild(cmd *exec.Cmd) (*child, error) {
 	c := &child{cmd: cmd, done: make(chan struct{})}
 	cmd.Stderr = &c.stderr
 	if err := cmd.Start(); err != nil {
