@@ -412,7 +412,7 @@ rm "$DISK.packed"`, backing))
 func (t *coldTrip) casync(ctx context.Context) error {
 	return t.sh(ctx, casyncScript+`
 qemu-img convert -O raw -- "$DISK" "$DISK.raw"
-casync make --store="root@$HOST:$DISK.castr" "root@$HOST:$DISK.caibx" "$DISK.raw" >/dev/null
+casync make --what=blob-index --store="root@$HOST:$DISK.castr" "root@$HOST:$DISK.caibx" "$DISK.raw" >/dev/null
 $SSH "root@$HOST" "casync extract --store='$DISK.castr' '$DISK.caibx' '$DISK.raw' && qemu-img convert -f raw -O qcow2 '$DISK.raw' '$DISK' && rm '$DISK.raw'"
 rm "$DISK.raw"`)
 }
@@ -429,7 +429,7 @@ func (t *coldTrip) casyncGolden(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.lab.exec(ctx, t.to, "sh", "-c", `casync make --what=blob --store="$1.castr" "$1.golden.caibx" "$2" >/dev/null`, "sh", t.path, disks[0].Backing)
+	_, err = t.lab.exec(ctx, t.to, "sh", "-c", `casync make --what=blob-index --store="$1.castr" "$1.golden.caibx" "$2" >/dev/null`, "sh", t.path, disks[0].Backing)
 	return err
 }
 

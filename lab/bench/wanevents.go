@@ -83,9 +83,9 @@ func parseEvent(line string) (at time.Time, vm, what string, ok bool) {
 	if !found {
 		return at, "", "", false
 	}
-	vm, what, found = strings.Cut(rest, ": ")
+	vm, what, found = strings.Cut(rest, "': ")
 	at, err := time.Parse("2006-01-02 15:04:05.000-0700", stamp)
-	return at, strings.Trim(vm, "'"), what, found && err == nil
+	return at, strings.TrimPrefix(vm, "'"), what, found && err == nil
 }
 
 // stop ends the listening and returns the pause in milliseconds, negative when
