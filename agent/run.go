@@ -94,16 +94,22 @@ func (a *Agent) follow(ctx context.Context, j *job, out *connect.ServerStream[dr
 			return err
 		}
 		if err := sleep(ctx, progressEvery, j.done); err != nil {
-			return err
+			return leftOff(j, err)
 		}
 		select {
 		case <-changed:
 		case <-alive.C:
 		case <-j.done:
 		case <-ctx.Done():
-			return ctx.Err()
+			return leftOff(j, ctx.Err())
 		}
 	}
+}
+
+// leftOff is why a job is not followed to its end: its caller has gone, or this
+// agent stops. Either says nothing about the job.
+func leftOff(j *job, err error) error {
+	return drover.E(drover.Unavailable, "follow "+j.key.String(), err)
 }
 
 // sleep waits for d, or less when early is closed.

@@ -204,17 +204,17 @@ func TestPeerThatGoesAway(t *testing.T) {
 	}()
 	<-begun
 	cut()
-	if err := <-answer; drover.KindOf(err) != drover.Unavailable || !strings.HasPrefix(err.Error(), "agent h1 at "+addr) {
-		t.Errorf("call: %v (%s), want unavailable, naming the agent", err, drover.KindOf(err))
+	if err := <-answer; drover.KindOf(err) != drover.Unavailable || !strings.HasPrefix(err.Error(), "agent h1 at "+addr) || !api.Unanswered(err) {
+		t.Errorf("call: %v (%s), want unavailable and unanswered, naming the agent", err, drover.KindOf(err))
 	}
 	for stream.Receive() {
 	}
-	if err := stream.Err(); drover.KindOf(err) != drover.Unavailable {
-		t.Errorf("stream: %v (%s), want unavailable", err, drover.KindOf(err))
+	if err := stream.Err(); drover.KindOf(err) != drover.Unavailable || !api.Unanswered(err) {
+		t.Errorf("stream: %v (%s), want unavailable and unanswered", err, drover.KindOf(err))
 	}
 	// And one that is not there at all.
-	if _, err := c.Describe(t.Context(), &droverv1.DescribeRequest{}); drover.KindOf(err) != drover.Unavailable || strings.Contains(err.Error(), "https://") {
-		t.Errorf("nobody there: %v, want unavailable without a URL", err)
+	if _, err := c.Describe(t.Context(), &droverv1.DescribeRequest{}); drover.KindOf(err) != drover.Unavailable || strings.Contains(err.Error(), "https://") || !api.Unanswered(err) {
+		t.Errorf("nobody there: %v, want unavailable and unanswered, without a URL", err)
 	}
 }
 

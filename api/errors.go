@@ -150,19 +150,21 @@ func from(who string, err error) error {
 		return drover.E(kindOf(err), who, err)
 	}
 	kind, op, known := faultOf(ce)
-	text := ce.Message()
+	text, answered := ce.Message(), false
 	switch {
 	case known:
+		answered = true
 		text = strings.TrimPrefix(strings.TrimPrefix(text, op), ": ")
 	case connect.IsWireError(ce):
+		answered = true
 		op, kind = who, kindOfCode(ce.Code())
 	default:
 		op, kind, text = who, transportKind(ce), transportText(ce)
 	}
-	if text == "" {
+	if text == "" && answered {
 		return &drover.Error{Kind: kind, Op: op}
 	}
-	return &drover.Error{Kind: kind, Op: op, Err: &remote{text: text, cause: ce}}
+	return &drover.Error{Kind: kind, Op: op, Err: &remote{text: text, cause: ce, answered: answered}}
 }
 
 // faultOf reads the Fault detail, when there is one with a kind known here.
@@ -214,6 +216,16 @@ func transportText(ce *connect.Error) string {
 type remote struct {
 	text  string
 	cause error
+	// answered is false when it was made on this side.
+	answered bool
+}
+
+// Unanswered reports whether an error of an API call was made on this side,
+// because the other did not answer, or not to the end: it says nothing about
+// what became of the call.
+func Unanswered(err error) bool {
+	var r *remote
+	return errors.As(err, &r) && !r.answered
 }
 
 func (r *remote) Error() string { return r.text }

@@ -78,3 +78,23 @@ func TestOtherErrors(t *testing.T) {
 		t.Errorf("%v lost its cause", err)
 	}
 }
+
+func TestUnanswered(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"none", nil, false},
+		{"ours", drover.Errorf(drover.Unavailable, "op", "x"), false},
+		{"the other end's", api.FromConnect(api.ToConnect(drover.Errorf(drover.Unavailable, "op", "x"))), false},
+		{"the other end's, received", api.FromConnect(connect.NewWireError(connect.CodeUnavailable, errors.New("x"))), false},
+		{"the transport's", api.FromConnect(connect.NewError(connect.CodeUnavailable, errors.New("connection refused"))), true},
+		{"the transport's, wrapped", fmt.Errorf("run: %w", api.FromConnect(connect.NewError(connect.CodeUnknown, errors.New("reset")))), true},
+		{"the transport's, without a text", api.FromConnect(connect.NewError(connect.CodeUnavailable, nil)), true},
+	} {
+		if got := api.Unanswered(tt.err); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -27,6 +28,8 @@ type Ref struct {
 //   - An error whose kind is Unavailable or Unknown says nothing about whether
 //     the action took effect. Any other says that it has ended and failed,
 //     perhaps half way.
+//   - An error made by CallCut says that the call broke, while the action, if it
+//     was begun, goes on. Any other comes from the agent.
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
 //     TakeBack, Undefine) first end every other action of the same move on
 //     their host, and wait for that.
@@ -43,6 +46,21 @@ type Agents interface {
 	// drover.NotFound: nothing is being sent (yet).
 	SetRate(ctx context.Context, host string, ref Ref, rate drover.BitRate) error
 }
+
+// CallCut makes err say that nobody has answered to a call, or not to its end.
+// Its kind and text stay. nil stays nil.
+func CallCut(err error) error {
+	if err == nil {
+		return nil
+	}
+	return callCut{err}
+}
+
+type callCut struct{ error }
+
+func (c callCut) Unwrap() error { return c.error }
+
+func isCut(err error) bool { return errors.As(err, new(callCut)) }
 
 // Action is what an agent is asked to do: one of the types below that have an
 // isAction method. All are repeatable.

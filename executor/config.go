@@ -55,8 +55,9 @@ type Limits struct {
 	MovesPerLink int
 	// MovesQueued bounds accepted moves that wait for the two above.
 	MovesQueued int
-	// StepPatience is how long a step before the pivot is asked for again
-	// while nobody answers, before the move is undone.
+	// StepPatience is how long a step before the pivot is asked for again,
+	// before the move is undone: since its agent was last heard, or since it
+	// first failed, and might not another time, in a row.
 	StepPatience time.Duration
 	// RetryFirst and RetryMost are the first and the longest wait between two
 	// attempts; it doubles from one to the other, less a random part of up to

@@ -420,6 +420,7 @@ func TestSetRate(t *testing.T) {
 			s := open(t, executor.Config{}, "west1", "east1")
 			r := request(scenario{method: method})
 			s.world.AddVM(r.VM)
+			s.world.Pace = 5 * time.Second
 			m := s.start(t, r)
 			// The agent does not hear the first time.
 			deaf := 0
@@ -430,7 +431,6 @@ func TestSetRate(t *testing.T) {
 				}
 				return nil
 			})
-			s.world.Pace = 5 * time.Second
 			if err := s.SetRate(t.Context(), m.Name, 7*drover.Mbps); err != nil {
 				t.Fatal(err)
 			}

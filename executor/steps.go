@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/saga"
@@ -43,12 +44,17 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 	if lost := lost(st, d.Verb, err); lost != "" {
 		return w.giveUp(ctx, d, lost, err)
 	}
-	w.failed(d)
-	before := w.now().Journal.Pivot == saga.Open
+	w.failed(d, err)
+	pivot := w.now().Journal.Pivot
+	before := pivot == saga.Open
 	what := saga.Fail
 	if drover.KindOf(err).Retryable() {
 		what = saga.Unsure
-		if before && w.e.clock.Now().Sub(w.try.since) >= w.e.limits.StepPatience {
+		// A pivot that its agent says has ended without an outcome is settled
+		// in the end. One of which nobody knows is asked for without end: to
+		// settle it, the same agent would have to be asked.
+		ended := pivot == saga.Unknown && drover.KindOf(err) == drover.Unavailable && !isCut(err)
+		if (before || ended) && w.impatient() {
 			what = saga.Fail
 			err = fmt.Errorf("no answer for %v: %w", w.e.limits.StepPatience, err)
 		}
@@ -82,7 +88,7 @@ func (w *worker) undo(ctx context.Context, d saga.Decision) error {
 	if lost := lost(st, d.Verb, err); lost != "" {
 		return w.giveUp(ctx, d, lost, err)
 	}
-	w.failed(d)
+	w.failed(d, err)
 	if err := w.trouble(ctx, d, saga.UndoFail, err, false); err != nil {
 		return err
 	}
@@ -118,7 +124,7 @@ func (w *worker) settle(ctx context.Context, d saga.Decision) error {
 	if lost := lost(st, d.Verb, err); lost != "" {
 		return w.giveUp(ctx, d, lost, err)
 	}
-	w.failed(d)
+	w.failed(d, err)
 	if err := w.trouble(ctx, d, saga.SettleUnsure, err, false); err != nil {
 		return err
 	}
@@ -218,9 +224,18 @@ func until(ctx context.Context, c <-chan struct{}) (_ context.Context, stop func
 	return ctx, func() { cancel(); wg.Wait() }
 }
 
+// cutTries bounds the wait for an agent that does not answer, for as long as a
+// cut of the WAN is expected to last: the action goes on there, and once the WAN
+// heals its end should not wait for the server.
+const cutTries = 4
+
 // pause waits before the next attempt; a new wish to cancel ends the wait.
 func (w *worker) pause(ctx context.Context) error {
-	wait := w.e.backoff(w.try.times)
+	times := w.try.times
+	if !w.try.silent.IsZero() && !w.impatient() {
+		times = min(times, cutTries)
+	}
+	wait := w.e.backoff(times)
 	select {
 	case <-w.wish: // known already, so nothing to be woken by
 		return w.e.clock.Sleep(ctx, wait)
@@ -236,12 +251,39 @@ func (w *worker) pause(ctx context.Context) error {
 
 func (w *worker) succeeded() { w.try = try{} }
 
-// failed counts how often the same has failed.
-func (w *worker) failed(d saga.Decision) {
+// failed counts how often the same has failed, and notes since when.
+func (w *worker) failed(d saga.Decision, err error) {
 	if w.try.what != d || w.try.times == 0 {
-		w.try = try{what: d, since: w.e.clock.Now()}
+		w.try = try{what: d}
 	}
+	now := w.e.clock.Now()
+	if isCut(err) {
+		w.mu.Lock()
+		heard := w.heard
+		w.mu.Unlock()
+		if w.try.silent.IsZero() || heard.After(w.try.silent) {
+			// It was heard meanwhile: this is another cut.
+			w.try.silent, w.try.times = now, 0
+		}
+		w.try.times++
+		return
+	}
+	w.try.silent = time.Time{}
+	if w.try.failing.IsZero() || now.Sub(w.try.last) >= w.e.limits.StepPatience {
+		// The action went on for longer than it would be waited for.
+		w.try.failing, w.try.times = now, 0
+	}
+	w.try.last = now
 	w.try.times++
+}
+
+// impatient reports whether what failed last has been tried for long enough.
+func (w *worker) impatient() bool {
+	since := w.try.failing
+	if !w.try.silent.IsZero() {
+		since = w.try.silent
+	}
+	return w.e.clock.Now().Sub(since) >= w.e.limits.StepPatience
 }
 
 // mustStop says whether the worker has to let the move go rather than draw a
@@ -279,6 +321,9 @@ func (w *worker) giveUp(ctx context.Context, d saga.Decision, why string, err er
 func (w *worker) trouble(ctx context.Context, d saga.Decision, what saga.What, err error, cause bool) error {
 	step := w.table[d.Step].Name
 	w.log.WarnContext(ctx, "step has not succeeded", "step", step, "verb", d.Verb, "taken as", what, "attempt", w.try.times, "error", err)
+	w.mu.Lock()
+	w.troubled = w.e.clock.Now()
+	w.mu.Unlock()
 	return w.apply(ctx, saga.Event{What: what, Step: d.Step}, func(s *state, rec *store.Record) {
 		line := fmt.Sprintf("%s: %s", stepName(d.Verb, step), brief(err))
 		cause := cause || what == saga.Fail && s.Journal.Pivot == saga.Unknown

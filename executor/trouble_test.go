@@ -1,6 +1,7 @@
 package executor_test
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +37,122 @@ func TestPatience(t *testing.T) {
 		}
 		if a := m.Steps[2].Attempts; a < 10 || a > 40 {
 			t.Errorf("%d attempts in five minutes: want them to become rarer", a)
+		}
+	})
+}
+
+// cutStory begins a move whose step takes a quarter of an hour and more, and
+// cuts the source's agent off from the executor in the midst of it for the times
+// given; in between it is heard.
+func cutStory(t *testing.T, method drover.Method, cuts ...time.Duration) (site, executor.Request, string) {
+	t.Helper()
+	s := open(t, executor.Config{}, "west1", "east1")
+	s.world.Pace = 8 * time.Minute
+	r := nth(0, "west", "east")
+	r.Method, r.Definition = method, []byte("definition of vm0")
+	s.world.AddVM(r.VM)
+	name := s.start(t, r).Name
+	sending(t, s, name)
+	for _, d := range cuts {
+		s.world.SetCut("west1", true)
+		time.Sleep(d)
+		s.world.SetCut("west1", false)
+		time.Sleep(30 * time.Second)
+	}
+	return s, r, name
+}
+
+// sending waits until the step that carries the VM has told of its progress.
+func sending(t *testing.T, s site, name string) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen, err := s.Watch(ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for m := range seen {
+		if p := m.Progress; p != nil && (p.Step == "transfer" || p.Step == "copy") {
+			cancel()
+		}
+	}
+}
+
+// Cuts of the WAN that are each shorter than the patience do not add up: the
+// action goes on at the agents, and is found again. A live move's transfer is
+// found again after a cut of any length.
+func TestCutsDoNotAddUp(t *testing.T) {
+	for method, cuts := range map[drover.Method][]time.Duration{
+		drover.Cold: {4 * time.Minute, 4 * time.Minute, 4 * time.Minute},
+		drover.Live: {4 * time.Minute, time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s, r, name := cutStory(t, method, cuts...)
+			m := s.end(t, name)
+			if m.State != drover.MoveDone || m.Generation != 1 || len(s.world.Check(m, r.Disks, true)) > 0 {
+				t.Errorf("%s: the move is %s (%s): %v", method, m.State, m.Fault, s.world.Check(m, r.Disks, true))
+			}
+		})
+	}
+}
+
+// The end of the action is known soon after the WAN has healed.
+func TestCutIsNoticedToHeal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, executor.Config{}, "west1", "east1")
+		r := nth(0, "west", "east")
+		s.world.AddVM(r.VM)
+		name := s.start(t, r).Name
+		sending(t, s, name)
+		s.world.SetCut("west1", true)
+		time.Sleep(4 * time.Minute)
+		s.world.SetCut("west1", false)
+		healed := time.Now()
+		if m := s.end(t, name); m.State != drover.MoveDone || time.Since(healed) > 10*time.Second {
+			t.Errorf("the move is %s (%s) %v after the WAN has healed", m.State, m.Fault, time.Since(healed))
+		}
+	})
+}
+
+// A cut that lasts is given up before the point of no return, and what was begun
+// is undone once the agent is there again.
+func TestCutForTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, r, name := cutStory(t, drover.Cold, 7*time.Minute)
+		m := s.end(t, name)
+		if m.State != drover.MoveUndone || !strings.Contains(m.Fault, "no answer for 5m0s") || len(s.world.Check(m, r.Disks, true)) > 0 {
+			t.Errorf("the move is %s (%s): %v", m.State, m.Fault, s.world.Check(m, r.Disks, true))
+		}
+	})
+}
+
+// A transfer that fails again and again, because the other site is away, is not
+// tried for longer because its agent is heard each time.
+func TestFailingIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := open(t, executor.Config{}, "west1", "east1")
+		r := nth(0, "west", "east")
+		s.world.AddVM(r.VM)
+		began := time.Now()
+		name := s.start(t, r).Name
+		sending(t, s, name)
+		s.world.SetUp("east1", false)
+		for {
+			m, err := s.Get(t.Context(), name)
+			if err != nil || time.Since(began) > time.Hour {
+				t.Fatalf("after %v the move is %s (%s), error %v", time.Since(began), m.State, m.Fault, err)
+			}
+			if m.State == drover.MoveUndoing {
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(began); took < executor.DefaultStepPatience || took > executor.DefaultStepPatience+time.Minute {
+			t.Errorf("undone after %v", took)
+		}
+		s.world.SetUp("east1", true)
+		if m := s.end(t, name); m.State != drover.MoveUndone || len(s.world.Check(m, r.Disks, true)) > 0 {
+			t.Errorf("the move is %s (%s): %v", m.State, m.Fault, s.world.Check(m, r.Disks, true))
 		}
 	})
 }

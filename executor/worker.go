@@ -34,18 +34,27 @@ type worker struct {
 	rec      store.Record
 	state    *state
 	progress *drover.Progress
-	// changed is closed, and replaced, at each change of the three above.
+	// heard is when an agent last told of an action under way, and troubled when
+	// one last did not succeed.
+	heard, troubled time.Time
+	// changed is closed, and replaced, at each change of the five above.
 	changed chan struct{}
 
 	// try belongs to the goroutine of run.
 	try try
 }
 
-// try is how often the same thing has been tried without success.
+// try is how often the same thing has been tried without success. Two things are
+// waited for, each with the step's whole patience: an agent that does not
+// answer, and an action that fails although its agent does.
 type try struct {
 	what  saga.Decision
 	times int
-	since time.Time
+	// silent is since when no call gets through: the first one that was cut
+	// after the agent was last heard. Zero while calls do.
+	silent time.Time
+	// failing is when the action first failed in a row; last when it did last.
+	failing, last time.Time
 }
 
 // errLetGo ends a worker whose move another executor has taken up, or whose
@@ -197,6 +206,12 @@ func (w *worker) watch() (drover.Move, <-chan struct{}) {
 	defer w.mu.Unlock()
 	m := w.rec.Move
 	m.Progress = w.progress
+	if w.heard.After(w.troubled) && w.state.Trouble != "" {
+		// What hindered is over, as far as can be seen.
+		s := w.state.clone()
+		s.Trouble = ""
+		m.Fault = fault(s, m.State)
+	}
 	return m, w.changed
 }
 
@@ -209,7 +224,7 @@ func (w *worker) report(step string) func(drover.Progress) {
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.progress = &p
+		w.progress, w.heard = &p, w.e.clock.Now()
 		w.touch()
 	}
 }

@@ -31,7 +31,7 @@ func (g agents) Run(ctx context.Context, host string, ref executor.Ref, step str
 	defer cancel()
 	stream, err := a.client.Run(ctx, req)
 	if err != nil {
-		return executor.Result{}, err
+		return executor.Result{}, broken(err)
 	}
 	defer stream.Close()
 	for stream.Receive() {
@@ -44,9 +44,17 @@ func (g agents) Run(ctx context.Context, host string, ref executor.Ref, step str
 		}
 	}
 	if err := stream.Err(); err != nil {
-		return executor.Result{}, err
+		return executor.Result{}, broken(err)
 	}
-	return executor.Result{}, drover.Errorf(drover.Unavailable, step+" on "+host, "the agent ended the stream without a result")
+	return executor.Result{}, executor.CallCut(drover.Errorf(drover.Unavailable, step+" on "+host, "the agent ended the stream without a result"))
+}
+
+// broken tells a call that broke from an action that failed.
+func broken(err error) error {
+	if api.Unanswered(err) {
+		return executor.CallCut(err)
+	}
+	return err
 }
 
 // Cancel implements executor.Agents.

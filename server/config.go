@@ -27,6 +27,13 @@ type Config struct {
 	// State is the folder of the server's database.
 	State string    `yaml:"state"`
 	TLS   pki.Files `yaml:"tls"`
+	// CutLimit is how long a cut of the WAN may last before a move is given up
+	// that has not passed the point of no return; zero takes DefaultCutLimit. It
+	// should be the agents'.
+	CutLimit Duration `yaml:"cut_limit,omitempty"`
+	// Metrics is "ip:port", where Prometheus reads this server's metrics over
+	// plain HTTP; empty: nowhere.
+	Metrics string `yaml:"metrics,omitempty"`
 
 	Sites  []SiteConfig  `yaml:"sites"`
 	Agents []AgentConfig `yaml:"agents"`
@@ -59,6 +66,23 @@ type LinkConfig struct {
 	RTT  Duration `yaml:"rtt"`
 }
 
+// DefaultCutLimit is how long a cut of the WAN may last where the file does not
+// say: the agents' default.
+const DefaultCutLimit = 5 * time.Minute
+
+// Bounds of a cut limit: beyond them a digit is wrong.
+const (
+	leastCutLimit = time.Second
+	mostCutLimit  = 24 * time.Hour
+)
+
+func (c Config) cutLimit() time.Duration {
+	if c.CutLimit == 0 {
+		return DefaultCutLimit
+	}
+	return time.Duration(c.CutLimit)
+}
+
 // Limits of a configuration: a file beyond them was not meant.
 const (
 	maxSites  = 1000
@@ -86,6 +110,12 @@ func (c Config) Validate() error {
 		v.add("state", "%q: want the absolute path of a folder", c.State)
 	}
 	v.check(c.TLS.Validate())
+	if d := c.cutLimit(); d < leastCutLimit || d > mostCutLimit {
+		v.add("cut_limit", "%s: want %s to %s", d, leastCutLimit, mostCutLimit)
+	}
+	if c.Metrics != "" {
+		v.address("metrics", c.Metrics)
+	}
 	v.count("sites", len(c.Sites), 1, maxSites)
 	v.count("agents", len(c.Agents), 1, maxAgents)
 	v.count("links", len(c.Links), 0, maxLinks)

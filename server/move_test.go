@@ -410,3 +410,26 @@ func TestSetMoveRate(t *testing.T) {
 		t.Errorf("after its end: %v, want refused", err)
 	}
 }
+
+// TestAgentCutOff: an action whose agent is not to be reached for a while is found
+// again, and a cold move's copy, which could still be undone, is not given up for
+// cuts that are each shorter than the patience.
+func TestAgentCutOff(t *testing.T) {
+	in := newInstallation(t)
+	in.allUp()
+	hold := make(chan struct{})
+	in.Agents["n1"].Set(func(s *servertest.State) { s.Hold["copy"] = hold })
+	m := in.startMove(&droverv1.StartMoveRequest{Vm: "web1", To: to("south", "s1"), Method: "cold"})
+	for range 3 {
+		in.follow(m.Name, func(m drover.Move) bool { return atStep("copy")(m) && m.Fault == "" })
+		in.Agents["n1"].Stop()
+		if m = in.follow(m.Name, func(m drover.Move) bool { return m.Fault != "" || m.State.Final() }); m.State != drover.MoveRunning || !strings.Contains(m.Fault, "agent n1") {
+			t.Fatalf("cut off: %s (%s)", m.State, m.Fault)
+		}
+		in.Agents["n1"].Start()
+	}
+	close(hold)
+	if m = in.follow(m.Name, final); m.State != drover.MoveDone || m.Generation != 1 {
+		t.Errorf("move: %s (%s) by generation %d", m.State, m.Fault, m.Generation)
+	}
+}

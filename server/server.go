@@ -26,6 +26,9 @@ const (
 	// socketMode lets only the socket's owner connect; the certificate
 	// decides about the rest.
 	socketMode = 0o600
+	// cutMargin is how much longer than the agents the server waits, so that
+	// they have given a transfer up, and said so, before it does.
+	cutMargin = time.Minute
 	// observerLimit bounds what the executor waits for measuring, which
 	// includes a cold guest's boot.
 	observerLimit = recoverLimit + 30*time.Second
@@ -93,6 +96,9 @@ func New(d Deps, c Config) (*Server, error) {
 	}
 	if d.Limits.ObserverTime == 0 {
 		d.Limits.ObserverTime = observerLimit
+	}
+	if d.Limits.StepPatience == 0 {
+		d.Limits.StepPatience = c.cutLimit() + cutMargin
 	}
 	s := &Server{
 		cfg: c, deps: d, log: d.Log, now: d.Now, pause: d.Sleep,

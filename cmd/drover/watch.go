@@ -13,8 +13,8 @@ import (
 
 const (
 	// watchPatience is how long a watch outlives its server: a restart takes
-	// seconds, an upgrade a minute.
-	watchPatience = 2 * time.Minute
+	// seconds, an upgrade a minute, and moves outlive a cut of the WAN of five.
+	watchPatience = 6 * time.Minute
 	// watchRetry is the wait between two attempts to reach the server again.
 	watchRetry = time.Second
 )

@@ -46,6 +46,22 @@ func (w *World) faulty(c Call) error {
 	return f(c)
 }
 
+// SetCut cuts a host's agent off from servers, or heals that. What it does goes
+// on, and other agents reach it still.
+func (w *World) SetCut(hostName string, cut bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if h := w.hosts[hostName]; cut {
+		close(h.cut)
+	} else {
+		h.cut = make(chan struct{})
+	}
+}
+
+func errCut(hostName string) error {
+	return executor.CallCut(drover.Errorf(drover.Unavailable, "agent", "the call of %s was cut", hostName))
+}
+
 type jobKey struct{ move, step string }
 
 // job is an action under way.
@@ -63,6 +79,7 @@ type job struct {
 	dead  bool
 
 	progress func(drover.Progress)
+	told     *drover.Progress // last
 	done     chan struct{}
 	result   executor.Result
 	err      error
@@ -98,6 +115,7 @@ func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, s
 		w.mu.Unlock()
 		return executor.Result{}, err
 	}
+	cut := h.cut
 	if known := fmt.Sprintf("%T", action); j.actions[step] == "" {
 		j.actions[step] = known
 	} else if j.actions[step] != known {
@@ -120,6 +138,9 @@ func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, s
 		w.jobs.Go(run.run)
 	}
 	run.progress = progress
+	if run.told != nil {
+		progress(*run.told) // who finds an action hears of it at once
+	}
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
@@ -129,6 +150,8 @@ func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, s
 	select {
 	case <-run.done:
 		return run.result, run.err
+	case <-cut:
+		return executor.Result{}, errCut(hostName)
 	case <-ctx.Done():
 		return executor.Result{}, drover.E(drover.Unavailable, step, ctx.Err())
 	}
@@ -139,7 +162,12 @@ func (w *World) attend(ctx context.Context, hostName string, ref executor.Ref, s
 func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error) {
 	h := w.hosts[hostName]
 	if h == nil || !h.up || w.finished {
-		return nil, nil, drover.Errorf(drover.Unavailable, "agent", "%s does not answer", hostName)
+		return nil, nil, executor.CallCut(drover.Errorf(drover.Unavailable, "agent", "%s does not answer", hostName))
+	}
+	select {
+	case <-h.cut:
+		return nil, nil, errCut(hostName)
+	default:
 	}
 	j := h.moves[ref.Move]
 	if j == nil {
@@ -247,7 +275,7 @@ func (j *job) run() {
 }
 
 func errCrashed(h *host) error {
-	return drover.Errorf(drover.Unavailable, "agent", "%s has crashed", h.name)
+	return executor.CallCut(drover.Errorf(drover.Unavailable, "agent", "%s has crashed", h.name))
 }
 
 // part does one part of the action, at once and whole, unless the agent has
@@ -304,10 +332,10 @@ func (j *job) endOthers() error {
 
 func (j *job) tell(phase string, done, total int) {
 	j.w.mu.Lock()
-	report := j.progress
-	if report != nil {
+	j.told = &drover.Progress{Phase: phase, DoneBytes: drover.Bytes(done), TotalBytes: drover.Bytes(total), ETASeconds: -1}
+	if j.progress != nil {
 		// Under the lock, so that it is not called when Run has returned.
-		report(drover.Progress{Phase: phase, DoneBytes: drover.Bytes(done), TotalBytes: drover.Bytes(total), ETASeconds: -1})
+		j.progress(*j.told)
 	}
 	j.w.mu.Unlock()
 }

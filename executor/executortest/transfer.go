@@ -33,6 +33,9 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 	}
 	if given { // by an agent that has crashed since
 		moved, err := j.fate(a.PeerHost)
+		if err != nil && drover.KindOf(err).Retryable() {
+			err = drover.E(drover.Unknown, "transfer", err)
+		}
 		if err != nil || moved {
 			return executor.Result{Moved: moved}, err
 		}
@@ -70,7 +73,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 		err = j.hold() // the answer's way back
 	}
 	if err != nil && drover.KindOf(err).Retryable() {
-		return none, err // paused and given up: to be asked again
+		return none, drover.E(drover.Unknown, "transfer", err) // paused and given up: to be asked again
 	}
 	moved, ferr := j.fate(a.PeerHost)
 	if ferr != nil {

@@ -40,6 +40,7 @@ type World struct {
 type host struct {
 	name    string
 	up      bool
+	cut     chan struct{}      // closed while servers do not reach it
 	vms     map[string]*vm     // by name
 	volumes map[string]*volume // by path
 
@@ -86,7 +87,7 @@ func NewWorld(hosts ...string) *World {
 	w := &World{hosts: make(map[string]*host), written: make(map[string]int)}
 	for _, name := range hosts {
 		w.hosts[name] = &host{
-			name: name, up: true,
+			name: name, up: true, cut: make(chan struct{}),
 			vms: make(map[string]*vm), volumes: make(map[string]*volume),
 			moves: make(map[string]*journal), jobs: make(map[jobKey]*job),
 		}
