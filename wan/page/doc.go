@@ -100,7 +100,8 @@
 //
 // A name has at most 255 bytes by its format, a machine type's 1,024; a
 // configuration has at most 64 capabilities, a stream 4,096 RAM blocks with
-// 16 TiB together. More than that is not understood, as above. A Reader
+// 16 TiB together. More than that is not understood, as above; a list of blocks
+// that is not leaves the stream Opaque to its end. A Reader
 // keeps a buffer of 1 MiB and the list of blocks, and allocates nothing for a
 // record.
 //

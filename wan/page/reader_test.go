@@ -127,12 +127,16 @@ func TestShapes(t *testing.T) {
 		}(), all},
 		{"section before the memory", newStream("pc").foreign(4, 1, "0000:00:03.0/virtio-mem-device-early", content[:999]).
 			ram(2, twoBlocks...).rounds().devices(), "setup opaque setup rounds last devices"},
-		{"section among the memory", newStream("pc").ram(2, twoBlocks...).foreign(1, 3, "dirty-bitmap", []byte{0, 2, 0x7e, 0x7e, 0, 0, 0, 2, 2}).
-			part().page(first).eos().foreign(2, 3, "", bytes.Repeat([]byte{0x7e, 0, 0, 0, 3, 2, 0, 0}, 9)).
-			part().page(second).eos().foreign(3, 3, "", nil).end().page(first).eos().devices(),
-			"setup opaque rounds opaque rounds opaque last devices"},
-		{"unknown sub-section", newStream("pc").subsection("later", content[:50]).ram(2, twoBlocks...).rounds().devices(),
-			"setup opaque setup rounds last devices"},
+		{
+			"section among the memory", newStream("pc").ram(2, twoBlocks...).foreign(1, 3, "dirty-bitmap", []byte{0, 2, 0x7e, 0x7e, 0, 0, 0, 2, 2}).
+				part().page(first).eos().foreign(2, 3, "", bytes.Repeat([]byte{0x7e, 0, 0, 0, 3, 2, 0, 0}, 9)).
+				part().page(second).eos().foreign(3, 3, "", nil).end().page(first).eos().devices(),
+			"setup opaque rounds opaque rounds opaque last devices",
+		},
+		{
+			"unknown sub-section", newStream("pc").subsection("later", content[:50]).ram(2, twoBlocks...).rounds().devices(),
+			"setup opaque setup rounds last devices",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := mustRead(t, tt.stream.b)
