@@ -126,6 +126,9 @@ type MigrationSpec struct {
 	// driver raises it in steps, at most to MostPause; a MostPause below
 	// MaxPause leaves it where it is.
 	MaxPause, MostPause time.Duration
+	// AutoConverge lets the hypervisor hold the guest's processors back, by
+	// more and more, while its memory changes faster than it can be carried.
+	AutoConverge bool
 }
 
 // Offer is what the source's Begin tells the destination's Prepare.
@@ -181,6 +184,9 @@ type MigrationStats struct {
 	DirtyPagesPerSecond                                     int64
 	PageBytes                                               drover.Bytes
 	Rounds                                                  int64
+	// ThrottlePercent is by how much the guest's processors are held back now,
+	// or were at the end.
+	ThrottlePercent int
 	// Pause is the downtime the hypervisor measured, zero until it has.
 	Pause   time.Duration
 	Elapsed time.Duration

@@ -40,6 +40,7 @@ func (r *route) spec(vm drover.VM, side string, copyDisks bool) driver.Migration
 		Name:         vm.Name,
 		MemorySocket: filepath.Join(r.folder, side+"m"),
 		DiskSocket:   filepath.Join(r.folder, side+"d"),
+		AutoConverge: true,
 	}
 	if copyDisks {
 		for _, disk := range vm.Disks {

@@ -53,6 +53,12 @@ func termsOf(spec driver.MigrationSpec) terms {
 		stringParam(golibvirt.MigrateParamURI, "unix://"+spec.MemorySocket),
 		{Field: golibvirt.MigrateParamBandwidth, Value: *golibvirt.NewTypedParamValueUllong(bandwidthMiB(spec.Bandwidth))},
 	}}
+	if spec.AutoConverge {
+		t.flags |= golibvirt.MigrateAutoConverge
+		t.params = append(t.params,
+			intParam(golibvirt.MigrateParamAutoConvergeInitial, throttleInitial),
+			intParam(golibvirt.MigrateParamAutoConvergeIncrement, throttleIncrement))
+	}
 	if len(spec.CopyDisks) == 0 {
 		return t
 	}
@@ -66,6 +72,21 @@ func termsOf(spec driver.MigrationSpec) terms {
 		t.params = append(t.params, stringParam(golibvirt.MigrateParamMigrateDisks, target))
 	}
 	return t
+}
+
+// How much QEMU holds the guest's processors back, in percent: at first, when two
+// rounds in a row have each left more than half of what they carried dirty, and
+// more each time that happens again, at most once a second (migration/ram.c,
+// migration_trigger_throttle; its own first step is 20). It begins low because
+// the pause is allowed to grow at the same time (roundWatch), which most guests
+// feel less.
+const (
+	throttleInitial   = 10
+	throttleIncrement = 10
+)
+
+func intParam(name string, v int32) golibvirt.TypedParam {
+	return golibvirt.TypedParam{Field: name, Value: *golibvirt.NewTypedParamValueInt(v)}
 }
 
 // with returns the parameters and another.

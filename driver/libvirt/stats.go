@@ -38,6 +38,7 @@ func statsOf(params []golibvirt.TypedParam) driver.MigrationStats {
 		DirtyPagesPerSecond:  values["memory_dirty_rate"],
 		PageBytes:            size("memory_page_size"),
 		Rounds:               values["memory_iteration"],
+		ThrottlePercent:      int(values["auto_converge_throttle"]),
 		Pause:                millis("downtime"),
 		Elapsed:              millis("time_elapsed"),
 	}

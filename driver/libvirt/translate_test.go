@@ -180,6 +180,18 @@ func TestTerms(t *testing.T) {
 	if got := termsOf(spec); got.flags&golibvirt.MigrateNonSharedInc == 0 || got.flags&golibvirt.MigrateNonSharedDisk != 0 {
 		t.Errorf("with tops: flags %x", got.flags)
 	}
+	if got := termsOf(spec); got.flags&golibvirt.MigrateAutoConverge != 0 {
+		t.Errorf("without throttling: flags %x", got.flags)
+	}
+	spec.AutoConverge = true
+	got := termsOf(spec)
+	values := map[string]any{}
+	for _, p := range got.params {
+		values[p.Field] = p.Value.I
+	}
+	if got.flags&golibvirt.MigrateAutoConverge == 0 || values["auto_converge.initial"] != int32(10) || values["auto_converge.increment"] != int32(10) {
+		t.Errorf("with throttling: flags %x, params %v", got.flags, values)
+	}
 }
 
 func TestStats(t *testing.T) {
@@ -192,11 +204,12 @@ func TestStats(t *testing.T) {
 		param("memory_remaining", 40), param("memory_bps", 1000), param("disk_bps", 250), param("disk_total", 7),
 		param("disk_processed", 3), param("disk_remaining", 4), param("memory_dirty_rate", 9), param("memory_page_size", 4096),
 		param("memory_iteration", 2),
+		{Field: "auto_converge_throttle", Value: *golibvirt.NewTypedParamValueInt(30)},
 		{Field: "unknown", Value: *golibvirt.NewTypedParamValueString("text")},
 	})
 	want := driver.MigrationStats{
 		MemoryTotalBytes: 100, MemoryDoneBytes: 60, MemoryRemainingBytes: 40, DiskTotalBytes: 7, DiskDoneBytes: 3, DiskRemainingBytes: 4,
-		Rate: 10_000, DirtyPagesPerSecond: 9, PageBytes: 4096, Rounds: 2, Pause: 44 * time.Millisecond, Elapsed: 797 * time.Millisecond,
+		Rate: 10_000, DirtyPagesPerSecond: 9, PageBytes: 4096, Rounds: 2, ThrottlePercent: 30, Pause: 44 * time.Millisecond, Elapsed: 797 * time.Millisecond,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -58,6 +58,7 @@ type Fleet struct {
 	// disks says how many of them each image holds.
 	disks      map[image]uint64
 	violations []string
+	throttle   int // percent
 }
 
 // image is a disk image on a host; the host of a shared one is empty.
@@ -108,6 +109,13 @@ func (f *Fleet) SetTransfer(transfer Transfer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.transfer = transfer
+}
+
+// SetThrottle sets by how much guests whose migration allows it are held back.
+func (f *Fleet) SetThrottle(percent int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.throttle = percent
 }
 
 // AddFile makes a kernel, firmware or other file exist on a host.

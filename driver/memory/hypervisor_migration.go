@@ -176,6 +176,7 @@ func (o *outgoing) arrive(ctx context.Context, to *incoming, err error) ([]byte,
 	o.stats.MemoryTotalBytes, o.stats.MemoryDoneBytes = o.g.vm.MemoryBytes, o.g.vm.MemoryBytes
 	o.stats.Rounds, o.stats.PageBytes = 1, 4*drover.KiB
 	o.stats.Elapsed = f.clock().Sub(o.began)
+	o.stats.ThrottlePercent = o.throttle()
 	return []byte("done " + to.cookie), nil
 }
 
@@ -223,10 +224,19 @@ func (o *outgoing) Progress(ctx context.Context) (driver.MigrationStats, error) 
 			stats.MemoryTotalBytes, stats.MemoryRemainingBytes = o.g.vm.MemoryBytes, o.g.vm.MemoryBytes
 			stats.PageBytes = 4 * drover.KiB
 			stats.Elapsed = o.h.fleet.clock().Sub(o.began)
+			stats.ThrottlePercent = o.throttle()
 		}
 		return nil
 	})
 	return stats, err
+}
+
+// throttle is by how much the guest is held back. The lock is held.
+func (o *outgoing) throttle() int {
+	if !o.spec.AutoConverge {
+		return 0
+	}
+	return o.h.fleet.throttle
 }
 
 // Confirm ends the migration at the source. As in the real driver the outcome
