@@ -44,6 +44,14 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 # A package that brings udev empties /tmp while apt still uses it.
 export TMPDIR=/var/tmp
+# Labs and benchmarks start their own libvirtd and sshd, in namespaces: the
+# packages' services are not to be started on the machine itself.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
 
 apt-get update -q >&2
 if [ -n "$need_backports" ] && ! apt-cache policy | grep -q 'a=stable-backports,n=bookworm-backports\|n=bookworm-backports'; then

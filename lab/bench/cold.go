@@ -209,6 +209,9 @@ func (b *coldBench) measure(ctx context.Context, c coldCase, link wanLink, y col
 	if _, err := w.setLink(ctx, link, t.from, t.to); err != nil {
 		return err
 	}
+	if _, err := w.agentsAtRest(ctx, t.from, t.to); err != nil {
+		return err
+	}
 	reference := w.shared("reference")
 	if err := copyFile(ctx, w.machinePath(t.from, t.path), reference); err != nil {
 		return err

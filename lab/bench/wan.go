@@ -218,6 +218,19 @@ func (b *wanBench) sequence(ctx context.Context, c *wanCase, link wanLink, y way
 	if n == 0 {
 		return nil, nil
 	}
+	defer func() {
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		// Hours of other rows are worth more than an end at the first fault.
+		b.logf("%s %s %s: %v", c.name, link.name, y.name, err)
+		for _, h := range c.hops[len(rows):n] {
+			row := b.row(c, link, y, h, run)
+			row["fault"] = err.Error()
+			rows = append(rows, row)
+		}
+		err = nil
+	}()
 	var vms []string
 	for _, h := range c.hops[:n] {
 		if !slices.Contains(vms, h.vm) {
@@ -322,6 +335,12 @@ func (b *wanBench) measure(ctx context.Context, w *wanLab, c *wanCase, link wanL
 		return fmt.Errorf("put the guest to work: %w", err)
 	}
 	err = sleep(ctx, runIn)
+	if err == nil {
+		var rest bool
+		if rest, err = w.agentsAtRest(ctx, from, to); err == nil && !rest {
+			b.logf("the agents of %s and %s do not come to rest", from, to)
+		}
+	}
 	if err == nil {
 		err = b.watched(ctx, w, g, row, func() error { return b.hop(ctx, w, y, h, from, to, bps, row) })
 	}
