@@ -28,8 +28,9 @@ const (
 	// urgentPayload replaces batchPayload when the guest is paused: 64 KiB are compressed
 	// and on their way in about 1 ms.
 	urgentPayload = 64 << 10
-	// maxOpaque is how much of the stream's other bytes go into one batch.
-	maxOpaque = 128 << 10
+	// MaxOpaque is how much of the stream's other bytes goes into one batch, and the most
+	// that one Bytes record may hold.
+	MaxOpaque = 128 << 10
 	// maxOwn bounds the table of the guest's own pages: 2^20 entries of 8 bytes, for 4 GiB of
 	// pages that are not zero; later pages replace earlier ones.
 	maxOwn = 1 << 20
@@ -108,7 +109,7 @@ func (e *MemoryEncoder) Fits(rec page.Record) bool {
 		return false
 	}
 	if rec.Kind == page.Bytes {
-		return e.opaque+len(rec.Data) <= maxOpaque
+		return e.opaque+len(rec.Data) <= MaxOpaque
 	}
 	return rec.Block >= len(e.meta.pos.blocks) || !e.pending.has(e.meta.pos.place(rec.Block, int64(rec.Addr/page.PageBytes)))
 }
@@ -122,7 +123,7 @@ func (e *MemoryEncoder) Empty() bool {
 func (e *MemoryEncoder) Retains() int64 { return e.p.Retains() }
 
 // Encode adds a record to the batch. Fits has said that it may. It returns drover.Invalid for a page of
-// no announced block, or outside of it.
+// no announced block or outside of it, and for Bytes longer than MaxOpaque, which callers split.
 func (e *MemoryEncoder) Encode(rec page.Record) error {
 	if rec.Kind == page.Bytes {
 		return e.bytes(rec.Data)
@@ -150,7 +151,7 @@ func (e *MemoryEncoder) Encode(rec page.Record) error {
 
 // bytes adds what is not a page.
 func (e *MemoryEncoder) bytes(b []byte) error {
-	if len(b) > MaxMeta/2 {
+	if len(b) > MaxOpaque {
 		return drover.Errorf(drover.Invalid, "encode bytes", "%d bytes at once", len(b))
 	}
 	e.meta.end()

@@ -1,0 +1,490 @@
+package reduce
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/wan/page"
+)
+
+// DefaultRetainBytes is how much of what the destination takes from its own storage is kept until it
+// says that it had it: 32 MiB are 8192 pages, with 100 ms round trip 330 MB/s of guest memory.
+const DefaultRetainBytes = 32 << 20
+
+// SendOptions say how a memory stream is sent.
+type SendOptions struct {
+	MemoryEncoderOptions
+	// Fill answers misses and hears what is complete. Return brings QEMU's bytes back; nil when there are none.
+	Fill, Return Channel
+	// RetainBytes bounds what is kept for misses; 0 is DefaultRetainBytes.
+	RetainBytes int64
+	// Lanes is how many compressors work at a time, up to MaxLanes; 0 is one. Each has a window of its own.
+	Lanes int
+	// OnRound, if not nil, is called when a round of copying begins, with its number from 1 on; a round
+	// begins where the pages' addresses start over.
+	OnRound func(round int)
+	// OnLast, if not nil, is called once, when the stream shows that the guest is paused.
+	OnLast func()
+	// Controller chooses the level; nil: Level does, and if that is nil, one made here.
+	Controller *Controller
+}
+
+// SendMemory takes the memory stream that QEMU writes to local across ch, until QEMU closes its end after
+// the devices' state, and returns when the receiver has given everything to its QEMU. local is closed when it
+// returns. Errors: drover.Canceled when QEMU closes its end before the memory is through,
+// drover.Unavailable when the destination gives up; those of ctx and of the channels as they are.
+func SendMemory(ctx context.Context, local io.ReadWriteCloser, ch Channel, o SendOptions) error {
+	s := newMemorySender(local, ch, o)
+	group, inner := errgroup.WithContext(ctx)
+	// A failure anywhere ends the read from QEMU, which knows no context.
+	stop := closeAfter(inner, local)
+	aside, cancel := context.WithCancel(inner)
+	defer cancel()
+	for i := range s.lanes {
+		group.Go(func() error { return s.compress(inner, i) })
+	}
+	group.Go(func() error { return s.transmit(inner) })
+	group.Go(func() error {
+		// When the fills' server ends because all is acknowledged, that is no failure.
+		err := s.serve(aside)
+		if aside.Err() != nil && inner.Err() == nil {
+			return nil
+		}
+		return err
+	})
+	if o.Return != nil {
+		group.Go(func() error { return s.returns(inner) })
+	}
+	group.Go(func() error {
+		defer cancel()
+		return s.read(inner)
+	})
+	err := group.Wait()
+	stop()
+	return err
+}
+
+// closeAfter closes c when ctx ends or the returned function is called, which waits until it is closed.
+func closeAfter(ctx context.Context, c io.Closer) func() {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		c.Close()
+	})
+	return func() {
+		if stop() {
+			c.Close()
+			return
+		}
+		<-closed
+	}
+}
+
+// memorySender is one run of SendMemory.
+//
+//	QEMU ─▶ read: parse, encode ─▶ compress (lanes) ─▶ transmit ─▶ channel
+//
+// There are no queues between the three: each holds one batch at most.
+type memorySender struct {
+	local io.ReadWriteCloser
+	ch    Channel
+	o     SendOptions
+	ctl   *Controller
+	kept  *keeper
+
+	lanes []*sendLane
+	spare chan []byte
+	done  chan struct{} // closed when everything has been given to the channel
+
+	mu   sync.Mutex // of what follows; the reader holds it while it does not wait for QEMU
+	enc  *MemoryEncoder
+	turn int // batches sealed so far
+	// active is since when the reader has been at work.
+	active time.Time
+}
+
+// sendLane is one compressor.
+type sendLane struct {
+	c  *Compressor
+	in chan *Draft
+	// idle says that the reader is about to wait for QEMU with a batch that has something in it, and
+	// that it is this lane's turn.
+	idle chan struct{}
+	out  chan []byte
+}
+
+func newMemorySender(local io.ReadWriteCloser, ch Channel, o SendOptions) *memorySender {
+	n := min(max(o.Lanes, 1), MaxLanes)
+	if o.RetainBytes <= 0 {
+		o.RetainBytes = DefaultRetainBytes
+	}
+	if o.Stats == nil {
+		o.Stats = new(Stats)
+	}
+	s := &memorySender{
+		local: local, ch: ch, o: o, ctl: o.Controller, kept: newKeeper(o.RetainBytes),
+		spare: make(chan []byte, 2*MaxLanes), done: make(chan struct{}),
+	}
+	if s.ctl == nil && o.Level == nil {
+		s.ctl = NewController(LevelS2, LevelBest, n, time.Now)
+	}
+	level := o.Level
+	if s.ctl != nil {
+		level = s.ctl.Level
+	}
+	s.enc = NewMemoryEncoder(o.MemoryEncoderOptions)
+	for i := range n {
+		s.lanes = append(s.lanes, &sendLane{
+			c: NewCompressor(i, level, o.Stats), in: make(chan *Draft), idle: make(chan struct{}, 1), out: make(chan []byte),
+		})
+	}
+	return s
+}
+
+// read parses QEMU's stream and hands on batches, to the end that all is known to have arrived.
+func (s *memorySender) read(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.active = time.Now()
+	failure := s.parse(ctx)
+	if failure == nil && !s.enc.Empty() {
+		failure = s.hand(ctx)
+	}
+	for _, l := range s.lanes {
+		close(l.in)
+	}
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if failure != nil {
+		// The far end shall not wait for more.
+		if err := s.ch.Send(ctx, KindAbort, []byte(failure.Error())); err != nil {
+			return errors.Join(failure, err)
+		}
+		return failure
+	}
+	for _, wait := range []func(context.Context) error{s.kept.empty, s.ch.Drain} {
+		if err := wait(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.ch.CloseSend(); err != nil {
+		return err
+	}
+	return s.o.Fill.CloseSend()
+}
+
+// parse encodes to the stream's end. mu is held.
+func (s *memorySender) parse(ctx context.Context) error {
+	r := page.NewReader(s.local)
+	var w phaseWatch
+	for {
+		rec, err := s.next(r)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, io.EOF) {
+			return ended(r.Phase())
+		}
+		if err != nil {
+			return drover.E(drover.Unavailable, "read memory stream", err)
+		}
+		round, last := w.see(r.Phase(), rec)
+		if round && s.o.OnRound != nil {
+			s.o.OnRound(w.round)
+		}
+		if last {
+			s.enc.Urgent()
+			if s.o.OnLast != nil {
+				s.o.OnLast()
+			}
+		}
+		s.enc.Announce(r.Blocks())
+		if err := s.encode(ctx, rec); err != nil {
+			return err
+		}
+	}
+}
+
+// next returns the next record. While it may have to wait for QEMU, a compressor that has
+// nothing to do may take the batch as it is.
+func (s *memorySender) next(r *page.Reader) (page.Record, error) {
+	if r.Buffered() > 0 {
+		return r.Next()
+	}
+	s.rest()
+	offered := s.lanes[s.turn%len(s.lanes)]
+	offer := !s.enc.Empty()
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.active = time.Now()
+	}()
+	if offer {
+		select {
+		case offered.idle <- struct{}{}:
+		default:
+		}
+	}
+	return r.Next()
+}
+
+// rest counts the time that the reader was at work.
+func (s *memorySender) rest() { s.o.Stats.EncodeNanoseconds.Add(int64(time.Since(s.active))) }
+
+// encode adds a record to the batch, in pieces if it is long.
+func (s *memorySender) encode(ctx context.Context, rec page.Record) error {
+	for rest := rec.Data; ; rest = rest[MaxOpaque:] {
+		if rec.Kind == page.Bytes {
+			rec.Data = rest[:min(len(rest), MaxOpaque)]
+		}
+		if !s.enc.Fits(rec) {
+			if err := s.hand(ctx); err != nil {
+				return err
+			}
+		}
+		if err := s.enc.Encode(rec); err != nil {
+			return err
+		}
+		if len(rest) <= MaxOpaque {
+			return nil
+		}
+	}
+}
+
+// hand gives the batch to the lane whose turn it is. mu is held.
+func (s *memorySender) hand(ctx context.Context) error {
+	s.rest()
+	defer func() { s.active = time.Now() }()
+	if err := s.kept.wait(ctx, s.enc.Retains()); err != nil {
+		return err
+	}
+	d := s.enc.Seal()
+	lane := s.lanes[s.turn%len(s.lanes)]
+	s.turn++
+	select {
+	case lane.in <- d:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// ended judges the end of QEMU's stream: before the devices' state it is a migration
+// that was given up.
+func ended(phase page.Phase) error {
+	if phase == page.Devices || phase == page.Opaque {
+		return nil
+	}
+	return drover.Errorf(drover.Canceled, "send memory", "QEMU closed its end in phase %v", phase)
+}
+
+// compress is a lane's work.
+func (s *memorySender) compress(ctx context.Context, n int) error {
+	lane := s.lanes[n]
+	defer close(lane.out)
+	for {
+		var d *Draft
+		select {
+		case draft, ok := <-lane.in:
+			if !ok {
+				return nil
+			}
+			d = draft
+		case <-lane.idle:
+			var err error
+			if d, err = s.take(ctx, n); err != nil {
+				return err
+			}
+			if d == nil {
+				continue
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		var buf []byte
+		select {
+		case buf = <-s.spare:
+		default:
+		}
+		started := time.Now()
+		buf, err := lane.c.Append(buf[:0], d)
+		if err != nil {
+			return err
+		}
+		if s.ctl != nil {
+			s.ctl.Compressed(time.Since(started))
+		}
+		s.kept.add(d.Done())
+		select {
+		case lane.out <- buf:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// take seals the batch that waits for more while QEMU has nothing more to say, or returns nil if the reader
+// goes on. It does not wait for the reader, which may be waiting for this lane.
+func (s *memorySender) take(ctx context.Context, n int) (*Draft, error) {
+	for s.mu.TryLock() {
+		if s.enc.Empty() || s.turn%len(s.lanes) != n {
+			s.mu.Unlock()
+			return nil, nil
+		}
+		bytes := s.enc.Retains()
+		if s.kept.try(bytes) {
+			s.turn++
+			d := s.enc.Seal()
+			s.mu.Unlock()
+			return d, nil
+		}
+		s.mu.Unlock()
+		if err := s.kept.wait(ctx, bytes); err != nil {
+			return nil, err
+		}
+		s.kept.cancel(bytes)
+	}
+	return nil, nil
+}
+
+// transmit sends the batches in order.
+func (s *memorySender) transmit(ctx context.Context) error {
+	for turn := 0; ; turn++ {
+		var batch []byte
+		select {
+		case b, ok := <-s.lanes[turn%len(s.lanes)].out:
+			if !ok {
+				close(s.done)
+				return nil
+			}
+			batch = b
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		started := time.Now()
+		if err := s.ch.Send(ctx, KindBatch, batch); err != nil {
+			return err
+		}
+		took := time.Since(started)
+		s.o.Stats.SendNanoseconds.Add(int64(took))
+		if s.ctl != nil {
+			s.ctl.Sent(took)
+		}
+		select {
+		case s.spare <- batch:
+		default:
+		}
+	}
+}
+
+// serve answers misses.
+func (s *memorySender) serve(ctx context.Context) error {
+	for {
+		m, err := s.o.Fill.Receive(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = s.answer(ctx, m)
+		m.Release()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *memorySender) answer(ctx context.Context, m Message) error {
+	const op = "send memory"
+	seq, n := binary.Uvarint(m.Payload)
+	if n <= 0 && m.Kind != KindAbort {
+		return drover.Errorf(drover.Corrupt, op, "malformed message of kind %d", m.Kind)
+	}
+	switch m.Kind {
+	case KindAbort:
+		return drover.Errorf(drover.Unavailable, op, "the destination gave up: %.200q", m.Payload)
+	case KindApplied:
+		s.kept.applied(seq)
+		return nil
+	case KindMiss:
+		r := s.kept.find(seq)
+		if r == nil {
+			return drover.Errorf(drover.Corrupt, op, "batch %d is not outstanding", seq)
+		}
+		fills, err := r.Fill(m.Payload)
+		if err != nil {
+			return err
+		}
+		for _, f := range fills {
+			if err := s.o.Fill.Send(ctx, KindFill, f); err != nil {
+				return err
+			}
+		}
+		return nil
+	default:
+		return drover.Errorf(drover.Corrupt, op, "message of kind %d", m.Kind)
+	}
+}
+
+// returns gives QEMU what its other end says, and the end of it, from which QEMU learns
+// of a destination that failed.
+func (s *memorySender) returns(ctx context.Context) error {
+	for {
+		m, err := s.o.Return.Receive(ctx)
+		if errors.Is(err, io.EOF) {
+			closeWrite(s.local)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// A QEMU that has closed its end has no use for it; if that was too early, the
+		// reader says so.
+		_, _ = s.local.Write(m.Payload)
+		m.Release()
+	}
+}
+
+// closeWrite ends what goes to QEMU; it may have closed already.
+func closeWrite(c io.Closer) {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+}
+
+// phaseWatch finds the beginnings of rounds and of the pause in a stream.
+type phaseWatch struct {
+	round  int
+	last   bool
+	block  int
+	addr   uint64
+	paused bool
+}
+
+// see looks at a record, and reports whether a round begins with it and whether the
+// pause does.
+func (w *phaseWatch) see(phase page.Phase, rec page.Record) (round, last bool) {
+	if (phase == page.Last || phase == page.Devices) && !w.paused {
+		w.paused, last = true, true
+	}
+	if rec.Kind == page.Bytes || w.paused {
+		return false, last
+	}
+	if w.round == 0 || rec.Block < w.block || rec.Block == w.block && rec.Addr <= w.addr {
+		w.round++
+		round = true
+	}
+	w.block, w.addr = rec.Block, rec.Addr
+	return round, last
+}
