@@ -402,8 +402,8 @@ func (e *export) heard(kind uint8, p []byte) error {
 		if err != nil {
 			return err
 		}
-		e.fail(far)
 		e.source.fail(fmt.Errorf("disk %s: %w", e.name, far))
+		e.fail(far)
 		return nil
 	default:
 		return corrupt("message of kind %d", kind)
