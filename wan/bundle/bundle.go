@@ -59,7 +59,8 @@ type Bundle struct {
 	unacked     int   // messages not wholly received at the far end
 	outstanding int64 // not consumed at the far end, without exempt classes
 	buffered    int64 // not released here, without exempt classes
-	queueLimit  int
+	queueLimit  int // bytes that a channel may hold unsent
+	batch       int // large frames that a writer takes at once
 	activity    time.Duration // the last, after began
 	active      time.Duration // when it began after idleness
 	patience    int           // doublings of the silence that is borne
@@ -88,7 +89,7 @@ func newBundle(cfg Config, initiator bool) *Bundle {
 		cfg: cfg, initiator: initiator, began: time.Now(), gate: cfg.Gate,
 		done: make(chan struct{}), redial: make(chan struct{}, 1), first: make(chan struct{}),
 		accepting: make(chan struct{}, 1), progress: make(chan struct{}, 1),
-		channels: make(map[uint32]*Channel), queueLimit: startQueue,
+		channels: make(map[uint32]*Channel), queueLimit: startQueue, batch: 1,
 	}
 	b.work.L = &b.mu
 	b.nextID = 2

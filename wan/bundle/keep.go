@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/wan/frame"
 )
 
 const (
@@ -114,7 +115,7 @@ func (b *Bundle) look(now time.Duration, stalled bool) (silent []*link) {
 	return silent
 }
 
-// measure estimates the rate of delivery and what may wait for a writer.
+// measure estimates the rate of delivery and what may wait for one or be taken by one.
 func (b *Bundle) measure() {
 	s := &b.stats
 	s.ring[s.at%len(s.ring)] = s.acked - s.ackedBefore
@@ -125,6 +126,7 @@ func (b *Bundle) measure() {
 		sum += n
 	}
 	s.rate = sum * int64(time.Second/tick) / int64(len(s.ring))
+	b.batch = int(min(max(s.rate*int64(batchTime)/int64(time.Second)/frame.FrameBytes, 1), maxBatch))
 	if s.at >= len(s.ring) {
 		b.queueLimit = int(min(max(s.rate*int64(queueTime)/int64(time.Second), minQueue), maxQueue))
 	}

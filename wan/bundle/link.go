@@ -31,9 +31,12 @@ type link struct {
 	wantPong bool
 	pong     uint64
 	saysBye  bool
-	writing  *outMessage // whose frame the writer is busy with
 
-	buf     []byte // the writer's: small frames put together
+	// The writer's; held is written under Bundle.mu.
+	buf  []byte        // small frames put together
+	out  [][]byte      // what to write next
+	held []*outMessage // whose frames are in out
+
 	scratch []byte // the reader's
 }
 
@@ -55,11 +58,15 @@ func newLink(conn net.Conn, number uint32, now time.Duration) *link {
 // write is the connection's writer.
 func (b *Bundle) write(l *link) {
 	for {
-		out := b.pull(l)
-		if out == nil {
+		if !b.pull(l) {
 			return
 		}
-		_, err := l.conn.Write(out)
+		var err error
+		for _, p := range l.out {
+			if _, err = l.conn.Write(p); err != nil {
+				break
+			}
+		}
 		b.wrote(l, err == nil)
 		if err != nil {
 			b.drop(l, err)
@@ -72,11 +79,12 @@ func (b *Bundle) write(l *link) {
 func (b *Bundle) wrote(l *link, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if m := l.writing; m != nil {
-		l.writing = nil
+	for i, m := range l.held {
+		l.held[i] = nil
 		m.writers--
 		b.recycle(m)
 	}
+	l.held = l.held[:0]
 	if l.saysBye {
 		l.saysBye = false
 		b.byeWritten(ok)
@@ -99,7 +107,7 @@ func (r heardReader) Read(p []byte) (int, error) {
 
 // read is the connection's reader.
 func (b *Bundle) read(l *link) {
-	r := heardReader{b, l}
+	var r io.Reader = heardReader{b, l} // converted once, not for each frame
 	head := make([]byte, frame.HeaderBytes)
 	for {
 		if err := b.readFrame(l, r, head); err != nil {

@@ -15,10 +15,15 @@ const (
 	queueTime  = 20 * time.Millisecond
 	minQueue   = 128 << 10
 	startQueue = 256 << 10
-	maxQueue   = 2 << 20
+	maxQueue   = 512 << 10
 	// Frames up to smallFrame are put together in one write of up to a TLS
 	// record; copying longer ones costs more than it saves.
 	smallFrame = recordBytes / 2
+	// A writer takes large frames worth batchTime at the rate that the path
+	// delivers, at most maxBatch: the fewer wake-ups, the less they cost, and
+	// what is urgent waits for no longer than that.
+	batchTime = time.Millisecond
+	maxBatch  = 4
 )
 
 // outMessage is a message on its way: its frames, headers and all, one after
@@ -132,24 +137,27 @@ func (b *Bundle) touch() {
 	b.activity = now
 }
 
-// pull returns what the connection's writer shall write next, and waits for it.
-// It returns nil when the connection is dead.
-func (b *Bundle) pull(l *link) []byte {
+// pull puts into the link what its writer shall write next, and waits for it.
+// It returns false when there will be nothing more.
+func (b *Bundle) pull(l *link) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for {
 		if l.dead || b.err != nil || b.bye.parting {
-			return nil
+			return false
 		}
-		l.buf = l.buf[:0]
+		l.buf, l.out = l.buf[:0], l.out[:0]
 		b.pullState(l)
-		out := b.pullFrames(l)
-		if len(out) > 0 {
+		b.pullFrames(l)
+		if len(l.buf) > 0 {
+			l.out = append(l.out, l.buf)
+		}
+		if len(l.out) > 0 {
 			if class, _ := b.peek(); class >= 0 {
 				// One wake-up may stand for many frames.
 				b.work.Signal()
 			}
-			return out
+			return true
 		}
 		b.work.Wait()
 	}
@@ -177,34 +185,37 @@ func (b *Bundle) pullState(l *link) {
 	b.bucket.take(len(l.buf))
 }
 
-// pullFrames appends small frames to the writer's buffer, or returns a large
-// one as it is.
-func (b *Bundle) pullFrames(l *link) []byte {
+// pullFrames appends small frames to the writer's buffer, or gives it some
+// large ones as they are.
+func (b *Bundle) pullFrames(l *link) {
 	for {
 		class, resent := b.peek()
 		if class < 0 {
-			return l.buf
+			return
 		}
 		if wait := b.bucket.wait(time.Now()); wait > 0 {
 			if !b.paceArmed {
 				b.paceArmed = true
 				b.paceTimer.Reset(wait)
 			}
-			return l.buf
+			return
 		}
 		s := b.front(class, resent)
 		f := s.m.frame(s.fragment)
-		small := len(f) <= smallFrame
-		if len(l.buf) > 0 && (!small || len(l.buf)+len(f) > recordBytes) {
-			return l.buf
+		if len(f) > smallFrame {
+			if len(l.buf) > 0 || len(l.out) >= b.batch {
+				return
+			}
+			l.out = append(l.out, f)
+			l.held = append(l.held, s.m)
+			s.m.writers++
+		} else {
+			if len(l.out) > 0 || len(l.buf)+len(f) > recordBytes {
+				return
+			}
+			l.buf = append(l.buf, f...)
 		}
 		b.take(l, class, resent, s, len(f))
-		if !small {
-			s.m.writers++
-			l.writing = s.m
-			return f
-		}
-		l.buf = append(l.buf, f...)
 	}
 }
 
@@ -270,7 +281,7 @@ func (b *Bundle) take(l *link, class int, resent bool, s sent, n int) {
 		} else {
 			c.inTurn = false
 		}
-		if c.unsent < b.queueLimit {
+		if c.unsent < b.queueLimit/2 {
 			wake(c.canSend)
 		}
 	}
