@@ -115,7 +115,9 @@ func (l *Library) acquire(id SourceID) (*handle, error) {
 }
 
 func (l *Library) openContent(e *entry) (readerContent, error) {
-	r, err := l.openReader(e)
+	// The library's own context: the content is shared, and outlives whoever
+	// was the first to want it.
+	r, err := l.openReader(l.ctx, e)
 	if err != nil {
 		return readerContent{}, err
 	}
@@ -123,7 +125,7 @@ func (l *Library) openContent(e *entry) (readerContent, error) {
 }
 
 // openReader opens a source for itself, unshared.
-func (l *Library) openReader(e *entry) (driver.ImageReader, error) {
+func (l *Library) openReader(ctx context.Context, e *entry) (driver.ImageReader, error) {
 	if e.open == nil {
 		f, err := os.Open(l.memoryPath(e.source.ID))
 		if err != nil {
@@ -131,9 +133,7 @@ func (l *Library) openReader(e *entry) (driver.ImageReader, error) {
 		}
 		return fileReader{f, e.source.Blocks * BlockBytes}, nil
 	}
-	// The library's own context: the content is shared, and outlives whoever
-	// was the first to want it.
-	r, err := e.open(l.ctx)
+	r, err := e.open(ctx)
 	if err != nil {
 		return nil, err
 	}

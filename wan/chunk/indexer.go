@@ -34,6 +34,13 @@ type catalogueState struct {
 	failed   bool
 }
 
+// indexJob is what the indexer does now.
+type indexJob struct {
+	entry  *entry
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the source is not open any more
+}
+
 // errContent says that a source is not what its catalogue says.
 var errContent = errors.New("the content is not what was catalogued")
 
@@ -102,6 +109,23 @@ func (e *entry) before(o *entry) bool {
 // index gets one source its catalogue: the one that is there, when it passes
 // the check, or a new one.
 func (l *Library) index(ctx context.Context, e *entry) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	l.mu.Lock()
+	l.job = &indexJob{entry: e, cancel: cancel, done: done}
+	l.mu.Unlock()
+	defer func() {
+		cancel()
+		unlock := l.lockFiles()
+		l.mu.Lock()
+		l.job = nil
+		if l.entries[e.source.ID] == nil { // a part begun while it was removed
+			_ = os.Remove(l.cataloguePath(e.source.ID) + partSuffix)
+		}
+		l.mu.Unlock()
+		unlock()
+		close(done)
+	}()
 	if e.catalogue.found { // written by this goroutine or before it was listed
 		c, err := l.checkFound(ctx, e)
 		switch kind := drover.KindOf(err); {
@@ -172,7 +196,7 @@ func (l *Library) checkFound(ctx context.Context, e *entry) (*Catalogue, error) 
 	if err != nil {
 		return nil, err
 	}
-	r, err := l.openReader(e)
+	r, err := l.openReader(ctx, e)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +239,7 @@ func (l *Library) rejectFound(e *entry, why error) {
 
 // build makes the catalogue of a source.
 func (l *Library) build(ctx context.Context, e *entry) error {
-	r, err := l.openReader(e)
+	r, err := l.openReader(ctx, e)
 	if err != nil {
 		return err
 	}

@@ -187,7 +187,7 @@ func (l *Library) register(ctx context.Context, op string, src Source, open Open
 	}
 	e.scopes[src.Scope] = true
 	e.open, e.kept, e.used = open, kept, used
-	e.catalogue.failed, e.catalogue.attempts = false, 0
+	e.catalogue.failed, e.catalogue.attempts, e.catalogue.retry = false, 0, time.Time{}
 	l.note()
 	l.mu.Unlock()
 	l.trim()
@@ -195,15 +195,23 @@ func (l *Library) register(ctx context.Context, op string, src Source, open Open
 }
 
 // Remove forgets a source, and deletes what the folder has of it. Whoever has
-// it open goes on reading. Removing what is not there does nothing.
+// it open through Open goes on reading; the indexer has let go of it when
+// Remove returns, so that an image may be opened for writing then. Removing
+// what is not there does nothing.
 func (l *Library) Remove(id SourceID) error {
 	unlock := l.lockFiles()
-	defer unlock()
 	l.mu.Lock()
+	e, job := l.entries[id], l.job
 	drop := l.drop(id)
 	l.note()
 	l.mu.Unlock()
-	return diskFault("remove source", drop.run())
+	err := drop.run()
+	unlock()
+	if e != nil && job != nil && job.entry == e {
+		job.cancel()
+		<-job.done
+	}
+	return diskFault("remove source", err)
 }
 
 // dropList are the rest of removals that left the maps: run deletes files,

@@ -42,8 +42,8 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Opener opens the guest-visible bytes of an image. ctx lives as long as the
-// library.
+// Opener opens the guest-visible bytes of an image. ctx lives as long
+// as the reader may be used.
 type Opener func(ctx context.Context) (driver.ImageReader, error)
 
 // Kept says what the remains of a disk take of the library's limit.
@@ -82,6 +82,7 @@ type Library struct {
 
 	lock      *os.File
 	running   sync.Mutex // held by Run
+	job       *indexJob  // nil: none
 	retryWait time.Duration
 	reserve   int64
 }

@@ -221,6 +221,54 @@ func TestLibraryRejects(t *testing.T) {
 	}
 }
 
+// TestLibraryCataloguesOfOthers puts the catalogue of an image in the place of
+// one that begins alike and is longer: no sample can tell.
+func TestLibraryCataloguesOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	l := openLibrary(t, dir, Options{})
+	long := noise(seeded(21), 200)
+	short := long[:100*BlockBytes]
+	open := func(data []byte) Source {
+		t.Helper()
+		src := imageSource(data)
+		if err := l.AddImage(context.Background(), src, (&image{data: data}).opener()); err != nil {
+			t.Fatal(err)
+		}
+		return src
+	}
+	src := open(short)
+	stop := runIndexer(t, l)
+	waitIndexed(t, l, src.ID)
+	stop()
+	if err := errors.Join(l.Close(), os.Rename(l.cataloguePath(src.ID), l.cataloguePath(imageSource(long).ID))); err != nil {
+		t.Fatal(err)
+	}
+	l = openLibrary(t, dir, Options{})
+	src = open(long)
+	runIndexer(t, l)
+	waitIndexed(t, l, src.ID)
+	wantCatalogue(t, l, src.ID, long)
+}
+
+// TestLibrarySealsAgain has a move that is tried twice under the same name.
+func TestLibrarySealsAgain(t *testing.T) {
+	l := openLibrary(t, t.TempDir(), Options{})
+	r, src := seeded(22), memorySource("m", "", "vm", 300)
+	runIndexer(t, l)
+	for range 3 {
+		data := noise(r, 300)
+		keep(t, l, src, data)
+		waitIndexed(t, l, src.ID)
+		wantCatalogue(t, l, src.ID, data)
+		if !bytes.Equal(content(t, l, src), data) {
+			t.Fatal("the content is of an earlier try")
+		}
+	}
+	if s := l.Stats(); s.Memories != 1 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
 // TestLibraryDistrusts damages a catalogue that is in use.
 func TestLibraryDistrusts(t *testing.T) {
 	l := openLibrary(t, t.TempDir(), Options{})
@@ -511,4 +559,32 @@ func TestIndexerGivesUp(t *testing.T) {
 		t.Errorf("%d tries", tries)
 	}
 	wantKind(t, l.Run(context.Background()), drover.Refused)
+}
+
+// TestRemoveWaitsForIndexer removes a disk in the middle of its indexing, as
+// an agent does before the image is written to again.
+func TestRemoveWaitsForIndexer(t *testing.T) {
+	l := openLibrary(t, t.TempDir(), Options{})
+	reading := make(chan struct{}, 100)
+	m := &image{data: noise(seeded(23), 1000), cut: func() error {
+		reading <- struct{}{}
+		time.Sleep(20 * time.Millisecond)
+		return nil
+	}}
+	src := imageSource(m.data)
+	src.Kind, src.VM = KindDisk, "vm"
+	if err := l.AddDisk(context.Background(), src, m.opener(), Kept{}); err != nil {
+		t.Fatal(err)
+	}
+	runIndexer(t, l)
+	<-reading
+	if err := l.Remove(src.ID); err != nil {
+		t.Fatal(err)
+	}
+	if m.closed.Load() != 1 {
+		t.Error("the image is still open")
+	}
+	if left, err := os.ReadDir(filepath.Join(l.dir, catalogueFolder)); err != nil || len(left) != 0 {
+		t.Errorf("left: %v %v", left, err)
+	}
 }
