@@ -19,6 +19,7 @@ import (
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
 	"github.com/drover-vm/drover/api/droverv1/droverv1connect"
+	"github.com/drover-vm/drover/api/metrics"
 	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/pki"
 	"github.com/drover-vm/drover/wan"
@@ -100,6 +101,7 @@ type Agent struct {
 	incoming incomings
 	flights  flights
 	remains  *remains
+	metrics  *meter
 	resolver *resolver
 }
 
@@ -149,6 +151,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.probes = newProbes(d.Prober, c.Probe, clock)
 	a.resolver = newResolver(a)
 	a.remains = &remains{a: a}
+	a.metrics = newMeter(a)
 	return a, nil
 }
 
@@ -189,6 +192,14 @@ func (a *Agent) Serve(ctx context.Context) (err error) {
 
 func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
+	if a.config.Metrics != "" {
+		l, err := metrics.Listen(ctx, a.config.Metrics)
+		if err != nil {
+			_ = listener.Close()
+			return err
+		}
+		group.Go(func() error { return metrics.Serve(ctx, l, metrics.NewRegistry(a.metrics), a.log) })
+	}
 	mux := wan.NewMux(listener, a.tls, a.log)
 	server := api.NewHTTPServer(a.handler())
 	server.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)

@@ -86,6 +86,13 @@ func (js *jobs) start(ctx context.Context) {
 // wait returns when no job is left; ctx of start must have ended.
 func (js *jobs) wait() { js.group.Wait() }
 
+// count returns how many jobs run.
+func (js *jobs) count() int {
+	js.mu.Lock()
+	defer js.mu.Unlock()
+	return len(js.running)
+}
+
 // find returns the job that is running, or whose kept result answers, or
 // starts one.
 func (js *jobs) find(key jobKey, generation int64, k kind, do action) (*job, error) {

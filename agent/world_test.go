@@ -64,6 +64,7 @@ type host struct {
 	tls     *tls.Config
 	hyp     *memory.Hypervisor
 	volumes *memory.Volumes
+	metrics string // address; empty: none
 
 	mu     sync.Mutex
 	life   *life
@@ -190,7 +191,7 @@ func (h *host) start() {
 		Name: h.name, Site: h.name[:5], Listen: h.address,
 		Run: filepath.Join(h.dir, "run"), State: filepath.Join(h.dir, "state"),
 		TLS:     pki.Files{CA: "/tls/ca", Cert: "/tls/cert", Key: "/tls/key"},
-		Libvirt: "/libvirt", Volumes: []string{imgDir},
+		Libvirt: "/libvirt", Volumes: []string{imgDir}, Metrics: h.metrics,
 	}
 	a, err := New(Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
