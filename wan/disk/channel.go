@@ -2,7 +2,11 @@ package disk
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
 
+	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/wan/bundle"
 	"github.com/drover-vm/drover/wan/chunk"
 )
@@ -48,4 +52,27 @@ func (c overBundle) Receive(ctx context.Context) (uint8, []byte, func(), error) 
 type Position struct {
 	Operations uint64
 	Bytes      uint64
+}
+
+// Missing compares what was acknowledged at the source (Source.Positions) with
+// what was applied at the destination (Target.Positions), and returns an error
+// of drover.Refused that names the disks that differ: the VM may not run at the
+// destination then. Exports that are at the destination only had nothing
+// written.
+func Missing(acknowledged, applied map[string]Position) error {
+	var differ []string
+	for _, name := range slices.Sorted(maps.Keys(acknowledged)) {
+		if a, b := acknowledged[name], applied[name]; a != b {
+			differ = append(differ, fmt.Sprintf("%s has %d of %d writes (%d of %d bytes)", name, b.Operations, a.Operations, b.Bytes, a.Bytes))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(applied)) {
+		if _, known := acknowledged[name]; !known && applied[name] != (Position{}) {
+			differ = append(differ, name+" was not written to by this source")
+		}
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	return drover.Errorf(drover.Refused, "compare disks", "%v", differ)
 }

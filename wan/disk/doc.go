@@ -45,7 +45,7 @@
 //     the same without flushing, and the two ends count: Source.Positions is
 //     what was acknowledged, Target.Positions what was applied in order and
 //     without a gap. The agents let the destination run the VM only if they are
-//     equal.
+//     equal (Missing).
 //
 // Operations of different batches may be under way together, as long as they do
 // not overlap: an operation begins when none that it overlaps is under way, so

@@ -162,7 +162,7 @@ func (m *image) Flush(context.Context) error {
 
 // path is a source and a target with a channel in memory per disk.
 type path struct {
-	t       *testing.T
+	t       testing.TB
 	socket  string
 	source  *Source
 	target  *Target
@@ -182,7 +182,7 @@ type pathOptions struct {
 }
 
 // dialImages serves images of that name in memory.
-func dialImages(t *testing.T, images map[string]*image) func(context.Context, string) (net.Conn, error) {
+func dialImages(t testing.TB, images map[string]*image) func(context.Context, string) (net.Conn, error) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(func() {
@@ -216,7 +216,7 @@ func dialImages(t *testing.T, images map[string]*image) func(context.Context, st
 	}
 }
 
-func newPath(t *testing.T, o pathOptions) *path {
+func newPath(t testing.TB, o pathOptions) *path {
 	t.Helper()
 	p := &path{
 		t: t, socket: filepath.Join(t.TempDir(), "s"), results: make(chan error, MaxDisks), ends: map[string]*end{},
