@@ -27,6 +27,8 @@ func BenchmarkIndexLookup(b *testing.B) {
 	}
 	found := 0
 	b.ReportAllocs()
+	before := spent(b)
+	defer func() { b.ReportMetric(float64(spent(b)-before)/float64(b.N), "cpu-ns/op") }()
 	for i := 0; b.Loop(); i++ {
 		if _, ok := x.Lookup(probe[i%len(probe)]); ok {
 			found++
@@ -51,17 +53,19 @@ func BenchmarkIndexAdd(b *testing.B) {
 // other load on the machine moves less than the time on the wall. The function
 // it returns ends the measurement.
 func perCPU(b *testing.B, bytes int64) (end func()) {
-	spent := func() time.Duration {
-		var u unix.Rusage
-		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-			b.Fatal(err)
-		}
-		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	}
-	before := spent()
+	before := spent(b)
 	return func() {
-		b.ReportMetric(float64(bytes)*float64(b.N)/1e6/(spent()-before).Seconds(), "MB/cpu-s")
+		b.ReportMetric(float64(bytes)*float64(b.N)/1e6/(spent(b)-before).Seconds(), "MB/cpu-s")
 	}
+}
+
+// spent returns the CPU time of this process so far.
+func spent(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 const benchBytes = 256 << 20
