@@ -92,8 +92,7 @@ type Agent struct {
 	journal  *journal
 	jobs     *jobs
 	peers    *peers
-	endpoint *wan.Endpoint
-	dialer   *wan.Dialer
+	wan      *wan.Node
 	observer *observer
 	probes   *probes
 	locks    locks
@@ -138,14 +137,17 @@ func New(d Deps, c Config) (*Agent, error) {
 		return nil, err
 	}
 	log := d.Log.With("host", c.Name)
+	node, err := wan.NewNode(c.wan(d, log))
+	if err != nil {
+		return nil, errors.Join(err, j.close())
+	}
 	a := &Agent{
 		config: c, hyp: d.Hypervisor, volumes: d.Volumes, links: d.Links, tls: d.TLS, log: log, clock: clock,
-		sockets:  sockets{dir: c.Run, uid: d.SocketUID, gid: d.SocketGID},
-		journal:  j,
-		jobs:     newJobs(j, log, clock),
-		peers:    newPeers(d.TLS),
-		endpoint: wan.NewEndpoint(log),
-		dialer:   &wan.Dialer{TLS: d.TLS},
+		sockets: sockets{dir: c.Run, uid: d.SocketUID, gid: d.SocketGID},
+		journal: j,
+		jobs:    newJobs(j, log, clock),
+		peers:   newPeers(d.TLS),
+		wan:     node,
 	}
 	a.observer = newObserver(a)
 	a.probes = newProbes(d.Prober, c.Probe, clock)
@@ -176,7 +178,7 @@ func named(c Config, cfg *tls.Config) error {
 // when ctx ends is aborted, unless the guest has been given up; then the next
 // start settles it. Serve closes the journal; an Agent serves once.
 func (a *Agent) Serve(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, a.journal.close()) }()
+	defer func() { err = errors.Join(err, a.wan.Close(), a.journal.close()) }()
 	if err := a.sockets.sweep(); err != nil {
 		return err
 	}
@@ -205,7 +207,9 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	server.ErrorLog = slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)
 	server.BaseContext = func(net.Listener) context.Context { return ctx }
 	group.Go(func() error { return mux.Serve(ctx) })
-	group.Go(func() error { return a.endpoint.Serve(ctx, mux.Data()) })
+	group.Go(func() error { return a.wan.Serve(ctx, mux.Data()) })
+	group.Go(func() error { return a.wan.Run(ctx) })
+	group.Go(func() error { a.knowImages(ctx); return nil })
 	group.Go(func() error {
 		err := server.Serve(mux.Control())
 		if errors.Is(err, http.ErrServerClosed) || ctx.Err() != nil {
@@ -223,6 +227,9 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 		return err
 	}
 	group.Go(func() error { a.recoverIncoming(ctx); return nil })
+	if err := a.knowRemains(); err != nil {
+		return err
+	}
 	a.jobs.start(ctx)
 	a.log.Info("agent serves", "site", a.config.Site, "address", listener.Addr().String())
 	<-ctx.Done()

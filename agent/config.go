@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/pki"
+	"github.com/drover-vm/drover/wan"
 )
 
 // Config is an agent's file.
@@ -41,6 +43,38 @@ type Config struct {
 	// DefaultTenantLabel. What one tenant's VMs left behind is of no use for
 	// another's.
 	TenantLabel string `yaml:"tenant_label,omitempty"`
+	// Path is how the data path to other agents works.
+	Path PathConfig `yaml:"path,omitempty"`
+}
+
+// PathConfig is the data path's part of an agent's file.
+type PathConfig struct {
+	// Connections per move; zero takes 4.
+	Connections int `yaml:"connections,omitempty"`
+	// Keep bounds the memories of VMs that have come or gone, and what is known
+	// of images, in the state folder; nil takes 16 GiB.
+	Keep *Size `yaml:"keep,omitempty"`
+	// IndexRate is how much of images and remains is read a second, in the
+	// background, to know their content; zero takes 64 MiB.
+	IndexRate Size `yaml:"index_rate,omitempty"`
+}
+
+// mostConnections of one move; more cost memory and win nothing.
+const mostConnections = 32
+
+// wan is the configuration of the agent's end of the data path.
+func (c Config) wan(d Deps, log *slog.Logger) wan.Config {
+	w := wan.Config{
+		TLS: d.TLS, Connections: c.Path.Connections, IndexRate: drover.Bytes(c.Path.IndexRate),
+		CutLimit: c.cutLimit(), Log: log,
+	}
+	if d.Hypervisor != nil {
+		w.Dir = filepath.Join(c.State, contentFolder)
+	}
+	if c.Path.Keep != nil {
+		w.Keep = drover.Bytes(*c.Path.Keep)
+	}
+	return w
 }
 
 // DefaultCutLimit is how long a cut of the WAN may last where the file does not
@@ -161,6 +195,9 @@ func (c Config) validatePath(fault func(field, format string, args ...any)) {
 	}
 	if d := c.Remains.keep(); d < 0 || d > mostKeep {
 		fault("remains.keep", "%s: want a time of at most %s", d, mostKeep)
+	}
+	if n := c.Path.Connections; n < 0 || n > mostConnections {
+		fault("path.connections", "%d: want 1 to %d", n, mostConnections)
 	}
 	if len(c.TenantLabel) > mostLabel || strings.ContainsFunc(c.TenantLabel, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		fault("tenant_label", "%q: want the key of a label, at most %d bytes without spaces", c.TenantLabel, mostLabel)

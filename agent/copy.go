@@ -10,6 +10,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/wan"
 )
 
@@ -34,16 +35,26 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 	peer := a.peers.at(m.GetPeerAddress(), m.GetPeerHost())
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
-	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{Ref: ref.proto(), Disks: m.GetDisks()})
+	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{Ref: ref.proto(), Disks: m.GetDisks(), Tenant: r.Tenant})
 	if err != nil {
 		return nil, peerError(ctx, err)
 	}
 	// The session ends with the job, however it ends.
 	defer a.endCopy(context.WithoutCancel(ctx), peer, ref)
-	c := &copying{
-		a: a, j: j, ref: ref, peer: peer, msg: m, token: resp.GetToken(),
-		session: wan.NewSession(drover.BitRate(m.GetBandwidthBps())), began: time.Now(),
+	offered, err := sourcesFromProto(resp.GetSources())
+	if err != nil {
+		return nil, err
 	}
+	session, err := a.wan.Send(prep, wan.SendOptions{
+		Address: m.GetPeerAddress(), Peer: m.GetPeerHost(), Token: resp.GetToken(), Offered: offered,
+		Subject: r.subject(), Rate: drover.BitRate(m.GetBandwidthBps()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer session.Close()
+	defer a.flights.set(ref.move, session.SetRate)()
+	c := &copying{a: a, j: j, ref: ref, peer: peer, msg: m, session: session, began: time.Now()}
 	for _, d := range m.GetDisks() {
 		c.total += drover.Bytes(d.GetAllocatedBytes())
 	}
@@ -52,8 +63,10 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 			return nil, drover.E(drover.KindOf(err), op+": "+d.GetTarget(), err)
 		}
 	}
-	w := c.session.Stats()
-	return &droverv1.RunResult{DiskBytes: int64(c.data), PathWireBytes: w.WireSentBytes + w.WireReceivedBytes}, nil
+	path := c.session.Figures()
+	return &droverv1.RunResult{
+		DiskBytes: int64(c.data), PathWireBytes: int64(path.Total().WireBytes), Path: api.PathFiguresToProto(path),
+	}, nil
 }
 
 func (a *Agent) endCopy(ctx context.Context, peer *api.PeerClient, ref moveRef) {
@@ -71,8 +84,7 @@ type copying struct {
 	ref     moveRef
 	peer    *api.PeerClient
 	msg     *droverv1.Copy
-	token   []byte
-	session *wan.Session
+	session *wan.Sender
 	began   time.Time
 	// total is what is to be sent as planned, before what earlier disks were,
 	// data what of it was not zeros.
@@ -85,12 +97,7 @@ func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan) error {
 		return err
 	}
 	defer img.Close()
-	s, err := c.a.dialer.Open(ctx, c.msg.GetPeerAddress(), c.msg.GetPeerHost(),
-		wan.Header{Token: c.token, Channel: wan.Copy, Name: d.GetTarget()}, c.session)
-	if err != nil {
-		return err
-	}
-	report, err := wan.SendImage(ctx, s, img, c.progress)
+	report, err := c.session.SendImage(ctx, d.GetTarget(), img, c.progress)
 	if err != nil {
 		return err
 	}
@@ -116,11 +123,13 @@ func (c *copying) progress(phase string, done, total drover.Bytes) {
 			p.ETASeconds = float64(p.TotalBytes-p.DoneBytes) * 8 / float64(p.Rate)
 		}
 	}
+	path := c.session.Progress()
+	p.Path = &path
 	c.j.report(c.a.clock(), p)
 }
 
-// receiveDisk is the destination's side of one disk.
-func (a *Agent) receiveDisk(ctx context.Context, move, target string, s wan.Stream) error {
+// receiveDisk opens the volume that a disk is copied to.
+func (a *Agent) receiveDisk(ctx context.Context, move, target string) (wan.Image, error) {
 	var v volumeRecord
 	dirty := false
 	err := a.journal.update(move, "copy-begun", func(r *record) error {
@@ -137,35 +146,42 @@ func (a *Agent) receiveDisk(ctx context.Context, move, target string, s wan.Stre
 		return nil
 	})
 	if err != nil {
-		_ = s.Close()
-		return err
+		return nil, err
 	}
 	if dirty {
 		// What an interrupted copy wrote is not zeros, and what is not sent
 		// must read as such.
 		if err := errors.Join(a.volumes.Delete(ctx, v.Spec.Path), a.volumes.Create(ctx, v.Spec)); err != nil {
-			_ = s.Close()
-			return err
+			return nil, err
 		}
 	}
 	img, err := a.volumes.OpenWrite(ctx, v.Spec.Path)
 	if err != nil {
-		_ = s.Close()
-		return err
+		return nil, err
 	}
-	report, err := wan.ReceiveImage(ctx, s, img, func(r wan.CopyReport) error {
-		return a.journal.update(move, "copied", func(rec *record) error {
-			if rec.Copied == nil {
-				rec.Copied = make(map[string]copyRecord)
-			}
-			rec.Copied[target] = copyRecord{Digest: r.Digest[:], DataBytes: r.DataBytes}
-			return nil
-		})
+	return receivedImage{img, a, move, target}, nil
+}
+
+// receivedImage is a volume that a disk is copied to.
+type receivedImage struct {
+	driver.ImageWriter
+	a            *Agent
+	move, target string
+}
+
+// Seal journals that the copy is there.
+func (i receivedImage) Seal(r wan.CopyReport) error {
+	err := i.a.journal.update(i.move, "copied", func(rec *record) error {
+		if rec.Copied == nil {
+			rec.Copied = make(map[string]copyRecord)
+		}
+		rec.Copied[i.target] = copyRecord{Digest: r.Digest[:], DataBytes: r.DataBytes}
+		return nil
 	})
 	if err == nil {
-		a.log.Info("disk received", "move", move, "disk", target, "data", report.DataBytes.String())
+		i.a.log.Info("disk received", "move", i.move, "disk", i.target, "data", r.DataBytes.String())
 	}
-	return errors.Join(err, img.Close())
+	return err
 }
 
 // Digest returns the digest of a disk that was copied here.

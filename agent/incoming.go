@@ -21,8 +21,15 @@ const acceptLimit = 2 * time.Minute
 
 // arrival is what this process holds of an incoming session.
 type arrival struct {
-	in    driver.Incoming // nil for a copy
-	token []byte
+	in      driver.Incoming // nil for a copy
+	session *wan.Receiver   // nil before it is open
+}
+
+// close ends the data path.
+func (a *arrival) close() {
+	if a.session != nil {
+		a.session.Close()
+	}
 }
 
 // incomings are the arrivals by move.
@@ -62,6 +69,7 @@ func (a *Agent) closeIncoming() {
 		if arr.in != nil {
 			_ = arr.in.Close()
 		}
+		arr.close()
 		_ = a.sockets.remove(move)
 	}
 	a.incoming.m = nil
@@ -158,12 +166,14 @@ func (r *record) prepare(ref moveRef, caller string, token []byte, copying bool)
 
 // receive starts the receiving hypervisor and opens the data path.
 func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token []byte, req *droverv1.PrepareRequest) (*droverv1.PrepareResponse, error) {
-	arr := &arrival{token: token}
-	offer := wan.Offer{Token: token, Peer: caller}
-	resp := &droverv1.PrepareResponse{Token: token}
+	arr := &arrival{}
+	subject := wan.Subject{Move: ref.move, VM: ref.uuid, Tenant: req.GetTenant()}
+	offered := a.offer(ctx, subject, req.GetDisks())
+	o := wan.ReceiveOptions{Token: token, Peer: caller, Subject: subject, Offered: offered}
+	resp := &droverv1.PrepareResponse{Token: token, Sources: sourcesToProto(offered)}
 	if len(req.GetDefinition()) == 0 {
-		offer.Copy = func(ctx context.Context, disk string, s wan.Stream) error {
-			return a.receiveDisk(ctx, ref.move, disk, s)
+		o.Image = func(ctx context.Context, target string) (wan.Image, error) {
+			return a.receiveDisk(ctx, ref.move, target)
 		}
 	} else {
 		if err := a.sockets.make(ref.move); err != nil {
@@ -175,12 +185,14 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 			return nil, err
 		}
 		arr.in, resp.Cookie = in, in.Prepared()
-		offer.Sockets = a.sockets.paths(ref.move)
+		o.MemorySocket, o.DiskSocket = a.sockets.memory(ref.move), a.sockets.disk(ref.move)
 	}
 	a.incoming.put(ref.move, arr)
-	if _, err := a.endpoint.Open(offer); err != nil {
+	session, err := a.wan.Receive(o)
+	if err != nil {
 		return nil, err
 	}
+	arr.session = session
 	return resp, nil
 }
 
@@ -189,7 +201,7 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 func (a *Agent) discard(ctx context.Context, move string) error {
 	arr := a.incoming.take(move)
 	if arr != nil {
-		a.endpoint.Close(arr.token)
+		arr.close()
 	}
 	r, err := a.journal.move(move)
 	if err != nil || r == nil || r.In == nil || r.In.State != inPrepared {
@@ -305,7 +317,7 @@ func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*drover
 		if err != nil {
 			return nil, drover.E(drover.Unknown, "finish move "+ref.move, err)
 		}
-		a.closeArrival(ref.move)
+		a.keepArrival(ref.move)
 		a.log.Info("guest runs here", "move", ref.move, "vm", ref.vm, "resumed", resumed, "took", resumed.Sub(began))
 		return &droverv1.FinishResponse{Running: true, Cookie: confirm, ResumedUnixNanos: unixNanos(resumed)}, nil
 	}
@@ -333,9 +345,30 @@ func (a *Agent) closeArrival(move string) {
 	if arr == nil {
 		return
 	}
-	a.endpoint.Close(arr.token)
+	arr.close()
 	if arr.in != nil {
 		_ = arr.in.Close()
 	}
 	_ = a.sockets.remove(move)
+}
+
+// keepArrival frees what this process holds of a session whose guest runs here,
+// and makes its memory known for later moves, beside everything else.
+func (a *Agent) keepArrival(move string) {
+	arr := a.incoming.take(move)
+	if arr == nil {
+		return
+	}
+	a.calls.group.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), concludeLimit)
+		defer cancel()
+		if err := arr.session.Keep(ctx); err != nil {
+			a.log.Info("the guest's memory is not kept", "move", move, "err", err)
+		}
+		arr.close()
+		if arr.in != nil {
+			_ = arr.in.Close()
+		}
+		_ = a.sockets.remove(move)
+	})
 }

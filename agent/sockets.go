@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/wan"
 )
 
 // sockets are the folders in which a move's unix sockets lie. Names are short,
@@ -22,11 +21,6 @@ func (s sockets) folder(move string) string { return filepath.Join(s.dir, socket
 
 // socketFolder is where all folders are, below the run folder.
 const socketFolder = "s"
-
-// paths is what a wan.Endpoint dials.
-func (s sockets) paths(move string) map[wan.Channel]string {
-	return map[wan.Channel]string{wan.Memory: s.memory(move), wan.Disk: s.disk(move)}
-}
 
 // make makes a move's folder anew. Only the hypervisor's user may enter it:
 // who reaches a receiving hypervisor's socket could feed it a guest.

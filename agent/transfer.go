@@ -61,7 +61,7 @@ func (a *Agent) transfer(ctx context.Context, j *job, ref moveRef, t *droverv1.T
 	}
 	f := &flight{
 		a: a, j: j, ref: ref, log: j.log, msg: t,
-		peer: a.peers.at(t.GetPeerAddress(), t.GetPeerHost()),
+		peer: a.peers.at(t.GetPeerAddress(), t.GetPeerHost()), subject: r.subject(), endRate: func() {},
 	}
 	err = f.run(ctx)
 	if err == nil {
@@ -107,7 +107,7 @@ func (o *outRecord) result() *droverv1.RunResult {
 	return &droverv1.RunResult{
 		Moved:       o.State == outMoved,
 		PauseNanos:  f.Pause.Nanoseconds(),
-		MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes, PathWireBytes: f.PathBytes,
+		MemoryBytes: f.MemoryBytes, DiskBytes: f.DiskBytes, PathWireBytes: f.PathBytes, Path: api.OptionalPathToProto(f.Path),
 		StoppedUnixNanos: unixNanos(f.Stopped), ResumedUnixNanos: unixNanos(f.Resumed),
 	}
 }
@@ -153,11 +153,14 @@ type flight struct {
 	log  *slog.Logger
 	msg  *droverv1.Transfer
 	peer *api.PeerClient
+	// subject is whose content it is; endRate ends the changing of its rate.
+	subject wan.Subject
+	endRate func()
 
 	out     driver.Outgoing
 	token   []byte
-	session *wan.Session
-	relays  []*wan.Relay
+	memory  drover.Bytes // the guest's
+	session *wan.Sender
 	began   time.Time // of Perform
 	stats   driver.MigrationStats
 	statsMu sync.Mutex
@@ -182,6 +185,7 @@ func (f *flight) run(ctx context.Context) error {
 		return err
 	}
 	defer f.close()
+	defer func() { f.endRate() }()
 	prepared, err := f.prepare(ctx)
 	if err != nil {
 		return err
@@ -196,10 +200,9 @@ func (f *flight) run(ctx context.Context) error {
 
 // close frees what the flight holds; it decides nothing.
 func (f *flight) close() {
-	for _, r := range f.relays {
-		_ = r.Close()
+	if f.session != nil {
+		_ = f.session.Close()
 	}
-	f.relays = nil
 	if f.out != nil {
 		_ = f.out.Close()
 	}
@@ -293,29 +296,36 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	defer cancel()
 	resp, err := f.peer.Prepare(prep, &droverv1.PrepareRequest{
 		Ref: f.ref.proto(), Definition: offer.Definition, Cookie: offer.Cookie, Disks: disks,
-		MaxPauseMillis: f.msg.GetMaxPauseMillis(),
+		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant,
 	})
 	if err != nil {
 		return nil, peerError(ctx, err)
 	}
 	f.token = resp.GetToken()
-	f.session = wan.NewSession(drover.BitRate(f.msg.GetBandwidthBps()))
-	for path, channel := range map[string]wan.Channel{
-		a.sockets.memory(f.ref.move): wan.Memory, a.sockets.disk(f.ref.move): wan.Disk,
-	} {
-		r, err := wan.NewRelay(path, func(ctx context.Context) (wan.Stream, error) {
-			return a.dialer.Open(ctx, f.msg.GetPeerAddress(), f.msg.GetPeerHost(),
-				wan.Header{Token: f.token, Channel: channel}, f.session)
-		})
-		if err != nil {
-			return nil, err
-		}
-		f.relays = append(f.relays, r)
-		if err := a.sockets.give(path); err != nil {
-			return nil, err
-		}
+	return resp.GetCookie(), f.connect(prep, resp)
+}
+
+// connect opens the data path and the sockets at which the hypervisor will
+// find it.
+func (f *flight) connect(ctx context.Context, resp *droverv1.PrepareResponse) error {
+	a := f.a
+	offered, err := sourcesFromProto(resp.GetSources())
+	if err != nil {
+		return err
 	}
-	return resp.GetCookie(), nil
+	f.session, err = a.wan.Send(ctx, wan.SendOptions{
+		Address: f.msg.GetPeerAddress(), Peer: f.msg.GetPeerHost(), Token: f.token, Offered: offered,
+		Subject: f.subject, Rate: drover.BitRate(f.msg.GetBandwidthBps()),
+	})
+	if err != nil {
+		return err
+	}
+	f.endRate = a.flights.set(f.ref.move, f.session.SetRate)
+	memory, disk := a.sockets.memory(f.ref.move), a.sockets.disk(f.ref.move)
+	return errors.Join(
+		f.session.ListenMemory(memory, f.memory), a.sockets.give(memory),
+		f.session.ListenDisks(disk), a.sockets.give(disk),
+	)
 }
 
 // plans are the disks to copy. A disk that has no backing at all is carried
@@ -326,6 +336,7 @@ func (f *flight) plans(ctx context.Context) ([]*droverv1.DiskPlan, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.memory = vm.MemoryBytes
 	backed := make(map[string]bool)
 	for _, d := range vm.Disks {
 		backed[d.Target] = len(d.Backing) > 0
@@ -356,7 +367,11 @@ func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
 	helpers.Go(func() { f.sample(watch) })
 	helpers.Go(func() { keepWarm(watch, f.peer) })
 	f.began = f.a.clock()
+	// The hypervisor cannot abort a mirror whose socket nobody reads: when this
+	// ends early, so do its connections.
+	unhook := context.AfterFunc(ctx, func() { _ = f.session.Close() })
 	cookie, err := f.out.Perform(ctx, prepared)
+	unhook()
 	stop()
 	if err == nil {
 		// The helpers end beside the switchover: waiting would lengthen the pause.
@@ -364,11 +379,9 @@ func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
 		return cookie, nil
 	}
 	helpers.Wait()
-	for _, r := range f.relays {
-		if rerr := r.Err(); rerr != nil {
-			// The hypervisor only saw its socket close.
-			err = drover.E(drover.KindOf(err), "", fmt.Errorf("%w (data path: %w)", err, rerr))
-		}
+	if perr := f.session.Err(); perr != nil {
+		// The hypervisor only saw its socket close.
+		err = drover.E(drover.KindOf(err), "", fmt.Errorf("%w (data path: %w)", err, perr))
 	}
 	return nil, err
 }
@@ -390,6 +403,8 @@ func (f *flight) sample(ctx context.Context) {
 		if left := s.MemoryRemainingBytes + s.DiskRemainingBytes; s.Rate > 0 {
 			p.ETASeconds = float64(left) * 8 / float64(s.Rate)
 		}
+		path := f.session.Progress()
+		p.Path = &path
 		f.j.report(f.a.clock(), p)
 	}
 }
@@ -408,11 +423,11 @@ func (f *flight) keep(s driver.MigrationStats) {
 func (f *flight) figures() transferFigure {
 	f.statsMu.Lock()
 	defer f.statsMu.Unlock()
-	w := f.session.Stats()
+	path := f.session.Figures()
 	return transferFigure{
 		Pause:       f.stats.Pause,
 		MemoryBytes: int64(f.stats.MemoryDoneBytes), DiskBytes: int64(f.stats.DiskDoneBytes),
-		PathBytes: w.WireSentBytes + w.WireReceivedBytes,
+		PathBytes: int64(path.Total().WireBytes), Path: &path,
 	}
 }
 
@@ -424,8 +439,18 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 		return context.Cause(ctx)
 	}
 	performed := a.clock()
+	// The hypervisor was told that its disks' blocks are written when the data
+	// path had taken them. Whatever of them has not been applied by now would be
+	// missing from the guest's disk.
+	drain, end := context.WithTimeout(ctx, finishLimit)
+	err := f.session.Drain(drain)
+	end()
+	if err != nil {
+		return err
+	}
+	drained := a.clock()
 	stopped := a.observer.stopped(f.ref.vm, f.began)
-	err := a.journal.update(f.ref.move, "given-up", func(r *record) error {
+	err = a.journal.update(f.ref.move, "given-up", func(r *record) error {
 		if err := r.fence(f.ref); err != nil {
 			return err
 		}
@@ -450,7 +475,7 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	answered := a.clock()
 	// Where the pause goes, by this host's clock.
 	f.log.Info("switchover", "running", resp.GetRunning(), "stopped", stopped, "flush", performed.Sub(stopped),
-		"journal", gaveUp.Sub(performed), "finish", answered.Sub(gaveUp), "resumed", fromUnixNanos(resp.GetResumedUnixNanos()))
+		"drain", drained.Sub(performed), "journal", gaveUp.Sub(drained), "finish", answered.Sub(gaveUp), "resumed", fromUnixNanos(resp.GetResumedUnixNanos()))
 	work, end := context.WithTimeout(context.WithoutCancel(ctx), concludeLimit)
 	defer end()
 	if !resp.GetRunning() {
@@ -464,12 +489,28 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	return f.final(work)
 }
 
+// keepMemory makes the guest's memory known for later moves, beside the end of
+// this one.
+func (f *flight) keepMemory() {
+	a, session := f.a, f.session
+	f.session = nil
+	a.jobs.group.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), concludeLimit)
+		defer cancel()
+		if err := session.Keep(ctx); err != nil {
+			f.log.Info("the guest's memory is not kept", "err", err)
+		}
+		_ = session.Close()
+	})
+}
+
 // final adds the figures that are known only at the end.
 func (f *flight) final(ctx context.Context) error {
 	if s, err := f.out.Progress(ctx); err == nil {
 		f.keep(s)
 	}
 	figures := f.figures()
+	f.keepMemory()
 	return f.a.journal.update(f.ref.move, "measured", func(r *record) error {
 		figures.Stopped, figures.Resumed = r.Out.Figures.Stopped, r.Out.Figures.Resumed
 		if figures.Pause == 0 && !figures.Stopped.IsZero() && figures.Resumed.After(figures.Stopped) {

@@ -1,71 +1,64 @@
 package wan
 
 import (
-	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
+	"io"
 
-	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/nbd"
+	"github.com/drover-vm/drover/wan/bundle"
 )
 
 // CopyProgress is told how far a copy is: phase "copy" counts the image's
 // bytes sent, phase "verify" those that the destination has read back.
 type CopyProgress func(phase string, done, total drover.Bytes)
 
-// SendImage sends an image's extents over a stream of channel Copy and returns
-// when the destination has them durably, has read them back and has found the
-// same digest. It closes the stream. Repeating it on a new stream sends all
-// again. A digest that differs gives drover.Corrupt, a destination that cannot
-// write what its own error says, a stream that breaks drover.Unavailable.
-func SendImage(ctx context.Context, s Stream, img driver.ImageReader, progress CopyProgress) (CopyReport, error) {
-	const op = "send image"
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	unhook := context.AfterFunc(ctx, func() { _ = s.Close() })
-	defer unhook()
-	defer s.Close()
+// SendImage sends an image's extents and returns when the destination has them
+// durably, has read them back and has found the same digest. Repeating it sends
+// all again, as far as the destination does not have it. A digest that differs
+// gives drover.Corrupt, a destination that cannot write what its own error says,
+// a session that breaks drover.Unavailable.
+func (s *Sender) SendImage(ctx context.Context, target string, img driver.ImageReader, progress CopyProgress) (CopyReport, error) {
+	op := "send disk " + target
 	total, err := extentBytes(ctx, img)
 	if err != nil {
 		return CopyReport{}, drover.E(drover.KindOf(err), op, err)
 	}
-	out := &sender{to: bufio.NewWriterSize(s, relayBuffer), digest: newDigester(), total: total, progress: progress}
-	answers := make(chan error, 1)
-	go func() {
-		err := out.listen(s)
-		if err != nil {
-			// Sending on is of no use; its own error would only say "closed".
-			cancel(err)
-		}
-		answers <- err
-	}()
-	err = out.send(ctx, img)
-	if err == nil {
-		err = out.await(ctx, s, answers)
-	} else {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		_ = s.Close()
-		if answer := <-answers; remoteFault(answer) {
-			err = answer
-		}
-	}
-	switch {
-	case err == nil:
-		return out.report, nil
-	case errors.Is(err, context.Canceled):
-		return CopyReport{}, drover.E(drover.Canceled, op, err)
-	}
-	var de *drover.Error
-	if errors.As(err, &de) {
+	src, err := s.serveDisks(nil)
+	if err != nil {
 		return CopyReport{}, err
 	}
-	return CopyReport{}, drover.E(drover.Unavailable, op, err)
+	d, err := src.Disk(ctx, target)
+	if err != nil {
+		return CopyReport{}, drover.E(drover.KindOf(err), op, err)
+	}
+	if d.Size() != img.Size() {
+		return CopyReport{}, drover.Errorf(drover.Invalid, op, "it has %d bytes, the destination's %d", img.Size(), d.Size())
+	}
+	c, err := s.bundle.Open(ctx, bundle.Copy, target)
+	if err != nil {
+		return CopyReport{}, err
+	}
+	defer c.Close()
+	o := &imageSender{disk: d, ch: c, digest: newDigester(), total: total, progress: progress}
+	if err := o.run(ctx, img); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+			return CopyReport{}, drover.E(drover.Canceled, op, err)
+		}
+		var de *drover.Error
+		if errors.As(err, &de) {
+			return CopyReport{}, drover.E(de.Kind, op, err)
+		}
+		return CopyReport{}, drover.E(drover.Unavailable, op, err)
+	}
+	return o.report, nil
 }
 
 func extentBytes(ctx context.Context, img driver.ImageReader) (drover.Bytes, error) {
@@ -77,116 +70,176 @@ func extentBytes(ctx context.Context, img driver.ImageReader) (drover.Bytes, err
 	return drover.Bytes(total), err
 }
 
-type sender struct {
-	to       *bufio.Writer
+// imageSender sends one image.
+type imageSender struct {
+	disk     nbd.Backend
+	ch       *bundle.Channel
 	digest   *digester
 	report   CopyReport
 	total    drover.Bytes
 	progress CopyProgress
-	waiting  flag
+
+	runs    []byte // of the window so far
+	window  int64  // its bytes of data
+	end     int64  // of the last run
+	flushes chan window
 }
 
-func (o *sender) tell(phase string, done drover.Bytes) {
+// window is a part of the image that is to be made durable and then read back.
+type window struct {
+	runs []byte
+	last bool
+}
+
+func (o *imageSender) tell(phase string, done drover.Bytes) {
 	if o.progress != nil {
 		o.progress(phase, done, o.total)
 	}
 }
 
-func (o *sender) send(ctx context.Context, img driver.ImageReader) error {
-	if _, err := o.to.Write(copyFrame{kind: frameBegin, length: img.Size()}.head()); err != nil {
-		return err
-	}
+// run sends the content over the disk's channel and, beside it, window for
+// window what was sent and is durable over the copy's.
+func (o *imageSender) run(ctx context.Context, img driver.ImageReader) error {
+	o.flushes = make(chan window, maxWindows)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(o.flushes)
+		return o.send(ctx, img)
+	})
+	group.Go(func() error {
+		for w := range o.flushes {
+			if err := o.disk.Flush(ctx); err != nil {
+				return err
+			}
+			if err := o.ch.Send(ctx, copyRuns, w.runs); err != nil {
+				return err
+			}
+			if w.last {
+				if err := o.ch.Send(ctx, copyEnd, o.report.Digest[:]); err != nil {
+					return err
+				}
+				return o.ch.CloseSend()
+			}
+		}
+		return ctx.Err()
+	})
+	group.Go(func() error { return o.listen(ctx) })
+	return group.Wait()
+}
+
+func (o *imageSender) send(ctx context.Context, img driver.ImageReader) error {
 	extents := func(ctx context.Context, yield func(run) bool) error {
 		return img.Extents(ctx, func(e driver.Extent) bool {
 			return yield(run{e.Offset, e.Length, e.Zero})
 		})
 	}
-	if err := readAll(ctx, img, true, extents, o.piece); err != nil {
+	err := readAll(ctx, img, true, extents, func(p *piece) error { return o.piece(ctx, p) })
+	if err != nil {
 		return err
 	}
 	o.report.Digest = o.digest.sum()
-	// Before the last frame is out: its answer may come at once.
-	o.waiting.Store(true)
-	if _, err := o.to.Write(copyFrame{kind: frameEnd, digest: o.report.Digest}.head()); err != nil {
-		return err
-	}
-	return o.to.Flush()
+	return o.flush(ctx, true)
 }
 
-func (o *sender) piece(p *piece) error {
-	o.digest.add(p.off, p.length, p.content)
-	f := copyFrame{kind: frameZero, off: p.off, length: p.length}
-	if p.content != nil {
-		f.kind, f.checksum = frameData, xxhash.Sum64(p.content)
-		o.report.DataBytes += drover.Bytes(p.length)
-	} else {
-		o.report.ZeroBytes += drover.Bytes(p.length)
-	}
-	if _, err := o.to.Write(f.head()); err != nil {
-		return err
-	}
-	if _, err := o.to.Write(p.content); err != nil {
-		return err
+// piece sends a part of the image. Long runs of zeros within data cross as such.
+func (o *imageSender) piece(ctx context.Context, p *piece) error {
+	for off := int64(0); off < p.length; {
+		n, zero := p.length-off, true
+		if p.content != nil {
+			n, zero = sameKind(p.content[off:])
+		}
+		var err error
+		if zero {
+			err = o.disk.Zero(ctx, p.off+off, n, nbd.ZeroOptions{})
+			o.report.ZeroBytes += drover.Bytes(n)
+			o.digest.add(p.off+off, n, nil)
+		} else {
+			content := p.content[off : off+n]
+			err = o.disk.Write(ctx, content, p.off+off)
+			o.report.DataBytes += drover.Bytes(n)
+			o.window += n
+			o.digest.add(p.off+off, n, content)
+		}
+		if err != nil {
+			return err
+		}
+		o.note(run{p.off + off, n, zero})
+		off += n
 	}
 	o.tell("copy", o.report.DataBytes+o.report.ZeroBytes)
+	if o.window >= windowBytes || len(o.runs) >= maxRunBytes {
+		return o.flush(ctx, false)
+	}
 	return nil
 }
 
-// await waits for the destination's last word, as long as it shows life.
-func (o *sender) await(ctx context.Context, s Stream, answers <-chan error) error {
-	tick := time.NewTicker(beatLimit)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-answers:
-			return err
-		case <-tick.C:
-			if o.waiting.takeBeat() {
-				continue
-			}
-			_ = s.Close()
-			<-answers
-			return drover.Errorf(drover.Unavailable, "await verification", "no sign of life for %s", beatLimit)
-		case <-ctx.Done():
-			_ = s.Close()
-			if err := <-answers; remoteFault(err) {
-				return err
-			}
-			return context.Cause(ctx)
+// sameKind returns how far p begins with zeros, or with anything else, in steps
+// of foldBytes.
+func sameKind(p []byte) (n int64, zero bool) {
+	step := func(at int) (int, bool) {
+		part := p[at:min(len(p), at+foldBytes)]
+		return len(part), string(part) == string(allZero[:len(part)])
+	}
+	first, zero := step(0)
+	at := first
+	for at < len(p) {
+		k, z := step(at)
+		if z != zero {
+			break
 		}
+		at += k
+	}
+	return int64(at), zero
+}
+
+// note adds a run to the window's list.
+func (o *imageSender) note(r run) {
+	o.runs = binary.AppendUvarint(o.runs, uint64(r.off-o.end))
+	kind := uint64(0)
+	if r.zero {
+		kind = 1
+	}
+	o.runs = binary.AppendUvarint(o.runs, uint64(r.length)<<1|kind)
+	o.end = r.off + r.length
+}
+
+// flush ends the window.
+func (o *imageSender) flush(ctx context.Context, last bool) error {
+	w := window{o.runs, last}
+	o.runs, o.window = nil, 0
+	select {
+	case o.flushes <- w:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
-// listen reads the destination's frames until its last word.
-func (o *sender) listen(s Stream) error {
-	in := bufio.NewReader(s)
+// listen reads the destination's messages until its last word.
+func (o *imageSender) listen(ctx context.Context) error {
 	for {
-		f, err := readFrame(in)
+		m, err := o.ch.Receive(ctx)
 		if err != nil {
-			return fmt.Errorf("the destination's answer: %w", unexpected(err))
-		}
-		switch f.kind {
-		case frameVerified:
-			o.waiting.beat()
-			if o.waiting.Load() {
-				o.tell("verify", min(drover.Bytes(f.length), o.total))
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
 			}
-		case frameFailed:
-			return drover.E(drover.Unavailable, "the destination", errors.New(f.text))
-		case frameDone:
-			if !o.waiting.Load() || f.digest != o.report.Digest {
+			return fmt.Errorf("the destination's answer: %w", err)
+		}
+		kind, p := m.Kind, append([]byte(nil), m.Payload...)
+		m.Release()
+		switch {
+		case kind == copyVerified && len(p) == 8:
+			o.tell("verify", min(drover.Bytes(binary.BigEndian.Uint64(p)), o.total))
+		case kind == copyFailed:
+			return drover.Errorf(drover.Unavailable, "the destination", "%s", printable(p))
+		case kind == copyDone && len(p) == len(o.report.Digest):
+			if [32]byte(p) != o.report.Digest {
 				return drover.Errorf(drover.Corrupt, "compare digests",
-					"the destination read back %x, the source sent %x", f.digest[:8], o.report.Digest[:8])
+					"the destination read back %x, the source sent %x", p[:8], o.report.Digest[:8])
 			}
 			return nil
 		default:
-			return drover.Errorf(drover.Invalid, "the destination's answer", "frame of kind %d", f.kind)
+			return drover.Errorf(drover.Invalid, "the destination's answer", "message of kind %d, %d bytes", kind, len(p))
 		}
 	}
-}
-
-// remoteFault reports whether the destination said itself what is wrong.
-func remoteFault(err error) bool {
-	var de *drover.Error
-	return errors.As(err, &de)
 }

@@ -10,29 +10,19 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/pki"
+	"github.com/drover-vm/drover/wan/bundle"
 )
 
-// openLimit bounds opening a stream: connecting, the handshake and the header's
-// answer are four round trips, 1.2 s on the longest WAN; the rest is for lost
-// packets.
-const openLimit = 10 * time.Second
+// dialLimit bounds connecting and the handshake: three round trips, 0.9 s on
+// the longest WAN; the rest is for lost packets.
+const dialLimit = 10 * time.Second
 
-// Dialer opens streams to other agents.
-type Dialer struct {
-	// TLS is the process's configuration, from pki.Config.
-	TLS *tls.Config
-}
-
-// Open opens a stream of the session s to the agent called peer at address
-// ("ip:port"). A wrong header gives drover.Invalid, a peer with another
-// certificate or one that refuses drover.Denied, one that does not answer
-// drover.Unavailable. ctx bounds the opening only.
-func (d *Dialer) Open(ctx context.Context, address, peer string, h Header, s *Session) (Stream, error) {
-	op := fmt.Sprintf("open %s stream to agent %s at %s", h.Channel, peer, address)
-	if err := h.Validate(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, openLimit)
+// dial connects to the agent called peer at address ("ip:port"), TLS done and
+// its certificate checked. A peer with another certificate gives drover.Denied,
+// one that does not answer drover.Unavailable.
+func dial(ctx context.Context, base *tls.Config, address, peer string) (net.Conn, error) {
+	op := fmt.Sprintf("connect to agent %s at %s", peer, address)
+	ctx, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
 	var nd net.Dialer
 	tcp, err := nd.DialContext(ctx, "tcp", address)
@@ -45,43 +35,21 @@ func (d *Dialer) Open(ctx context.Context, address, peer string, h Header, s *Se
 		return nil, drover.Errorf(drover.Internal, op, "connection is a %T", tcp)
 	}
 	tune(raw)
-	// Canceling ends whatever the opening waits for.
-	unhook := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	conn, err := d.open(ctx, wireConn{raw, &s.wire}, peer, h)
-	if !unhook() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		_ = raw.Close()
-		var de *drover.Error
-		if errors.As(err, &de) && ctx.Err() == nil {
-			return nil, drover.E(de.Kind, op, err)
-		}
-		return nil, drover.E(drover.Unavailable, op, err)
-	}
-	return newStream(conn, s, h.Channel), nil
-}
-
-func (d *Dialer) open(ctx context.Context, raw net.Conn, peer string, h Header) (*tls.Conn, error) {
-	cfg := pki.Expect(d.TLS, pki.Identity{Role: pki.Agent, Name: peer})
+	cfg := pki.Expect(base, pki.Identity{Role: pki.Agent, Name: peer})
 	cfg.NextProtos = []string{Protocol}
-	conn := tls.Client(raw, cfg)
+	conn := tls.Client(bundle.Count(raw), cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
-		var op *net.OpError
+		_ = raw.Close()
+		var broken *net.OpError
 		var timeout net.Error
-		if errors.As(err, &timeout) || errors.As(err, &op) {
-			return nil, err
+		if errors.As(err, &timeout) || errors.As(err, &broken) || ctx.Err() != nil {
+			return nil, drover.E(drover.Unavailable, op, err)
 		}
-		return nil, drover.E(drover.Denied, "handshake", err)
+		return nil, drover.E(drover.Denied, op, err)
 	}
 	if p := conn.ConnectionState().NegotiatedProtocol; p != Protocol {
-		return nil, drover.Errorf(drover.Invalid, "handshake", "protocol %q, want %q", p, Protocol)
-	}
-	if _, err := conn.Write(h.append(nil)); err != nil {
-		return nil, err
-	}
-	if err := readAnswer(conn); err != nil {
-		return nil, err
+		_ = conn.Close()
+		return nil, drover.Errorf(drover.Invalid, op, "protocol %q, want %q", p, Protocol)
 	}
 	return conn, nil
 }

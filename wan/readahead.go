@@ -110,3 +110,11 @@ func (p *piece) read(from io.ReaderAt, fold bool, buffers <-chan []byte) error {
 	close(p.ready)
 	return nil
 }
+
+// unexpected is io.ErrUnexpectedEOF for an end inside of something.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,251 @@
+package wan
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/wan/bundle"
+	"github.com/drover-vm/drover/wan/chunk"
+	"github.com/drover-vm/drover/wan/disk"
+	"github.com/drover-vm/drover/wan/reduce"
+)
+
+const (
+	// connectLimit bounds the wait for a session's first connection. Later
+	// ones have the cut limit.
+	connectLimit = 30 * time.Second
+	// indexBytes bounds what a session remembers of what the destination has:
+	// some 13 GiB of content. What does not fit crosses as content.
+	indexBytes = 64 << 20
+	// maxUnixPath is what sockaddr_un holds, with its final zero.
+	maxUnixPath = 108
+)
+
+// SendOptions are what a sender needs to know.
+type SendOptions struct {
+	// Address ("ip:port") and Peer, the agent's name, are the destination's.
+	Address, Peer string
+	// Token and Offered are the destination's: of Receive and of Offer.
+	Token   []byte
+	Offered []Source
+	Subject Subject
+	// Rate bounds what is sent, memory and disks together; zero is unlimited.
+	Rate drover.BitRate
+}
+
+// Sender is the source's end of one session.
+type Sender struct {
+	node    *Node
+	options SendOptions
+	bundle  *bundle.Bundle
+	known   *reduce.Known
+	level   *leveler // the disks'
+	meter   *meter
+	ctx     context.Context // of everything that runs for the session
+	cancel  context.CancelCauseFunc
+	group   sync.WaitGroup
+
+	mu     sync.Mutex
+	err    error
+	disks  *disk.Source
+	memory *net.UnixListener
+	mirror *chunk.Memory // nil when there is none
+}
+
+// Send connects to a destination that has called Receive. Errors are those of
+// the connection: drover.Denied when the destination does not know the session,
+// drover.Unavailable when it does not answer.
+func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
+	if err := checkOffer(o.Offered); err != nil {
+		return nil, err
+	}
+	ctx, cancelWait := context.WithTimeout(ctx, connectLimit)
+	defer cancelWait()
+	b, err := bundle.Initiate(ctx, bundle.Config{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return dial(ctx, n.config.TLS, o.Address, o.Peer)
+		},
+		Token: o.Token, Conns: n.config.Connections, CutLimit: n.config.CutLimit, Rate: o.Rate, Gate: n.gate, Log: n.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Sender{
+		node: n, options: o, bundle: b, known: &reduce.Known{Index: chunk.NewIndex(indexBytes)},
+		meter: newMeter(b),
+	}
+	s.level = newLeveler(s.meter.disk)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	n.working(1)
+	s.group.Go(func() { n.learn(s.ctx, s.known.Index, o.Offered, s.ask) })
+	s.group.Go(func() {
+		select {
+		case <-b.Done():
+			s.fail(b.Err())
+			// QEMU cannot end a mirror whose socket is full and unread: what is
+			// connected here is closed at once.
+			s.cancel(b.Err())
+		case <-s.ctx.Done():
+		}
+	})
+	return s, nil
+}
+
+// listen makes a socket for the hypervisor to connect to.
+func listen(path string) (*net.UnixListener, error) {
+	const op = "listen for the hypervisor"
+	if len(path) >= maxUnixPath {
+		return nil, drover.Errorf(drover.Invalid, op, "%s: %d bytes, a unix socket's path may have %d", path, len(path), maxUnixPath-1)
+	}
+	// A socket of that name is an earlier process's: this path is ours.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, drover.E(drover.Internal, op, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	return l, drover.E(drover.Internal, op, err)
+}
+
+// ListenDisks makes the socket at which the mirrors of the VM's disks find
+// their NBD server.
+func (s *Sender) ListenDisks(path string) error {
+	l, err := listen(path)
+	if err != nil {
+		return err
+	}
+	if _, err := s.serveDisks(l); err != nil {
+		_ = l.Close()
+		return err
+	}
+	return nil
+}
+
+// serveDisks begins the disks' part of the session, with a listener for the
+// hypervisor or, for images at rest, without.
+func (s *Sender) serveDisks(l *net.UnixListener) (*disk.Source, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.disks != nil {
+		return s.disks, nil
+	}
+	src, err := disk.Serve(s.ctx, l, func(ctx context.Context, export string) (disk.Channel, error) {
+		c, err := s.bundle.Open(ctx, bundle.Disk, export)
+		if err != nil {
+			return nil, err
+		}
+		return diskMessages{c, s.level}, nil
+	}, disk.SourceOptions{
+		Known: s.known, FirstNumber: firstDisk(s.options.Offered), Level: s.level.Level, Stats: s.meter.disk, Log: s.node.log,
+	})
+	s.disks = src
+	return src, err
+}
+
+// firstDisk is the number of the first arriving disk as a source: those that
+// were offered come before.
+func firstDisk(offered []Source) uint16 { return uint16(len(offered)) }
+
+// Drain waits until all that the hypervisor was told is written at the
+// destination has been applied there, which is what a switchover has to wait
+// for; an error says that it never will be.
+func (s *Sender) Drain(ctx context.Context) error {
+	s.mu.Lock()
+	disks := s.disks
+	s.mu.Unlock()
+	if disks != nil {
+		if err := disks.Drain(ctx); err != nil {
+			return err
+		}
+	}
+	return s.Err()
+}
+
+// SetRate changes what the session may send; zero is unlimited.
+func (s *Sender) SetRate(r drover.BitRate) { s.bundle.SetRate(r) }
+
+// Figures are what the session has done so far.
+func (s *Sender) Figures() drover.PathFigures { return s.meter.figures() }
+
+// Progress is what it is doing now.
+func (s *Sender) Progress() drover.PathProgress {
+	st := s.bundle.Stats()
+	return drover.PathProgress{
+		GuestBytes: drover.Bytes(s.meter.memory.Total().GuestBytes + s.meter.disk.Total().GuestBytes),
+		WireBytes:  drover.Bytes(wireBytes(st)), WireRate: drover.BitRate(8 * st.Rate), CutSeconds: cutNow(st),
+	}
+}
+
+// cutNow is how long there have been cuts in all while one lasts.
+func cutNow(st bundle.Stats) float64 {
+	if st.Now > 0 {
+		return 0
+	}
+	return st.CutTime.Seconds()
+}
+
+// Err returns why the session does not work, or nil: when the hypervisor
+// reports that a socket was closed, this says why.
+func (s *Sender) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil && s.disks != nil {
+		return s.disks.Err()
+	}
+	return s.err
+}
+
+// fail notes the first failure.
+func (s *Sender) fail(err error) {
+	if err == nil || errors.Is(err, bundle.ErrClosed) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// Keep makes the guest's memory, as it has crossed, known as content for later
+// moves; it is to be called when the VM has moved, before Close.
+func (s *Sender) Keep(ctx context.Context) error {
+	s.meter.mark(atEnd)
+	s.mu.Lock()
+	m := s.mirror
+	s.mirror = nil
+	s.mu.Unlock()
+	if m == nil {
+		return nil
+	}
+	return m.Seal(ctx)
+}
+
+// errSenderClosed ends what a closed session is doing.
+var errSenderClosed = drover.Errorf(drover.Canceled, "wan session", "closed")
+
+// Close ends the session and everything that goes through it, and waits. What
+// was not kept is discarded. Closing twice is fine.
+func (s *Sender) Close() error {
+	s.meter.mark(atEnd)
+	s.cancel(errSenderClosed)
+	s.mu.Lock()
+	disks, memory, mirror := s.disks, s.memory, s.mirror
+	s.mirror = nil
+	s.mu.Unlock()
+	if memory != nil {
+		_ = memory.Close()
+	}
+	if disks != nil {
+		_ = disks.Close()
+	}
+	s.bundle.Close(errSenderClosed)
+	s.group.Wait()
+	if mirror != nil {
+		_ = mirror.Discard()
+	}
+	return nil
+}
