@@ -24,7 +24,7 @@ type Mirror interface {
 const (
 	// batchPages bounds the pages of a batch, zero pages included, which cost one
 	// record of 9 bytes each.
-	batchPages = 8 * batchBlocks
+	batchPages = 16 * batchBlocks
 	// urgentPayload replaces batchPayload when the guest is paused: 64 KiB are compressed
 	// and on their way in about 1 ms.
 	urgentPayload = 64 << 10
@@ -72,9 +72,15 @@ type MemoryEncoder struct {
 // placed is a page of the batch for the mirror.
 type placed struct {
 	place int64
-	at    int32 // in the draft's content; -1: zero, -2: filled
+	at    int32 // in the draft's content, or one of the following
 	fill  byte
 }
+
+const (
+	zeroed    = -1
+	filled    = -2
+	unchanged = -3
+)
 
 // NewMemoryEncoder returns an encoder at the beginning of a stream.
 func NewMemoryEncoder(o MemoryEncoderOptions) *MemoryEncoder {
@@ -137,9 +143,9 @@ func (e *MemoryEncoder) Encode(rec page.Record) error {
 	place := e.meta.pos.place(rec.Block, int64(rec.Addr/page.PageBytes))
 	e.pending.add(place)
 	if rec.Kind == page.Zero {
-		at := int32(-1)
+		at := int32(zeroed)
 		if rec.Fill != 0 {
-			at = -2
+			at = filled
 		}
 		e.places = append(e.places, placed{place: place, at: at, fill: rec.Fill})
 		e.p.CountZero()
@@ -167,7 +173,7 @@ func (e *MemoryEncoder) bytes(b []byte) error {
 func (e *MemoryEncoder) page(place int64, content []byte) {
 	if chunk.IsZero(content) {
 		e.p.Zero(1)
-		e.places = append(e.places, placed{place: place, at: -1})
+		e.places = append(e.places, placed{place: place, at: zeroed})
 		return
 	}
 	mirrored := e.mirror != nil && place < e.limit
@@ -190,6 +196,7 @@ func (e *MemoryEncoder) before(place int64, content []byte) bool {
 	fresh := state == chunk.Fresh
 	if bytes.Equal(content, e.old[:]) {
 		e.p.Same(content, fresh)
+		e.places = append(e.places, placed{place: place, at: unchanged})
 		return true
 	}
 	if !e.p.Delta(content, e.old[:], fresh) {
@@ -248,12 +255,13 @@ func (e *MemoryEncoder) reflect(d *Draft) error {
 			continue
 		}
 		var err error
-		switch {
-		case p.at >= 0:
-			err = e.mirror.Write(p.place, d.content.at(int(p.at)))
-		case p.at == -1:
-			err = e.mirror.Zero(p.place, 1)
+		switch p.at {
 		default:
+			err = e.mirror.Write(p.place, d.content.at(int(p.at)))
+		case unchanged:
+		case zeroed:
+			err = e.mirror.Zero(p.place, 1)
+		case filled:
 			err = e.mirror.Write(p.place, bytes.Repeat([]byte{p.fill}, BlockBytes))
 		}
 		errs = errors.Join(errs, err)
