@@ -13,7 +13,7 @@ const (
 	// judgeBatches is how many batches it wants to have seen.
 	judgeBatches = 4
 	// upBlocked: a harder level is tried when the link holds the sender up for more than this share of the time.
-	upBlocked = 0.5
+	upBlocked = 0.3
 	// upBusy: and when the compressor would then be busy for less than this share.
 	upBusy = 0.8
 	// downBusy and downBlocked: an easier level is taken when the compressor is busy for more than downBusy of the
