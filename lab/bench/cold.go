@@ -58,6 +58,9 @@ var coldWays = []coldWay{
 
 const (
 	coldVM = "deb1"
+	// ownData is what the guest has on its disk beyond the image: some 40 MB of
+	// rows, and as much of PostgreSQL's log.
+	ownData = "CREATE TABLE wanbench_own AS SELECT n, md5(n::text) AS a, md5((-n)::text) AS b FROM generate_series(1, 400000) n"
 	// changePiece is the size of each change to a disk.
 	changePiece = 64 << 10
 )
@@ -136,6 +139,11 @@ func (b *coldBench) prepared(ctx context.Context, c coldCase) (s *snapshot, err 
 	}
 	if err := kind.warm(ctx); err != nil {
 		return nil, err
+	}
+	if d, ok := kind.(*debianGuest); ok {
+		if _, err := d.psql(ctx, ownData); err != nil {
+			return nil, err
+		}
 	}
 	if err := w.shutdown(ctx, g.Host, coldVM); err != nil {
 		return nil, err

@@ -59,11 +59,8 @@ func linkFill(ctx context.Context, o Options) (rows []Row, summary map[string]an
 	if err != nil {
 		return nil, nil, err
 	}
-	w := &wanLab{Lab: l, file: f}
-	defer func() {
-		_, downErr := lab.Down(context.WithoutCancel(ctx), lab.Options{Exe: o.Bin}, wanLabName, false)
-		err = errors.Join(err, downErr)
-	}()
+	w := &wanLab{Lab: l, exe: o.Bin, file: f}
+	defer func() { err = errors.Join(err, w.down(ctx)) }()
 	near, far := labfile.EdgeName("a"), labfile.EdgeName("b")
 	random := rand.New(rand.NewPCG(uint64(o.Seed), 0))
 	summary = map[string]any{}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
 	"github.com/drover-vm/drover/lab"
@@ -33,6 +34,7 @@ const libvirtSocket = "run/libvirt/libvirt-sock"
 // site, nothing that an agent has kept.
 type wanLab struct {
 	*lab.Lab
+	exe    string
 	trial  *trial.Lab
 	file   *labfile.File
 	client string // "" for none
@@ -60,7 +62,7 @@ func startWANLab(ctx context.Context, o Options, path string, guests []string) (
 	if err != nil {
 		return nil, err
 	}
-	w := &wanLab{Lab: l, trial: &trial.Lab{Bin: o.Bin, Name: wanLabName}, file: f}
+	w := &wanLab{Lab: l, exe: o.Bin, trial: &trial.Lab{Bin: o.Bin, Name: wanLabName}, file: f}
 	for _, n := range l.Nodes {
 		if n.Role == topology.Client {
 			w.client = n.Name
@@ -81,7 +83,20 @@ func indexGuest(f *labfile.File, name string) int {
 
 // down takes the lab down, whatever became of ctx.
 func (w *wanLab) down(ctx context.Context) error {
-	_, err := lab.Down(context.WithoutCancel(ctx), lab.Options{Exe: w.trial.Bin}, wanLabName, false)
+	var own []int
+	for _, n := range w.Nodes {
+		if pid, err := w.Holder(n.Name); err == nil {
+			own = append(own, pid)
+		}
+	}
+	if pid, err := w.EmulatorPID(); err == nil {
+		own = append(own, pid)
+	}
+	_, err := lab.Down(context.WithoutCancel(ctx), lab.Options{Exe: w.exe}, wanLabName, false)
+	// The lab's processes are children of this one, which starts many labs.
+	for _, pid := range own {
+		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // what is left is init's
+	}
 	return err
 }
 
