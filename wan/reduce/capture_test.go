@@ -38,13 +38,40 @@ func BenchmarkCapture(b *testing.B) {
 					}
 					b.Run(name, func(b *testing.B) {
 						for b.Loop() {
-							capture(b, path, known, level)
+							capture(b, newLibrary(b), path, chunk.SourceID{}, known, level)
 						}
 					})
 				}
 			}
+			// The guest that comes back: both ends have its memory as it was when it left.
+			first, back := strings.CutSuffix(path, "-later.stream")
+			if !back {
+				return
+			}
+			for _, known := range []*image{nil, golden} {
+				name := "returning-alone"
+				if known != nil {
+					name = "returning-golden"
+				}
+				b.Run(name, func(b *testing.B) {
+					for b.Loop() {
+						library := newLibrary(b)
+						base := capture(b, library, first+".stream", chunk.SourceID{}, known, reduce.LevelFastest)
+						capture(b, library, path, base, known, reduce.LevelDefault)
+					}
+				})
+			}
 		})
 	}
+}
+
+func newLibrary(b *testing.B) *chunk.Library {
+	library, err := chunk.OpenLibrary(b.TempDir(), chunk.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { library.Close() })
+	return library
 }
 
 // image is a golden image, read in place, with its index.
@@ -78,23 +105,20 @@ func (m *image) ReadBlocks(_ uint16, block int64, p []byte) error {
 	return err
 }
 
-func capture(b *testing.B, path string, known *image, level reduce.Level) {
+// capture encodes one stream, on top of the memory base if there is one, and returns what it leaves.
+func capture(b *testing.B, library *chunk.Library, path string, base chunk.SourceID, known *image, level reduce.Level) chunk.SourceID {
 	f, err := os.Open(path)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer f.Close()
 	const mirrorBlocks = 1 << 18
-	library, err := chunk.OpenLibrary(b.TempDir(), chunk.Options{})
+	src := chunk.Source{ID: chunk.MemoryID(path, "vm"), Kind: chunk.KindMemory, Blocks: mirrorBlocks, VM: "vm"}
+	memory, err := library.NewMemory(src, base)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer library.Close()
-	memory, err := library.NewMemory(chunk.Source{ID: chunk.MemoryID("bench", b.Name()), Kind: chunk.KindMemory, Blocks: mirrorBlocks}, chunk.SourceID{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer memory.Discard()
+	defer func() { _ = memory.Discard() }()
 	var stats reduce.Stats
 	o := reduce.MemoryEncoderOptions{Mirror: memory, MirrorBlocks: mirrorBlocks, Level: reduce.FixedLevel(level), Stats: &stats}
 	if known != nil {
@@ -137,6 +161,9 @@ func capture(b *testing.B, path string, known *image, level reduce.Level) {
 		}
 	}
 	flush()
+	if err := memory.Seal(b.Context()); err != nil {
+		b.Fatal(err)
+	}
 	total := stats.Total()
 	b.SetBytes(total.GuestBytes)
 	b.ReportMetric(float64(total.WireBytes)/1e6, "MB")
@@ -147,4 +174,5 @@ func capture(b *testing.B, path string, known *image, level reduce.Level) {
 			fmt.Printf("  %-10s %7d blocks %7.1f MB -> %7.3f MB\n", k, c.Blocks, float64(c.GuestBytes)/1e6, float64(c.WireBytes)/1e6)
 		}
 	}
+	return src.ID
 }
