@@ -10,7 +10,7 @@ import (
 )
 
 // preferredBytes is the block size that a server prefers: what pages,
-// clusters' parts and the WAN path count in. Any range is taken.
+// clusters' parts and the WAN path count in.
 const preferredBytes = 4096
 
 // negotiate speaks the option phase. It reports whether the client has
@@ -177,7 +177,7 @@ func (s *server) enter(ctx context.Context, option uint32, data []byte) (entered
 	if err != nil {
 		return false, s.answer(option, repErrUnknown, []byte(cleanText([]byte(err.Error()))))
 	}
-	replies := [][]byte{exportInformation(backend.Size()), blockInformation()}
+	replies := [][]byte{exportInformation(backend.Size()), blockInformation(blockOf(backend))}
 	for _, i := range infos {
 		if i == infoName {
 			replies = append(replies, append(binary.BigEndian.AppendUint16(nil, infoName), name...))
@@ -193,7 +193,7 @@ func (s *server) enter(ctx context.Context, option uint32, data []byte) (entered
 		return false, err
 	}
 	if option == optGo {
-		s.backend = backend
+		s.backend, s.block = backend, blockOf(backend)
 	}
 	return option == optGo, nil
 }
@@ -204,8 +204,9 @@ func (s *server) open(ctx context.Context, name string) (Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	if size := backend.Size(); size < 0 {
-		return nil, fmt.Errorf("export of %d bytes", size)
+	size, block := backend.Size(), blockOf(backend)
+	if size < 0 || block == 0 || block&(block-1) != 0 || block > 64<<10 || uint64(size)%block != 0 {
+		return nil, fmt.Errorf("export of %d bytes in blocks of %d", size, block)
 	}
 	return backend, nil
 }
@@ -223,8 +224,16 @@ func (s *server) enterByName(ctx context.Context, name string, noZeroes bool) er
 	if _, err := s.conn.Write(b); err != nil {
 		return fmt.Errorf("nbd: send export: %w", err)
 	}
-	s.backend = backend
+	s.backend, s.block = backend, blockOf(backend)
 	return nil
+}
+
+// blockOf is what a backend's ranges must be multiples of.
+func blockOf(b Backend) uint64 {
+	if b, ok := b.(Blocked); ok {
+		return uint64(b.BlockBytes())
+	}
+	return 1
 }
 
 // exportInformation is the INFO_EXPORT reply.
@@ -236,10 +245,10 @@ func exportInformation(size int64) []byte {
 }
 
 // blockInformation is the INFO_BLOCK_SIZE reply.
-func blockInformation() []byte {
+func blockInformation(block uint64) []byte {
 	b := binary.BigEndian.AppendUint16(nil, infoBlockSize)
-	for _, v := range []uint32{1, preferredBytes, MaxRequestBytes} {
-		b = binary.BigEndian.AppendUint32(b, v)
+	for _, v := range []uint64{block, max(block, preferredBytes), MaxRequestBytes} {
+		b = binary.BigEndian.AppendUint32(b, uint32(v))
 	}
 	return b
 }

@@ -42,7 +42,7 @@ func readRequest(r *bufio.Reader) (command, error) {
 }
 
 // check says why a request cannot be served, or nil.
-func (q command) check(size int64) error {
+func (q command) check(size int64, block uint64) error {
 	allowed := map[uint16]uint16{
 		cmdRead: cmdFlagDF, cmdWrite: cmdFlagFUA, cmdFlush: cmdFlagFUA, cmdTrim: cmdFlagFUA, cmdCache: 0,
 		cmdWriteZeroes: cmdFlagFUA | cmdFlagNoHole | cmdFlagFastZero,
@@ -61,6 +61,8 @@ func (q command) check(size int64) error {
 			errno = syscall.ENOSPC
 		}
 		return fmt.Errorf("range %d+%d is outside of the export of %d bytes: %w", q.off, q.length, size, errno)
+	case q.off%block != 0 || uint64(q.length)%block != 0:
+		return fmt.Errorf("range %d+%d is not on blocks of %d bytes: %w", q.off, q.length, block, syscall.EINVAL)
 	case q.cmd == cmdRead && q.length > MaxRequestBytes:
 		return fmt.Errorf("read of %d bytes, limit is %d: %w", q.length, MaxRequestBytes, syscall.EOVERFLOW)
 	}
@@ -70,7 +72,7 @@ func (q command) check(size int64) error {
 // serve begins one request and ends those that need no waiting. Any error
 // ends the connection.
 func (s *server) serve(ctx context.Context, q command) error {
-	if err := q.check(s.backend.Size()); err != nil {
+	if err := q.check(s.backend.Size(), s.block); err != nil {
 		if q.cmd == cmdWrite {
 			if _, err := s.r.Discard(int(q.length)); err != nil {
 				return fmt.Errorf("nbd: read payload: %w", noEOF(err))

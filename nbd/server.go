@@ -62,6 +62,12 @@ type Backend interface {
 	Flush(ctx context.Context) error
 }
 
+// Blocked is what a Backend also implements whose ranges must be multiples of
+// something: a power of two up to 64 KiB. Clients are told and others refused.
+type Blocked interface {
+	BlockBytes() int64
+}
+
 // ServerOptions say what a server offers.
 type ServerOptions struct {
 	// Open finds an export by its name. It is called when the client asks
@@ -108,6 +114,7 @@ type server struct {
 	o          ServerOptions
 	structured bool
 	backend    Backend
+	block      uint64 // what ranges are multiples of
 	cancel     context.CancelCauseFunc
 
 	slots chan struct{} // one place per request that waits for the backend

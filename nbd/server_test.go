@@ -75,6 +75,15 @@ func (m *memory) Flush(ctx context.Context) error {
 // listen serves the exports on a unix socket until the test ends and returns
 // its path.
 func listen(t testing.TB, exports map[string]*memory) string {
+	return listenAny(t, func(name string) Backend {
+		if m := exports[name]; m != nil {
+			return m
+		}
+		return nil
+	})
+}
+
+func listenAny(t testing.TB, find func(name string) Backend) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -83,28 +92,19 @@ func listen(t testing.TB, exports map[string]*memory) string {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
+	o := ServerOptions{Open: func(_ context.Context, name string) (Backend, error) {
+		if b := find(name); b != nil {
+			return b, nil
+		}
+		return nil, fmt.Errorf("%q is not served here", name)
+	}}
 	wg.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			wg.Go(func() {
-				Serve(ctx, conn, ServerOptions{
-					Open: func(_ context.Context, name string) (Backend, error) {
-						if m := exports[name]; m != nil {
-							return m, nil
-						}
-						return nil, fmt.Errorf("%q is not served here", name)
-					},
-					List: func(context.Context) (names []string) {
-						for n := range exports {
-							names = append(names, n)
-						}
-						return names
-					},
-				})
-			})
+			wg.Go(func() { Serve(ctx, conn, o) })
 		}
 	})
 	t.Cleanup(func() {
@@ -310,6 +310,31 @@ func TestQEMU(t *testing.T) {
 	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "read 0 1", "nbd+unix:///none?socket="+path).CombinedOutput(); err == nil ||
 		!strings.Contains(string(out), "not served here") {
 		t.Errorf("a wrong export: %v, %s", err, out)
+	}
+}
+
+// coarse is a backend that takes whole blocks only.
+type coarse struct{ memory }
+
+func (c *coarse) BlockBytes() int64 { return 512 }
+
+// TestBlocks: QEMU keeps to the blocks that it is told of, and what does not is
+// refused.
+func TestBlocks(t *testing.T) {
+	m := &coarse{memory{disk: bytes.Repeat([]byte{5}, 1<<20)}}
+	path := listenAny(t, func(string) Backend { return m })
+	out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write -P 9 777 1000", "-c", "read -P 5 0 777", "-c", "read -P 9 777 1000",
+		"nbd+unix:///x?socket="+path).CombinedOutput()
+	if err != nil || strings.Contains(string(out), "failed") || m.disk[776] != 5 || m.disk[777] != 9 {
+		t.Errorf("qemu-io (package qemu-utils): %v\n%s", err, out)
+	}
+	c := dialServer(t, path, "x")
+	if c.BlockBytes() != 512 {
+		t.Errorf("blocks of %d", c.BlockBytes())
+	}
+	c.session.minBlock = 1 // as a client that does not care
+	if _, err := c.WriteAt([]byte("x"), 3); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("write of a byte: %v", err)
 	}
 }
 

@@ -43,6 +43,7 @@ type disk struct {
 	number uint16
 	name   string
 	size   int64
+	block  int64 // what ranges are multiples of
 	limit  int64
 
 	waiting atomic.Int64 // bytes in in

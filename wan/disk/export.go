@@ -35,6 +35,7 @@ type export struct {
 	name    string
 	number  uint16
 	size    int64
+	block   int64 // what QEMU's ranges at the destination are multiples of
 	written *Written
 	packer  *reduce.Packer
 	budget  *semaphore.Weighted
@@ -85,7 +86,10 @@ type answer struct {
 	done chan struct{}
 }
 
-var _ nbd.Backend = (*export)(nil)
+var (
+	_ nbd.Backend = (*export)(nil)
+	_ nbd.Blocked = (*export)(nil)
+)
 
 // newExport asks the destination to open the export.
 func newExport(ctx context.Context, s *Source, ch Channel, name string, number uint16) (*export, error) {
@@ -105,15 +109,15 @@ func newExport(ctx context.Context, s *Source, ch Channel, name string, number u
 	switch {
 	case kind == kindRefused && len(p) <= maxText:
 		return nil, drover.Errorf(drover.Refused, "", "at the destination: %s", p)
-	case kind != kindOpened || len(p) != 8:
+	case kind != kindOpened || len(p) != 12:
 		return nil, corrupt("message of kind %d, %d bytes, in answer to the opening", kind, len(p))
 	}
-	size := binary.BigEndian.Uint64(p)
-	if size > maxSize {
-		return nil, corrupt("export of %d bytes", size)
+	size, block := binary.BigEndian.Uint64(p), binary.BigEndian.Uint32(p[8:])
+	if size > maxSize || block == 0 || block > blockBytes || block&(block-1) != 0 || size%uint64(block) != 0 {
+		return nil, corrupt("export of %d bytes in blocks of %d", size, block)
 	}
 	e := &export{
-		source: s, ch: ch, name: name, number: number, size: int64(size),
+		source: s, ch: ch, name: name, number: number, size: int64(size), block: int64(block),
 		written: newWritten(int64((size+blockBytes-1)/blockBytes), s.o.WrittenLimit),
 		packer:  reduce.NewPacker(reduce.PackerOptions{Known: s.o.Known, Level: s.o.Level, Stats: s.o.Stats}),
 		budget:  semaphore.NewWeighted(s.o.Limit), reads: make(chan struct{}, maxReads), asked: make(chan struct{}, maxFlushes),
@@ -155,6 +159,10 @@ func (e *export) carry(ctx context.Context) error {
 
 // Size is the export's size at the destination.
 func (e *export) Size() int64 { return e.size }
+
+// BlockBytes is what the destination's ranges must be multiples of; the
+// hypervisor is told the same.
+func (e *export) BlockBytes() int64 { return e.block }
 
 // err is why the export has failed, or nil.
 func (e *export) err() error {

@@ -157,7 +157,8 @@ func (t *Target) open(ctx context.Context, ch Channel) (*disk, error) {
 		}
 		return nil, drover.E(drover.KindOf(err), op+" "+d.name, err)
 	}
-	if err := ch.Send(ctx, kindOpened, numbered(uint64(d.size))); err != nil {
+	opened := binary.BigEndian.AppendUint32(numbered(uint64(d.size)), uint32(d.block))
+	if err := ch.Send(ctx, kindOpened, opened); err != nil {
 		d.client.Close()
 		t.mu.Lock()
 		delete(t.disks, d.number)
@@ -191,10 +192,12 @@ func (t *Target) connect(ctx context.Context, d *disk) error {
 	return d.fits(c.BlockBytes())
 }
 
-// fits refuses what the protocol cannot address.
-func (d *disk) fits(unit int64) error {
-	if unit > blockBytes || d.size > maxSize {
-		return drover.Errorf(drover.Refused, "", "export of %d bytes in blocks of %d", d.size, unit)
+// fits takes note of what ranges are multiples of, and refuses what the
+// protocol cannot address.
+func (d *disk) fits(block int64) error {
+	d.block = block
+	if block > blockBytes || d.size > maxSize {
+		return drover.Errorf(drover.Refused, "", "export of %d bytes in blocks of %d", d.size, block)
 	}
 	return nil
 }

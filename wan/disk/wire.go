@@ -32,7 +32,8 @@ const (
 
 	// Target to source.
 
-	// kindOpened answers kindOpen: size of the export 8.
+	// kindOpened answers kindOpen: size of the export 8; what ranges must be
+	// multiples of, a power of two up to 4096, 4.
 	kindOpened uint8 = 16
 	// kindRefused answers kindOpen: a text.
 	kindRefused uint8 = 17
