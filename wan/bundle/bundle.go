@@ -54,13 +54,13 @@ type Bundle struct {
 	finals      []frame.Count
 	arrived     queue[*Channel]
 	turns       [classes]queue[*Channel] // channels that have something to send
-	resend      [classes]queue[sent]
+	resend      [classes]queue[sent]     // what goes before them: lost frames
 	order       uint64
-	unacked     int   // messages not wholly received at the far end
-	outstanding int64 // not consumed at the far end, without exempt classes
-	buffered    int64 // not released here, without exempt classes
-	queueLimit  int // bytes that a channel may hold unsent
-	batch       int // large frames that a writer takes at once
+	unacked     int           // messages not wholly received at the far end
+	outstanding int64         // not consumed at the far end, without exempt classes
+	buffered    int64         // not released here, without exempt classes
+	queueLimit  int           // bytes that a channel may hold unsent
+	batch       int           // large frames that a writer takes at once
 	activity    time.Duration // the last, after began
 	active      time.Duration // when it began after idleness
 	patience    int           // doublings of the silence that is borne

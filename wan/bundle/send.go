@@ -71,6 +71,7 @@ func (b *Bundle) encode(c *Channel, kind frame.Kind, code uint8, sequence uint64
 	m.channel, m.class, m.kind = c, c.class, kind
 	m.next, m.acked, m.retired = 0, 0, false
 	m.fragments = frame.Fragments(len(payload))
+	clear(m.where[:m.fragments])
 	m.buf = b.pool.get(len(payload))
 	m.bytes = m.buf.b[:len(payload)+m.fragments*frame.HeaderBytes]
 	for i := range m.fragments {
@@ -114,6 +115,13 @@ func (b *Bundle) enqueue(m *outMessage) {
 	b.order++
 	b.touch()
 	b.unacked++
+	if m.kind == frame.Open || m.kind == frame.Reset {
+		// A few bytes, and the far end's users wait for them, whatever flows in
+		// the classes between.
+		b.resend[Control].push(sent{m, m.generation, 0})
+		b.work.Signal()
+		return
+	}
 	c.out.push(m)
 	c.unsent += len(m.bytes)
 	if !c.inTurn {
@@ -267,7 +275,9 @@ func (b *Bundle) take(l *link, class int, resent bool, s sent, n int) {
 	m := s.m
 	if resent {
 		b.resend[class].pop()
-		b.stats.resent += int64(n)
+		if m.where[s.fragment] != 0 {
+			b.stats.resent += int64(n)
+		}
 	} else {
 		q := &b.turns[class]
 		c := q.pop()

@@ -53,6 +53,7 @@ type chunk struct {
 type pair struct {
 	n      *network
 	broken error
+	gone   [2]bool     // the side has closed
 	lines  [2]struct { // from each side
 		chunks []chunk
 		queued int
@@ -165,6 +166,8 @@ func (c *simConn) Write(b []byte) (int, error) {
 			return 0, net.ErrClosed
 		case c.p.broken != nil:
 			return 0, c.p.broken
+		case c.p.gone[1-c.side]:
+			return 0, errReset
 		case !c.write.IsZero() && !time.Now().Before(c.write):
 			return 0, os.ErrDeadlineExceeded
 		}
@@ -202,7 +205,7 @@ func (c *simConn) CloseWrite() error {
 }
 
 func (c *simConn) Close() error {
-	c.p.n.set(func() { c.closed = true; c.p.lines[c.side].ended = true })
+	c.p.n.set(func() { c.closed, c.p.gone[c.side] = true, true; c.p.lines[c.side].ended = true })
 	return nil
 }
 
