@@ -96,8 +96,10 @@ func wanCases(seed int64) []*wanCase {
 			{guest: "deb1", vm: "deb1", trip: 1}, {guest: "deb1", vm: "deb1", trip: 2, again: true},
 		}},
 		&wanCase{name: "fleet", file: "wanbench", golden: goldenBoth, few: true, hops: []hop{
-			{guest: "deb1", vm: "deb1", trip: 1}, {guest: "deb2", vm: "deb2", trip: 2},
-			{guest: "deb3", vm: "deb3", trip: 3}, {guest: "deb4", vm: "deb4", trip: 4},
+			{guest: "deb1", vm: "deb1", trip: 1},
+			{guest: "deb2", vm: "deb2", trip: 2},
+			{guest: "deb3", vm: "deb3", trip: 3},
+			{guest: "deb4", vm: "deb4", trip: 4},
 		}},
 	)
 	for _, c := range all {
@@ -257,7 +259,7 @@ func (b *wanBench) sequence(ctx context.Context, c *wanCase, link wanLink, y way
 		row := b.row(c, link, y, h, run)
 		if h.again && i > 0 {
 			b.logf("%s: away for %s", h.guest, b.ReturnAfter)
-			if err := sleep(ctx, b.ReturnAfter); err != nil {
+			if err := b.away(ctx, w, c, h); err != nil {
 				return rows, err
 			}
 			row["away_s"] = b.ReturnAfter.Seconds()
@@ -278,6 +280,20 @@ func (b *wanBench) sequence(ctx context.Context, c *wanCase, link wanLink, y way
 		}
 	}
 	return rows, nil
+}
+
+// away has a guest work where it is for as long as it stays.
+func (b *wanBench) away(ctx context.Context, w *wanLab, c *wanCase, h hop) error {
+	kind, err := w.awaken(ctx, c, w.guest(h.vm))
+	if err != nil {
+		return err
+	}
+	job, err := kind.work(ctx)
+	if err != nil {
+		return err
+	}
+	err = sleep(ctx, b.ReturnAfter)
+	return errors.Join(err, job.stop(ctx))
 }
 
 // snapshot makes the warm guest that all ways start from, once.

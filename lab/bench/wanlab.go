@@ -217,6 +217,9 @@ func prepare(ctx context.Context, o Options, c *wanCase, name string) (s *snapsh
 	}
 	defer func() { err = errors.Join(err, w.down(ctx)) }()
 	if s, err = w.take(ctx, o, c, name); err != nil {
+		if s != nil {
+			err = errors.Join(err, s.remove())
+		}
 		return nil, fmt.Errorf("prepare %s: %w", name, err)
 	}
 	o.logf("prepare %s: took %.0f s", name, time.Since(began).Seconds())

@@ -273,6 +273,15 @@ func (d *debianGuest) work(ctx context.Context) (worker, error) {
 	}
 	run, cancel := context.WithCancel(ctx)
 	w := &debianWorker{guest: d, cancel: cancel, boot: idle{ctl: d.ctl}.watch(ctx)}
+	out, err := d.psql(ctx, "SELECT coalesce(max(n), 0) FROM wanbench_acks")
+	if err == nil {
+		w.committed, err = strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	}
+	if err != nil {
+		cancel()
+		r.close()
+		return nil, err
+	}
 	w.wg.Go(func() {
 		defer r.close()
 		w.failed(run, r.light(run))
@@ -292,8 +301,9 @@ type debianWorker struct {
 	boot   *sameBoot
 	wg     sync.WaitGroup
 
-	mu        sync.Mutex
-	err       error
+	mu  sync.Mutex
+	err error
+	// committed is the last row's number; there is none missing before it.
 	committed int64
 }
 
@@ -332,7 +342,7 @@ func (w *debianWorker) startWriter(run context.Context) error {
 }
 
 func (w *debianWorker) write(run context.Context, in io.Writer, out *bufio.Reader) error {
-	for n := int64(1); run.Err() == nil; n++ {
+	for n := w.committed + 1; run.Err() == nil; n++ {
 		if _, err := fmt.Fprintf(in, "INSERT INTO wanbench_acks VALUES (%d) RETURNING n;\n", n); err != nil {
 			return fmt.Errorf("PostgreSQL's session: %w", err)
 		}
