@@ -470,7 +470,10 @@ func (b *wanBench) hop(ctx context.Context, w *wanLab, y way, h hop, from, to st
 	}
 	wire, cpu := base.cost(before, after)
 	row["wire_bytes"], row["cpu_s"], row["total_s"], row["pause_ms"] = wire, cpu, done.took.Seconds(), done.pauseMillis
-	row["memory_bytes"], row["disk_bytes"], row["guest_bytes"] = done.memoryBytes, done.diskBytes, done.memoryBytes+done.diskBytes
+	row["memory_bytes"], row["disk_bytes"] = done.memoryBytes, done.diskBytes
+	if done.memoryBytes >= 0 && done.diskBytes >= 0 {
+		row["guest_bytes"] = done.memoryBytes + done.diskBytes
+	}
 	row["base_wire_bps"], row["base_cores"] = int64(8*base.wire), base.cpu
 	maps.Copy(row, done.more)
 	if moveErr == nil && done.diverged {

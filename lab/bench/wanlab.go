@@ -103,18 +103,22 @@ func (w *wanLab) down(ctx context.Context) error {
 // guest returns a guest as the lab file has it.
 func (w *wanLab) guest(name string) *labfile.Guest { return &w.file.Guests[indexGuest(w.file, name)] }
 
-// other returns the first host at another site than the given host's.
+// other returns the first host at another site that has a link to the given
+// host's.
 func (w *wanLab) other(host string) (string, error) {
 	here, err := w.Node(host)
 	if err != nil {
 		return "", err
 	}
 	for _, n := range w.Nodes {
-		if n.Role == topology.Host && n.Site != here.Site {
+		if n.Role != topology.Host || n.Site == here.Site {
+			continue
+		}
+		if _, err := w.LinkNamed(here.Site, n.Site); err == nil {
 			return n.Name, nil
 		}
 	}
-	return "", errors.New("the lab has hosts at one site only")
+	return "", fmt.Errorf("no other site with a host has a link to %s", here.Site)
 }
 
 // uri is how virsh on the lab machine reaches a host's libvirtd.

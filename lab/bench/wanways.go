@@ -194,8 +194,10 @@ func (w *wanLab) completed(vm, to string, m *moved) error {
 			return err
 		}
 		stats := statsOf(params)
-		page := stats["memory_page_size"]
-		m.memoryBytes = stats["memory_normal_bytes"] + page*stats["memory_constant"]
+		m.memoryBytes = -1 // post-copy leaves libvirt without the figures
+		if normal, ok := stats["memory_normal_bytes"]; ok {
+			m.memoryBytes = normal + stats["memory_page_size"]*stats["memory_constant"]
+		}
 		if d, ok := stats["downtime"]; ok {
 			m.pauseMillis = float64(d)
 		}
