@@ -16,6 +16,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/nbd"
 	"github.com/drover-vm/drover/wan/chunk"
+	"github.com/drover-vm/drover/wan/reduce"
 )
 
 // golden is an advertised source of number 3. Every so many reads lie.
@@ -348,3 +349,87 @@ func FuzzOperations(f *testing.F) {
 		}
 	})
 }
+
+// FuzzHeard: no message of a destination makes the source panic or count what
+// was not confirmed.
+func FuzzHeard(f *testing.F) {
+	for _, kind := range []uint8{kindOpened, kindRefused, kindApplied, kindFlushed, kindData, kindMiss, kindFailed} {
+		f.Add(kind, numbered(1))
+		f.Add(kind, append(numbered(2), 0, 0, 0, 28, 'x'))
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, p []byte) {
+		a, b := pair()
+		go func() {
+			b.Receive(t.Context())
+			b.Send(t.Context(), kindOpened, append(numbered(1<<20), 0, 0, 0, 1))
+		}()
+		e, err := newExport(t.Context(), &Source{o: SourceOptions{Limit: minLimit, WrittenLimit: 1 << 20}}, a, "d", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.pending = []*sent{{seq: 1, done: Position{1, 10}}, {seq: 2, done: Position{1, 10}}}
+		e.taken = Position{2, 20}
+		e.reads <- struct{}{}
+		e.answers[2] = &answer{p: make([]byte, 1), done: make(chan struct{})}
+		if err := e.heard(kind, p); err != nil && kind == kindApplied && e.applied != (Position{}) {
+			t.Fatalf("%v, and yet %+v is applied", err, e.applied)
+		}
+		if e.applied.Operations > 2 || len(e.pending)+int(e.applied.Operations) != 2 {
+			t.Fatalf("%+v applied, %d batches on their way", e.applied, len(e.pending))
+		}
+		e.fail(nil)
+	})
+}
+
+// FuzzTarget: no messages of a source make the target panic, hang or write
+// outside of the disk.
+func FuzzTarget(f *testing.F) {
+	m := &image{disk: make([]byte, 64<<10)}
+	var batch []byte
+	packer := reduce.NewPacker(reduce.PackerOptions{})
+	packer.Meta(appendOp(nil, opBlocks|opLast, 3, 1))
+	packer.Block(randomBytes(1, blockBytes))
+	batch, _, _ = packer.Flush(nil)
+	f.Add([]byte{kindBatch}, batch, []byte{kindFlush}, numbered(1))
+	f.Add([]byte{kindBatch}, batch, []byte{kindRead}, append(numbered(1), 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 9))
+	f.Add([]byte{kindFill}, batch, []byte{kindOpen}, batch)
+	f.Fuzz(func(t *testing.T, k1, p1, k2, p2 []byte) {
+		if len(k1) == 0 || len(k2) == 0 {
+			return
+		}
+		a, b := pair()
+		target := NewTarget(TargetOptions{Open: func(context.Context, string) (Volume, error) { return atRest{m}, nil }})
+		done := make(chan error, 1)
+		go func() { done <- target.Apply(t.Context(), b) }()
+		hello := append([]byte{Version, 0, 1}, 0, minLimit>>16, 0, 0, 'd')
+		for _, x := range []message{{kindOpen, hello}, {k1[0], p1}, {k2[0], p2}} {
+			if len(x.payload) <= 1<<20 {
+				a.Send(t.Context(), x.kind, x.payload)
+			}
+		}
+		a.CloseSend()
+		for {
+			if _, _, _, err := a.Receive(t.Context()); err != nil {
+				break
+			}
+		}
+		<-done
+	})
+}
+
+// atRest is a Volume in memory.
+type atRest struct{ *image }
+
+func (v atRest) ReadAt(p []byte, off int64) (int, error) {
+	return len(p), v.image.ReadAt(context.Background(), p, off)
+}
+
+func (v atRest) WriteAt(p []byte, off int64) (int, error) {
+	return len(p), v.Write(context.Background(), p, off)
+}
+
+func (v atRest) ZeroWith(ctx context.Context, off, n int64, o nbd.ZeroOptions) error {
+	return v.Zero(ctx, off, n, o)
+}
+
+func (v atRest) Close() error { return nil }
