@@ -3,6 +3,7 @@ package reduce
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
@@ -34,7 +35,6 @@ type compressor struct {
 	level Level // of the zstd stream; 0 when there is none
 	zstd  *zstd.Encoder
 	plain []byte
-	s2buf []byte
 }
 
 var zstdLevels = map[Level]zstd.EncoderLevel{
@@ -54,10 +54,9 @@ func (c *compressor) compress(dst []byte, level Level, parts func(func([]byte) e
 	case LevelS2:
 		c.plain = c.plain[:0]
 		err = parts(func(p []byte) error { c.plain = append(c.plain, p...); return nil })
-		if n := s2.MaxEncodedLen(len(c.plain)); cap(c.s2buf) < n {
-			c.s2buf = make([]byte, n)
-		}
-		return append(dst, s2.Encode(c.s2buf[:cap(c.s2buf)], c.plain)...), codecS2, false, err
+		dst = slices.Grow(dst, s2.MaxEncodedLen(len(c.plain)))
+		packed := s2.Encode(dst[len(dst):cap(dst)], c.plain)
+		return dst[:len(dst)+len(packed)], codecS2, false, err
 	}
 	if c.zstd == nil || c.level != level {
 		if fresh, err = true, c.begin(level); err != nil {

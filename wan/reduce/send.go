@@ -466,7 +466,6 @@ func closeWrite(c io.Closer) {
 // phaseWatch finds the beginnings of rounds and of the pause in a stream.
 type phaseWatch struct {
 	round  int
-	last   bool
 	block  int
 	addr   uint64
 	paused bool
