@@ -127,6 +127,11 @@ func (b *Bundle) measure() {
 	}
 	s.rate = sum * int64(time.Second/tick) / int64(len(s.ring))
 	b.batch = int(min(max(s.rate*int64(batchTime)/int64(time.Second)/frame.FrameBytes, 1), maxBatch))
+	if s.at%int(lowatEvery/tick) == 0 && s.rate > 0 {
+		for _, l := range b.links {
+			l.tuneLowat(s.rate / int64(len(b.links)))
+		}
+	}
 	if s.at >= len(s.ring) {
 		b.queueLimit = int(min(max(s.rate*int64(queueTime)/int64(time.Second), minQueue), maxQueue))
 	}

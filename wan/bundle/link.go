@@ -31,6 +31,7 @@ type link struct {
 	wantPong bool
 	pong     uint64
 	saysBye  bool
+	lowat    int // TCP's limit of unsent bytes; zero is the dialer's
 
 	// The writer's; held is written under Bundle.mu.
 	buf  []byte        // small frames put together
