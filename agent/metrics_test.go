@@ -155,20 +155,6 @@ func TestMetrics(t *testing.T) {
 	check("when it has ended", s, map[string]float64{
 		"drover_move_path_wire_bytes_total phase=memory" + labels: 1000, "drover_move_wire_bits_per_second" + labels: math.NaN(),
 	})
-	// After a while it is part of the sum alone, as are the oldest of many.
-	a.clock = func() time.Time { return time.Now().Add(keepEnded) }
-	s = h.scrape()
-	check("later", s, sums)
-	check("later", s, map[string]float64{"drover_move_path_wire_bytes_total phase=memory" + labels: math.NaN()})
-	for range maxShown + 10 {
-		ref.move += "x"
-		a.metrics.end(ref, f)
-	}
-	s = h.scrape()
-	check("of many", s, map[string]float64{"drover_path_wire_bytes_total phase=memory": 1000 * (maxShown + 11)})
-	if n := len(s["drover_move_path_cuts_total"].GetMetric()); n != 3*maxShown {
-		t.Errorf("%d series for moves that have ended, want those of %d", n, maxShown)
-	}
 }
 
 // TestMetricsListener: an agent whose file names an address answers there, and

@@ -19,7 +19,7 @@ import (
 )
 
 // Ports of Drover's processes in a lab.
-const agentPort, serverPort = "7443", "7444"
+const agentPort, serverPort, metricsPort = "7443", "7444", "7445"
 
 // Places inside a node where Drover's processes find their things.
 const (
@@ -82,7 +82,7 @@ func (l *Lab) serverSocket() string {
 }
 
 func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agent.Config {
-	c := agent.Config{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files}
+	c := agent.Config{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files, Metrics: metricsAddress(n.Address)}
 	switch n.Role {
 	case topology.Host:
 		c.Libvirt, c.Volumes = libvirtSock, []string{volumesDir}
@@ -105,7 +105,7 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) server.Config {
 	c := server.Config{
 		Name: n.Name, Listen: net.JoinHostPort(n.Address.String(), serverPort),
-		Socket: serverSock, State: stateDir, TLS: files,
+		Socket: serverSock, State: stateDir, TLS: files, Metrics: metricsAddress(n.Address),
 	}
 	for _, s := range f.Sites {
 		site := server.SiteConfig{Name: s.Name}
@@ -126,6 +126,8 @@ func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, fil
 	}
 	return c
 }
+
+func metricsAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), metricsPort) }
 
 func agentAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), agentPort) }
 

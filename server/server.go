@@ -15,6 +15,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1/droverv1connect"
+	"github.com/drover-vm/drover/api/metrics"
 	"github.com/drover-vm/drover/executor"
 	"github.com/drover-vm/drover/pki"
 	"github.com/drover-vm/drover/store"
@@ -66,8 +67,11 @@ type Server struct {
 	fleet *fleet
 	exec  *executor.Executor
 	truth *truth
+	meter *meter
 
 	listeners []net.Listener
+	// metrics is nil where the file names no address.
+	metrics net.Listener
 	// ending is closed when the server stops, so that streams end.
 	ending  chan struct{}
 	endOnce sync.Once
@@ -106,6 +110,7 @@ func New(d Deps, c Config) (*Server, error) {
 		ending: make(chan struct{}), leading: make(chan struct{}),
 	}
 	s.truth = newTruth(s)
+	s.meter = newMeter(s)
 	s.exec = executor.New(executor.Config{
 		Journal: d.Journal, Agents: agents{s.fleet}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
 	})
@@ -131,6 +136,13 @@ func (s *Server) listen() error {
 			return drover.E(drover.Unavailable, "socket", err)
 		}
 		s.listeners = append(s.listeners, tls.NewListener(l, cfg))
+	}
+	if s.cfg.Metrics != "" {
+		l, err := metrics.Listen(context.Background(), s.cfg.Metrics)
+		if err != nil {
+			return err
+		}
+		s.metrics = l
 	}
 	return nil
 }
@@ -158,6 +170,14 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// MetricsAddr is where metrics are read, nil when they are not.
+func (s *Server) MetricsAddr() net.Addr {
+	if s.metrics == nil {
+		return nil
+	}
+	return s.metrics.Addr()
+}
+
 // Addr is where the API listens on TCP, nil when it does not.
 func (s *Server) Addr() net.Addr {
 	if s.cfg.Listen == "" || len(s.listeners) == 0 {
@@ -171,7 +191,10 @@ func (s *Server) Addr() net.Addr {
 func (s *Server) Close() error {
 	s.endOnce.Do(func() { close(s.ending) })
 	err := s.exec.Close()
-	for _, l := range s.listeners {
+	for _, l := range append(s.listeners[:len(s.listeners):len(s.listeners)], s.metrics) {
+		if l == nil {
+			continue
+		}
 		if cerr := l.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
 			err = errors.Join(err, cerr)
 		}
@@ -199,7 +222,14 @@ func (s *Server) Run(ctx context.Context) error {
 	web.ErrorLog = slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
 
 	var wg sync.WaitGroup
-	failed := make(chan error, len(s.listeners)+1)
+	failed := make(chan error, len(s.listeners)+2)
+	if s.metrics != nil {
+		wg.Go(func() {
+			if err := metrics.Serve(ctx, s.metrics, metrics.NewRegistry(s.meter), s.log); err != nil {
+				failed <- err
+			}
+		})
+	}
 	for _, l := range s.listeners {
 		wg.Go(func() {
 			if err := web.Serve(l); !errors.Is(err, http.ErrServerClosed) {

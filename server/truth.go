@@ -84,6 +84,7 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	b := t.moves[m.Name]
 	delete(t.moves, m.Name)
 	t.mu.Unlock()
+	t.s.meter.end(m)
 	var f drover.Figures
 	var werr error
 	if b != nil && len(b.wire) > 0 {

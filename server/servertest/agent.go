@@ -215,6 +215,7 @@ func (s service) Run(ctx context.Context, r *droverv1.RunRequest, out *connect.S
 	}
 	if hold != nil {
 		p := drover.Progress{Phase: "memory", DoneBytes: 64 * drover.MiB, TotalBytes: 256 * drover.MiB, Rate: 100 * drover.Mbps, ETASeconds: 16}
+		p.Path = &drover.PathProgress{GuestBytes: 64 * drover.MiB, WireBytes: 8 * drover.MiB, WireRate: 12 * drover.Mbps, Limit: 20 * drover.Mbps}
 		if err := out.Send(&droverv1.RunResponse{Progress: api.ProgressToProto(p)}); err != nil {
 			return err
 		}
