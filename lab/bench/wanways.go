@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -89,9 +88,10 @@ func (y way) run(ctx context.Context, w *wanLab, vm, from, to string, limit time
 		address = "127.0.0.1"
 	}
 	began := time.Now()
-	copied, err := w.makeTargets(ctx, vm, from, to)
-	if err != nil {
-		return moved{}, err
+	m := moved{pauseMillis: -1}
+	var copied string
+	if copied, m.diskBytes, err = w.makeTargets(ctx, vm, from, to); err != nil {
+		return m, err
 	}
 	args := append([]string{
 		"migrate", "--live", "--persistent", "--undefinesource", vm, w.uri(to),
@@ -100,57 +100,13 @@ func (y way) run(ctx context.Context, w *wanLab, vm, from, to string, limit time
 	if copied != "" {
 		args = append(args, copied, "--disks-uri", fmt.Sprintf("tcp://%s:%d", address, diskPort))
 	}
-	m := moved{pauseMillis: -1}
-	watch, err := w.watchJob(ctx, vm, from)
-	if err != nil {
-		return m, err
-	}
 	m.diverged, err = w.migrate(ctx, vm, from, limit, args)
 	m.took = time.Since(began)
-	m.diskBytes = watch.stop()
 	if err != nil || m.diverged {
 		return m, err
 	}
-	return m, w.completed(vm, to, &m)
-}
-
-// jobInterval is how often a running migration is asked for its figures.
-const jobInterval = 250 * time.Millisecond
-
-// jobWatch samples what libvirt forgets as a migration ends: the disks' bytes.
-type jobWatch struct {
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	disk   int64
-}
-
-func (w *wanLab) watchJob(ctx context.Context, vm, host string) (*jobWatch, error) {
-	conn, err := w.Libvirt(host)
-	if err != nil {
-		return nil, err
-	}
-	dom, err := conn.DomainLookupByName(vm)
-	if err != nil {
-		return nil, errors.Join(err, conn.Disconnect())
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	j := &jobWatch{cancel: cancel}
-	j.wg.Go(func() {
-		defer func() { _ = conn.Disconnect() }() // nothing depends on a clean goodbye
-		for sleep(ctx, jobInterval) == nil {
-			// Refusals are expected: the job may not have begun, or the guest is gone.
-			if _, params, err := conn.DomainGetJobStats(dom, 0); err == nil {
-				j.disk = max(j.disk, statsOf(params)["disk_processed"])
-			}
-		}
-	})
-	return j, nil
-}
-
-func (j *jobWatch) stop() (disk int64) {
-	j.cancel()
-	j.wg.Wait()
-	return j.disk
+	err = w.completed(vm, to, &m)
+	return m, err
 }
 
 // statsOf are the whole numbers among a job's figures.
@@ -242,30 +198,32 @@ func (w *wanLab) images(ctx context.Context, vm, host string) ([]diskImage, erro
 
 // makeTargets makes the volumes at the destination that virsh migrate copies
 // into, and returns the flag that does: only the top layer where the
-// destination has what is below, everything otherwise, "" without disks.
-func (w *wanLab) makeTargets(ctx context.Context, vm, from, to string) (string, error) {
+// destination has what is below, everything otherwise, "" without disks. bytes
+// is what the disks hold: libvirt's own figure counts holes, too.
+func (w *wanLab) makeTargets(ctx context.Context, vm, from, to string) (flag string, bytes int64, err error) {
 	disks, err := w.images(ctx, vm, from)
 	if err != nil || len(disks) == 0 {
-		return "", err
+		return "", 0, err
 	}
 	backed := w.backed(ctx, to, disks)
 	for _, d := range disks {
+		bytes += d.Allocated
 		args := []string{"qemu-img", "create", "-q", "-f", d.Format}
 		if backed {
 			args = append(args, "-b", d.Backing, "-F", d.BackingFormat)
 		}
 		// What an earlier stay has left is of no use to QEMU.
 		if _, err := w.exec(ctx, to, "rm", "-f", "--", d.Path); err != nil {
-			return "", err
+			return "", 0, err
 		}
 		if _, err := w.exec(ctx, to, append(args, "--", d.Path, strconv.FormatInt(d.VirtualBytes, 10))...); err != nil {
-			return "", err
+			return "", 0, err
 		}
 	}
 	if backed {
-		return "--copy-storage-inc", nil
+		return "--copy-storage-inc", bytes, nil
 	}
-	return "--copy-storage-all", nil
+	return "--copy-storage-all", bytes, nil
 }
 
 // backed reports whether every disk has a backing file that is at the host too.
