@@ -1,5 +1,5 @@
 // Package chunk is what an agent knows of the content it holds: fixed, aligned
-// blocks of 4 KiB, named by the first eight bytes of their BLAKE3-256.
+// blocks of 4 KiB, named by their XXH3-64.
 //
 // A Source is a fixed sequence of blocks with an id that both ends of a move
 // compute alike: a golden image, the memory of a VM as it was when it last

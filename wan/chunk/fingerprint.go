@@ -2,9 +2,8 @@ package chunk
 
 import (
 	"bytes"
-	"encoding/binary"
 
-	"github.com/zeebo/blake3"
+	"github.com/zeebo/xxh3"
 )
 
 // BlockBytes is the size of a block: the page size of x86 guests and the
@@ -12,10 +11,12 @@ import (
 // is a block of its disk.
 const BlockBytes = 4096
 
-// Fingerprint names the content of a block: the first 8 bytes, read as a
-// little-endian number, of the BLAKE3-256 of its 4096 bytes. 0 stands for a
-// block of zeros or one that is absent; content whose hash would come out as 0
-// has 1 instead. Equal fingerprints make equal content likely, not certain.
+// Fingerprint names the content of a block: the unseeded XXH3-64 of its 4096
+// bytes. 0 stands for a block of zeros or one that is absent; content whose
+// hash comes out as 0 has 1 instead. Equal fingerprints make equal content
+// likely, and whoever wants to can make them without it: every use is verified
+// by a strong hash, which then is needed only for what was found. XXH3 is some
+// twenty times faster, and most blocks of a disk without an image are not found.
 type Fingerprint uint64
 
 // zeroBlock is compared with, never written.
@@ -27,14 +28,7 @@ func FingerprintOf(block []byte) Fingerprint {
 	if IsZero(block) {
 		return 0
 	}
-	sum := blake3.Sum256(block)
-	return FingerprintOfSum(sum[:])
-}
-
-// FingerprintOfSum returns the fingerprint of a block that is not zero from
-// its BLAKE3-256, for callers that need both and hash once.
-func FingerprintOfSum(sum []byte) Fingerprint {
-	fp := Fingerprint(binary.LittleEndian.Uint64(sum))
+	fp := Fingerprint(xxh3.Hash(block))
 	if fp == 0 {
 		return 1
 	}

@@ -72,12 +72,12 @@ func (k *Known) trust(source uint16) *trust {
 }
 
 // missed notes that the receiver did not have a block as the index said, and forgets it.
-func (k *Known) missed(d *dependent) {
+func (k *Known) missed(d *dependent, content []byte) {
 	if k == nil {
 		return
 	}
 	k.trust(d.ref.Source).missed.Add(1)
 	if k.Index != nil && d.verified {
-		k.Index.Forget(chunk.Fingerprint(d.digest), d.ref)
+		k.Index.Forget(chunk.FingerprintOf(content), d.ref)
 	}
 }

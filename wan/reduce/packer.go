@@ -102,10 +102,9 @@ func (p *Packer) Block(content []byte) Kind {
 		p.Zero(1)
 		return Zero
 	}
-	var sum [hashBytes]byte
 	if k := p.o.Known; k.useful() {
-		sum = blake3.Sum256(content)
-		if ref, ok := k.lookup(chunk.FingerprintOfSum(sum[:])); ok {
+		if ref, ok := k.lookup(chunk.FingerprintOf(content)); ok {
+			sum := blake3.Sum256(content)
 			p.reference(content, ref, &sum)
 			return Reference
 		}

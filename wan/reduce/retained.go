@@ -61,7 +61,7 @@ func (r *Retained) Fill(miss []byte) ([][]byte, error) {
 	}
 	for _, i := range wanted {
 		if d := &r.deps[i]; d.known && d.ref.Source != OwnMemory {
-			r.known.missed(d)
+			r.known.missed(d, r.content.at(int(d.at)))
 		} else {
 			r.old.missed.Add(1)
 		}
