@@ -115,7 +115,13 @@ func (b *Bundle) look(now time.Duration, stalled bool) (silent []*link) {
 	return silent
 }
 
-// measure estimates the rate of delivery and what may wait for one or be taken by one.
+// peakLoss is the share of the best rate that is forgotten each tick: half of
+// it in seven seconds. Queues that followed the present rate would hold a path
+// that was slow for a moment down for good.
+const peakLoss = 100
+
+// measure estimates the rate of delivery, and what may wait for a writer, be
+// taken by one, and wait in the kernel.
 func (b *Bundle) measure() {
 	s := &b.stats
 	s.ring[s.at%len(s.ring)] = s.acked - s.ackedBefore
@@ -126,14 +132,16 @@ func (b *Bundle) measure() {
 		sum += n
 	}
 	s.rate = sum * int64(time.Second/tick) / int64(len(s.ring))
-	b.batch = int(min(max(s.rate*int64(batchTime)/int64(time.Second)/frame.FrameBytes, 1), maxBatch))
-	if s.at%int(lowatEvery/tick) == 0 && s.rate > 0 {
-		for _, l := range b.links {
-			l.tuneLowat(s.rate / int64(len(b.links)))
-		}
+	s.peak = max(s.rate, s.peak-s.peak/peakLoss)
+	b.batch = int(min(max(s.peak*int64(batchTime)/int64(time.Second)/frame.FrameBytes, 1), maxBatch))
+	if s.at < len(s.ring) {
+		return
 	}
-	if s.at >= len(s.ring) {
-		b.queueLimit = int(min(max(s.rate*int64(queueTime)/int64(time.Second), minQueue), maxQueue))
+	b.queueLimit = int(min(max(s.peak*int64(queueTime)/int64(time.Second), minQueue), maxQueue))
+	if s.at%int(lowatEvery/tick) == 0 && s.peak > 0 {
+		for _, l := range b.links {
+			l.tuneLowat(s.peak / int64(len(b.links)))
+		}
 	}
 }
 

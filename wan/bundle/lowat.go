@@ -12,9 +12,9 @@ const (
 	// What the kernel may queue of a connection's bytes beyond what is in
 	// flight: lowatTime at the rate that the connection delivers. Less, and a
 	// busy machine leaves the link idle now and then; more only makes what is
-	// urgent wait. Below minLowat, two TLS records, writes become small.
-	lowatTime = 10 * time.Millisecond
-	minLowat  = 32 << 10
+	// urgent wait. minLowat lets a connection that starts grow.
+	lowatTime = 15 * time.Millisecond
+	minLowat  = 64 << 10
 	maxLowat  = 512 << 10
 	// lowatEvery is how often it follows the rate.
 	lowatEvery = 10 * tick

@@ -45,7 +45,7 @@ type counters struct {
 	acked, ackedBefore     int64
 	ring                   [int(time.Second / tick)]int64
 	at                     int
-	rate                   int64
+	rate, peak             int64
 }
 
 // bury keeps what a connection has counted.
