@@ -49,6 +49,7 @@ type Sender struct {
 	ctx     context.Context // of everything that runs for the session
 	cancel  context.CancelCauseFunc
 	group   sync.WaitGroup
+	closing sync.Once
 
 	mu     sync.Mutex
 	err    error
@@ -230,22 +231,29 @@ var errSenderClosed = drover.Errorf(drover.Canceled, "wan session", "closed")
 // Close ends the session and everything that goes through it, and waits. What
 // was not kept is discarded. Closing twice is fine.
 func (s *Sender) Close() error {
-	s.meter.mark(atEnd)
-	s.cancel(errSenderClosed)
-	s.mu.Lock()
-	disks, memory, mirror := s.disks, s.memory, s.mirror
-	s.mirror = nil
-	s.mu.Unlock()
-	if memory != nil {
-		_ = memory.Close()
-	}
-	if disks != nil {
-		_ = disks.Close()
-	}
-	s.bundle.Close(errSenderClosed)
-	s.group.Wait()
-	if mirror != nil {
-		_ = mirror.Discard()
-	}
+	s.closing.Do(func() {
+		s.meter.mark(atEnd)
+		s.cancel(errSenderClosed)
+		s.mu.Lock()
+		disks, memory := s.disks, s.memory
+		s.mu.Unlock()
+		if memory != nil {
+			_ = memory.Close()
+		}
+		if disks != nil {
+			_ = disks.Close()
+		}
+		s.bundle.Close(errSenderClosed)
+		s.group.Wait()
+		// Only now is it certain that no mirror comes any more.
+		s.mu.Lock()
+		mirror := s.mirror
+		s.mirror = nil
+		s.mu.Unlock()
+		if mirror != nil {
+			_ = mirror.Discard()
+		}
+		s.node.working(-1)
+	})
 	return nil
 }
