@@ -221,8 +221,10 @@ func (h *host) start() {
 	h.life, h.listen = l, listener
 	h.mu.Unlock()
 	go func() {
-		l.ended <- a.serve(ctx, listener)
+		err := a.serve(ctx, listener)
+		_ = a.wan.Close()
 		_ = a.journal.close()
+		l.ended <- err
 	}()
 }
 
