@@ -101,7 +101,7 @@ func (w *wanLab) kind(c *wanCase, g *labfile.Guest) (guestKind, error) {
 	switch g.Image {
 	case labfile.ImageSheep:
 		client, err := w.trial.Guest(w.client, g.Name)
-		return &sheepGuest{ctl: client, rate: c.dirtyRate}, err
+		return &sheepGuest{ctl: client, rate: c.dirtyRate, set: int64(g.Memory) / sheepShare}, err
 	case labfile.ImageDebian:
 		return &debianGuest{lab: w, ctl: ctl, address: g.Address.String(), seed: uint64(c.seed)}, nil
 	default:
@@ -155,10 +155,12 @@ func (s *sameBoot) stop(ctx context.Context) error {
 type sheepGuest struct {
 	ctl  *control.Client
 	rate int64
+	set  int64 // bytes that are dirtied over and over
 }
 
 const (
-	sheepWorkingSet   = 64 << 20
+	// sheepShare of the guest's memory is the working set.
+	sheepShare        = 4
 	sheepCompressible = 0.5
 	sheepDiskRate     = 100e3
 	// sheepFill is the rate at which the working set is first written.
@@ -166,16 +168,16 @@ const (
 )
 
 func (s *sheepGuest) warm(ctx context.Context) error {
-	err := s.ctl.StartMemory(ctx, control.Memory{WorkingSetBytes: sheepWorkingSet, RateBytesPerS: sheepFill, Compressible: sheepCompressible})
+	err := s.ctl.StartMemory(ctx, control.Memory{WorkingSetBytes: s.set, RateBytesPerS: sheepFill, Compressible: sheepCompressible})
 	if err != nil {
 		return err
 	}
-	return sleep(ctx, 2*time.Second*sheepWorkingSet/sheepFill)
+	return sleep(ctx, time.Duration(2*float64(s.set)/sheepFill*float64(time.Second)))
 }
 
 func (s *sheepGuest) work(ctx context.Context) (worker, error) {
 	load, err := trial.StartLoad(ctx, s.ctl,
-		control.Memory{WorkingSetBytes: sheepWorkingSet, RateBytesPerS: s.rate, Compressible: sheepCompressible},
+		control.Memory{WorkingSetBytes: s.set, RateBytesPerS: s.rate, Compressible: sheepCompressible},
 		control.Disk{RateBytesPerS: sheepDiskRate})
 	if err != nil {
 		return nil, err
