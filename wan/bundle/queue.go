@@ -1,5 +1,7 @@
 package bundle
 
+import "slices"
+
 // queue is a first-in first-out ring that keeps its room.
 type queue[T any] struct {
 	ring []T
@@ -33,8 +35,14 @@ func (q *queue[T]) pop() T {
 	return v
 }
 
-func (q *queue[T]) clear() {
+// sort puts the elements in order.
+func (q *queue[T]) sort(by func(a, b T) int) {
+	all := make([]T, 0, q.n)
 	for q.n > 0 {
-		q.pop()
+		all = append(all, q.pop())
+	}
+	slices.SortFunc(all, by)
+	for _, v := range all {
+		q.push(v)
 	}
 }

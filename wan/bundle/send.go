@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"cmp"
-	"slices"
 	"time"
 
 	"github.com/drover-vm/drover/wan/frame"
@@ -321,16 +320,5 @@ func (b *Bundle) lose(l *link) {
 				return cmp.Or(cmp.Compare(a.m.order, b.m.order), cmp.Compare(a.fragment, b.fragment))
 			})
 		}
-	}
-}
-
-func (q *queue[T]) sort(by func(a, b T) int) {
-	all := make([]T, 0, q.n)
-	for q.n > 0 {
-		all = append(all, q.pop())
-	}
-	slices.SortFunc(all, by)
-	for _, v := range all {
-		q.push(v)
 	}
 }
