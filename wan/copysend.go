@@ -36,6 +36,7 @@ func (s *Sender) SendImage(ctx context.Context, target string, img driver.ImageR
 	}
 	d, err := src.Disk(ctx, target)
 	if err != nil {
+		err = s.lost(err)
 		return CopyReport{}, drover.E(drover.KindOf(err), op, err)
 	}
 	if d.Size() != img.Size() {
@@ -52,6 +53,7 @@ func (s *Sender) SendImage(ctx context.Context, target string, img driver.ImageR
 			err = context.Cause(ctx)
 			return CopyReport{}, drover.E(drover.Canceled, op, err)
 		}
+		err = s.lost(err)
 		var de *drover.Error
 		if errors.As(err, &de) {
 			return CopyReport{}, drover.E(de.Kind, op, err)

@@ -199,11 +199,21 @@ func (s *Sender) Err() error {
 	return s.err
 }
 
+// lost is an error of the session as its users understand it: a destination
+// that refuses a session it had accepted has lost it, and may be asked anew.
+func (s *Sender) lost(err error) error {
+	if drover.KindOf(err) == drover.Denied {
+		return drover.E(drover.Unavailable, "the destination has lost the session", err)
+	}
+	return err
+}
+
 // fail notes the first failure.
 func (s *Sender) fail(err error) {
 	if err == nil || errors.Is(err, bundle.ErrClosed) {
 		return
 	}
+	err = s.lost(err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err == nil {
