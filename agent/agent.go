@@ -154,6 +154,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.resolver = newResolver(a)
 	a.remains = &remains{a: a}
 	a.metrics = newMeter(a)
+	a.metrics.tellLibrary(a.library)
 	return a, nil
 }
 

@@ -120,3 +120,13 @@ func (a *Agent) knowRemains() error {
 		func(r remain) { a.wan.ForgetRemains(r.Move, r.VMUUID, r.Target) },
 	)
 }
+
+// library is what the metrics tell of the data path's content.
+func (a *Agent) library() libraryFigures {
+	s := a.wan.LibraryStats()
+	return libraryFigures{
+		Bytes: drover.Bytes(s.Bytes), LimitBytes: drover.Bytes(s.LimitBytes),
+		Sources:       map[string]int{"image": s.Images, "memory": s.Memories, "disk": s.Disks},
+		IndexedBlocks: s.IndexedBlocks, BacklogBlocks: s.BacklogBlocks, Evicted: s.Evicted,
+	}
+}

@@ -64,6 +64,7 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 		}
 	}
 	path := c.session.Figures()
+	a.metrics.end(ref, path)
 	return &droverv1.RunResult{
 		DiskBytes: int64(c.data), PathWireBytes: int64(path.Total().WireBytes), Path: api.PathFiguresToProto(path),
 	}, nil
@@ -125,6 +126,7 @@ func (c *copying) progress(phase string, done, total drover.Bytes) {
 	}
 	path := c.session.Progress()
 	p.Path = &path
+	c.a.metrics.report(c.ref, c.session.Figures(), path)
 	c.j.report(c.a.clock(), p)
 }
 

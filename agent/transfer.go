@@ -202,6 +202,7 @@ func (f *flight) run(ctx context.Context) error {
 func (f *flight) close() {
 	if f.session != nil {
 		_ = f.session.Close()
+		f.a.metrics.end(f.ref, f.session.Figures())
 	}
 	if f.out != nil {
 		_ = f.out.Close()
@@ -213,6 +214,7 @@ func (f *flight) spec(ctx context.Context, disks []*droverv1.DiskPlan) driver.Mi
 	aim := time.Duration(f.msg.GetMaxPauseMillis()) * time.Millisecond
 	spec := migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, memoryPause(aim, roundTrip(ctx, f.peer)))
 	spec.MostPause = aim
+	spec.AutoConverge = !f.msg.GetNoThrottle()
 	if aim <= 0 {
 		spec.MostPause = mostPause
 	}
@@ -404,8 +406,10 @@ func (f *flight) sample(ctx context.Context) {
 			p.ETASeconds = float64(left) * 8 / float64(s.Rate)
 		}
 		path := f.session.Progress()
+		path.ThrottlePercent = s.ThrottlePercent
 		p.Path = &path
 		f.j.report(f.a.clock(), p)
+		f.a.metrics.report(f.ref, *f.figures().Path, path)
 	}
 }
 
@@ -418,12 +422,14 @@ func (f *flight) keep(s driver.MigrationStats) {
 	f.stats.MemoryDoneBytes = max(old.MemoryDoneBytes, s.MemoryDoneBytes)
 	f.stats.DiskDoneBytes = max(old.DiskDoneBytes, s.DiskDoneBytes)
 	f.stats.Pause = max(old.Pause, s.Pause)
+	f.stats.ThrottlePercent = max(old.ThrottlePercent, s.ThrottlePercent)
 }
 
 func (f *flight) figures() transferFigure {
 	f.statsMu.Lock()
 	defer f.statsMu.Unlock()
 	path := f.session.Figures()
+	path.ThrottlePercent = f.stats.ThrottlePercent
 	return transferFigure{
 		Pause:       f.stats.Pause,
 		MemoryBytes: int64(f.stats.MemoryDoneBytes), DiskBytes: int64(f.stats.DiskDoneBytes),
@@ -510,6 +516,7 @@ func (f *flight) final(ctx context.Context) error {
 		f.keep(s)
 	}
 	figures := f.figures()
+	f.a.metrics.end(f.ref, *figures.Path)
 	f.keepMemory()
 	return f.a.journal.update(f.ref.move, "measured", func(r *record) error {
 		figures.Stopped, figures.Resumed = r.Out.Figures.Stopped, r.Out.Figures.Resumed
