@@ -40,16 +40,22 @@ const (
 
 // ListenMemory makes the socket at which the hypervisor delivers the guest's
 // memory of the given size. The first connection is taken, later ones are
-// refused. OnPause, if not nil, is called when the stream shows that the guest
-// is paused.
+// refused. It may be called once; after that it gives drover.Exists.
 func (s *Sender) ListenMemory(path string, memory drover.Bytes) error {
 	l, err := listen(path)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	s.memory = l
+	taken := s.memory != nil
+	if !taken {
+		s.memory = l
+	}
 	s.mu.Unlock()
+	if taken {
+		_ = l.Close()
+		return drover.Errorf(drover.Exists, "listen for the hypervisor", "the session's memory is listened for already")
+	}
 	blocks := blocksOf(int64(memory + mirrorSlack))
 	ready := make(chan struct{})
 	s.group.Go(func() {
@@ -59,8 +65,9 @@ func (s *Sender) ListenMemory(path string, memory drover.Bytes) error {
 	s.group.Go(func() {
 		unhook := context.AfterFunc(s.ctx, func() { _ = l.Close() })
 		defer unhook()
-		defer l.Close()
 		conn, err := l.AcceptUnix()
+		// One is all: whoever else connects must not wait in the queue.
+		_ = l.Close()
 		if err != nil {
 			return
 		}

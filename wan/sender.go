@@ -112,7 +112,8 @@ func listen(path string) (*net.UnixListener, error) {
 }
 
 // ListenDisks makes the socket at which the mirrors of the VM's disks find
-// their NBD server.
+// their NBD server. A session whose disks are served already gives
+// drover.Exists.
 func (s *Sender) ListenDisks(path string) error {
 	l, err := listen(path)
 	if err != nil {
@@ -130,7 +131,10 @@ func (s *Sender) ListenDisks(path string) error {
 func (s *Sender) serveDisks(l *net.UnixListener) (*disk.Source, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.disks != nil {
+	switch {
+	case s.disks != nil && l != nil:
+		return nil, drover.Errorf(drover.Exists, "listen for the hypervisor", "the session's disks are served already")
+	case s.disks != nil:
 		return s.disks, nil
 	}
 	src, err := disk.Serve(s.ctx, l, func(ctx context.Context, export string) (disk.Channel, error) {
