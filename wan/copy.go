@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -22,7 +23,8 @@ import (
 //	3 verified  from the destination: bytes read back (8 bytes, big-endian)
 //	4 done      from the destination: the digest (32 bytes) of what it has read
 //	            back, all durable and in its journal
-//	5 failed    from the destination: a text
+//	5 failed    from the destination: why (1 byte: 1 no room, 2 corrupt,
+//	            3 refused, 4 invalid, 0 anything else) and a text
 //
 // The digest is BLAKE3-256 over the runs in ascending order, where adjacent
 // runs of one kind count as one: for a run of data its content and then kind
@@ -143,6 +145,28 @@ func parseRuns(p []byte, end, size int64) (runs []run, last int64, err error) {
 		runs = append(runs, r)
 	}
 	return runs, end, nil
+}
+
+// failures are the kinds of errors that a destination tells, by their numbers on
+// the wire.
+var failures = [...]drover.Kind{drover.Unavailable, drover.Exhausted, drover.Corrupt, drover.Refused, drover.Invalid}
+
+// appendFailure encodes why a copy has failed.
+func appendFailure(b []byte, err error) []byte {
+	text := err.Error()
+	return append(append(b, byte(max(0, slices.Index(failures[:], drover.KindOf(err))))), text[:min(len(text), maxFailText)]...)
+}
+
+// parseFailure makes an error of it again.
+func parseFailure(p []byte) error {
+	kind := drover.Unavailable
+	if len(p) > 0 {
+		if int(p[0]) < len(failures) {
+			kind = failures[p[0]]
+		}
+		p = p[1:]
+	}
+	return drover.Errorf(kind, "the destination", "%s", printable(p))
 }
 
 // printable keeps a peer's text from writing control characters to a log.

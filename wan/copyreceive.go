@@ -97,8 +97,7 @@ func (r *Receiver) image(c *bundle.Channel) error {
 		return v.run(r.ctx)
 	}()
 	if err != nil {
-		text := err.Error()
-		_ = c.Send(r.ctx, copyFailed, []byte(text[:min(len(text), maxFailText)]))
+		_ = c.Send(r.ctx, copyFailed, appendFailure(nil, err))
 	}
 	return errors.Join(err, c.CloseSend())
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,14 +18,16 @@ import (
 )
 
 // CopyProgress is told how far a copy is: phase "copy" counts the image's
-// bytes sent, phase "verify" those that the destination has read back.
+// bytes sent, phase "verify" those that the destination has read back. It is
+// not called concurrently.
 type CopyProgress func(phase string, done, total drover.Bytes)
 
 // SendImage sends an image's extents and returns when the destination has them
 // durably, has read them back and has found the same digest. Repeating it sends
 // all again, as far as the destination does not have it. A digest that differs
-// gives drover.Corrupt, a destination that cannot write what its own error says,
-// a session that breaks drover.Unavailable.
+// gives drover.Corrupt, a destination that has no room drover.Exhausted, one
+// that cannot write for other reasons, and a session that breaks,
+// drover.Unavailable.
 func (s *Sender) SendImage(ctx context.Context, target string, img driver.ImageReader, progress CopyProgress) (CopyReport, error) {
 	op := "send disk " + target
 	total, err := extentBytes(ctx, img)
@@ -58,6 +62,9 @@ func (s *Sender) SendImage(ctx context.Context, target string, img driver.ImageR
 		if errors.As(err, &de) {
 			return CopyReport{}, drover.E(de.Kind, op, err)
 		}
+		if errors.Is(err, syscall.ENOSPC) {
+			return CopyReport{}, drover.E(drover.Exhausted, op, err)
+		}
 		return CopyReport{}, drover.E(drover.Unavailable, op, err)
 	}
 	return o.report, nil
@@ -79,6 +86,7 @@ type imageSender struct {
 	digest   *digester
 	report   CopyReport
 	total    drover.Bytes
+	telling  sync.Mutex // both directions have something to tell
 	progress CopyProgress
 
 	runs    []byte // of the window so far
@@ -94,6 +102,8 @@ type window struct {
 }
 
 func (o *imageSender) tell(phase string, done drover.Bytes) {
+	o.telling.Lock()
+	defer o.telling.Unlock()
 	if o.progress != nil {
 		o.progress(phase, done, o.total)
 	}
@@ -233,7 +243,7 @@ func (o *imageSender) listen(ctx context.Context) error {
 		case kind == copyVerified && len(p) == 8:
 			o.tell("verify", min(drover.Bytes(binary.BigEndian.Uint64(p)), o.total))
 		case kind == copyFailed:
-			return drover.Errorf(drover.Unavailable, "the destination", "%s", printable(p))
+			return parseFailure(p)
 		case kind == copyDone && len(p) == len(o.report.Digest):
 			if [32]byte(p) != o.report.Digest {
 				return drover.Errorf(drover.Corrupt, "compare digests",

@@ -3,6 +3,8 @@ package disk
 import (
 	"errors"
 	"syscall"
+
+	"github.com/drover-vm/drover"
 )
 
 // farError is a failure at the destination. It unwraps to the errno, which the
@@ -24,6 +26,9 @@ func errnoOf(err error) syscall.Errno {
 	var e syscall.Errno
 	if errors.As(err, &e) {
 		return wireErrno(uint32(e))
+	}
+	if drover.KindOf(err) == drover.Exhausted {
+		return syscall.ENOSPC
 	}
 	return syscall.EIO
 }
