@@ -342,6 +342,12 @@ func (f *flight) plans(ctx context.Context) ([]*droverv1.DiskPlan, error) {
 	backed := make(map[string]bool)
 	for _, d := range vm.Disks {
 		backed[d.Target] = len(d.Backing) > 0
+		for _, b := range d.Backing {
+			// It may have been attached since the images were looked at.
+			if err := f.a.knowImage(ctx, f.subject.Tenant, b.Path); err != nil {
+				f.log.Info("backing file is of no use to the data path", "path", b.Path, "err", err)
+			}
+		}
 	}
 	top := true
 	for _, d := range f.msg.GetDisks() {

@@ -66,31 +66,44 @@ func checkOffer(offered []Source) error {
 type asker func(ctx context.Context, source uint16, take func(first int64, fps []chunk.Fingerprint)) error
 
 // learn fills the index with what the offered sources hold, in their order:
-// from the catalogues that are here, and for the others that are small and
-// likely, from the destination's own. It ends early with ctx.
+// from the catalogues that are here, which for content that is here too may
+// have to be made first, and for the others that are small and likely, from the
+// destination's own. It ends early with ctx.
 func (n *Node) learn(ctx context.Context, index *chunk.Index, offered []Source, ask asker) {
+	var later []uint16
 	for i, s := range offered {
 		src := uint16(i)
-		if n.library != nil {
-			if c, err := n.library.Catalogue(s.ID); err == nil && c.Blocks() == s.Blocks {
-				if err := index.AddCatalogue(ctx, src, c); err == nil {
-					continue
-				}
-			}
-		}
-		if chunk.SourceKind(s.Kind) == chunk.KindImage || s.Blocks > maxAskedBlocks {
+		switch {
+		case n.learnOne(ctx, index, src, s):
+		case n.library != nil && n.library.Has(s.ID):
+			later = append(later, src)
+		case chunk.SourceKind(s.Kind) == chunk.KindImage || s.Blocks > maxAskedBlocks:
 			// An image that nobody here runs on has little of this VM.
-			continue
-		}
-		err := ask(ctx, src, func(first int64, fps []chunk.Fingerprint) {
-			for j, fp := range fps {
-				index.Add(fp, chunk.Ref{Source: src, Block: uint32(first + int64(j))})
+		default:
+			err := ask(ctx, src, func(first int64, fps []chunk.Fingerprint) {
+				for j, fp := range fps {
+					index.Add(fp, chunk.Ref{Source: src, Block: uint32(first + int64(j))})
+				}
+			})
+			if err != nil && ctx.Err() == nil {
+				n.log.Debug("no catalogue of an offered source", "source", chunk.SourceID(s.ID).String(), "err", err)
 			}
-		})
-		if err != nil && ctx.Err() == nil {
-			n.log.Debug("no catalogue of an offered source", "source", chunk.SourceID(s.ID).String(), "err", err)
 		}
 	}
+	for _, src := range later {
+		if n.library.WaitIndexed(ctx, offered[src].ID) == nil {
+			n.learnOne(ctx, index, src, offered[src])
+		}
+	}
+}
+
+// learnOne takes a source's catalogue, if it is here.
+func (n *Node) learnOne(ctx context.Context, index *chunk.Index, number uint16, s Source) bool {
+	if n.library == nil {
+		return false
+	}
+	c, err := n.library.Catalogue(s.ID)
+	return err == nil && c.Blocks() == s.Blocks && index.AddCatalogue(ctx, number, c) == nil
 }
 
 // baseOf returns the first offered memory that is here too, which is the

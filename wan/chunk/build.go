@@ -38,6 +38,8 @@ type BuildOptions struct {
 	// Wait, if not nil, is called before every read and returns when the
 	// builder may go on, or with an error that ends it.
 	Wait func(context.Context) error
+	// Hurry, if not nil, is asked before every read whether Rate does not count.
+	Hurry func() bool
 	// Progress, if not nil, is told the first block not yet looked at.
 	Progress func(block int64)
 }
@@ -169,7 +171,7 @@ func (b *builder) look(ctx context.Context, r driver.ImageReader, first int64, p
 			return err
 		}
 	}
-	if b.limiter != nil {
+	if b.limiter != nil && (b.options.Hurry == nil || !b.options.Hurry()) {
 		if err := b.limiter.WaitN(ctx, len(p)); err != nil {
 			return err
 		}

@@ -44,6 +44,10 @@ type indexJob struct {
 // errContent says that a source is not what its catalogue says.
 var errContent = errors.New("the content is not what was catalogued")
 
+// errYield ends the indexing of a source for one that somebody waits for. It
+// goes on later where it was.
+var errYield = errors.New("another source is waited for")
+
 // errGone ends the indexing of a source that has been removed meanwhile.
 var errGone = errors.New("the source is gone")
 
@@ -92,11 +96,14 @@ func (l *Library) nextJob() (job *entry, wait time.Duration, changed <-chan stru
 	return job, wait, l.changed
 }
 
-// before says which of two sources is indexed first: one whose catalogue has
+// before says which of two sources is indexed first: one that somebody waits
+// for; one whose catalogue has
 // only to be checked; then by kind, since images help every VM; then as they
 // came.
 func (e *entry) before(o *entry) bool {
 	switch {
+	case (e.wanted > 0) != (o.wanted > 0):
+		return e.wanted > 0
 	case e.catalogue.found != o.catalogue.found:
 		return e.catalogue.found
 	case e.source.Kind != o.source.Kind:
@@ -139,7 +146,7 @@ func (l *Library) index(ctx context.Context, e *entry) {
 		}
 		return
 	}
-	if err := l.build(ctx, e); err != nil && ctx.Err() == nil && !errors.Is(err, errGone) {
+	if err := l.build(ctx, e); err != nil && ctx.Err() == nil && !errors.Is(err, errGone) && !errors.Is(err, errYield) {
 		l.putOff(e, err)
 	}
 }
@@ -247,6 +254,11 @@ func (l *Library) build(ctx context.Context, e *entry) error {
 	path := l.cataloguePath(e.source.ID)
 	c, err := BuildCatalogue(ctx, path, e.source, r, BuildOptions{
 		Rate: l.options.IndexRate, Stamp: e.stamp,
+		Hurry: func() bool {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return e.wanted > 0
+		},
 		Wait: func(ctx context.Context) error { return l.awaitTurn(ctx, e) },
 		Progress: func(block int64) {
 			l.mu.Lock()
@@ -261,14 +273,18 @@ func (l *Library) build(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// awaitTurn returns when no move is under way.
+// awaitTurn returns when no move is under way, or somebody waits for the source.
 func (l *Library) awaitTurn(ctx context.Context, e *entry) error {
 	for {
 		l.mu.Lock()
-		paused, gone, changed := l.paused > 0, l.entries[e.source.ID] != e, l.changed
+		paused, gone, changed := l.paused > 0 && e.wanted == 0, l.entries[e.source.ID] != e, l.changed
+		yield := e.wanted == 0 && l.waitedFor()
 		l.mu.Unlock()
-		if gone {
+		switch {
+		case gone:
 			return errGone
+		case yield:
+			return errYield
 		}
 		if !paused {
 			return nil
@@ -279,6 +295,17 @@ func (l *Library) awaitTurn(ctx context.Context, e *entry) error {
 		case <-changed:
 		}
 	}
+}
+
+// waitedFor reports whether somebody waits for a source that can be indexed
+// now. Library.mu is held.
+func (l *Library) waitedFor() bool {
+	for _, e := range l.entries {
+		if c := &e.catalogue; e.wanted > 0 && c.ready == nil && !c.failed && !c.retry.After(time.Now()) {
+			return true
+		}
+	}
+	return false
 }
 
 // finishIndex puts a catalogue to use.
@@ -331,12 +358,14 @@ func (l *Library) Catalogue(id SourceID) (*Catalogue, error) {
 	return e.catalogue.ready, nil
 }
 
-// WaitIndexed waits until all the sources have catalogues. While moves are
-// under way nothing is indexed, so a move does not wait for this. Errors:
-// ctx's, drover.NotFound for a source that is not here (any more),
+// WaitIndexed waits until all the sources have catalogues. They are indexed
+// before all others, as fast as the machine can and also while moves are under
+// way: one of those waits. Errors: ctx's, drover.NotFound for a source that is not here (any more),
 // drover.Unavailable when the indexer has given up on one.
 func (l *Library) WaitIndexed(ctx context.Context, ids ...SourceID) error {
 	const op = "wait for catalogues"
+	l.want(1, ids)
+	defer l.want(-1, ids)
 	for {
 		ready := true
 		l.mu.Lock()
@@ -362,6 +391,18 @@ func (l *Library) WaitIndexed(ctx context.Context, ids ...SourceID) error {
 		case <-changed:
 		}
 	}
+}
+
+// want counts who waits for the sources.
+func (l *Library) want(by int, ids []SourceID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		if e := l.entries[id]; e != nil {
+			e.wanted = max(0, e.wanted+by) // an entry may have been replaced
+		}
+	}
+	l.note()
 }
 
 // Pause stops the indexer while a move is under way; every Pause needs its

@@ -154,6 +154,7 @@ type entry struct {
 	stamp  uint64
 	used   time.Time
 	pins   int // handles, which memories built on it have, too
+	wanted int // who waits for its catalogue
 	shared shared
 
 	catalogue catalogueState
