@@ -1,0 +1,369 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/digitalocean/go-libvirt"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/lab/guest/control"
+	"github.com/drover-vm/drover/lab/trial"
+	"github.com/drover-vm/drover/lab/wanem"
+	"github.com/drover-vm/drover/probe"
+)
+
+const (
+	// sessionPatience is how long a session may be silent. The client's own link
+	// is cut too, at times twice in a row, and its TCP tries again after twice
+	// the time that it has waited.
+	sessionPatience = 3 * time.Minute
+	// backPatience is how long sessions and host may take after the link has
+	// healed and the move has ended: TCP's next attempt may be half a minute
+	// away, and what an agent has to tidy it tries every few seconds.
+	backPatience = time.Minute
+	// cutsWriters bounds a request that starts or stops the guest's writers.
+	cutsWriters = time.Minute
+)
+
+// move moves the guest to the other site under the planned cuts, or with a bit
+// flipped in every so many segments, and judges it in row. It returns the cuts
+// that the move was too short for.
+func (b *cutsBench) move(ctx context.Context, row Row, plan []plannedCut, flip int) (left []plannedCut) {
+	for k, v := range (Row{
+		"cuts": 0, "cut_s": 0.0, "phases": []string{}, "state": "", "lost_writes": int64(-1), "running_on": "", "sessions_lost": int64(-1),
+		"total_s": -1.0, "pause_ms": -1.0, "retransmitted_bytes": int64(-1), "sent_bytes": int64(-1), "corrupt_found": int64(-1), "ok": false, "fault": "",
+	}) {
+		row[k] = v
+	}
+	if flip > 0 {
+		row["flip_every"] = flip
+	}
+	ctx, cancel := context.WithTimeout(ctx, cutsMoveLimit)
+	defer cancel()
+	left, err := b.tryMove(ctx, row, plan, flip)
+	if err == nil {
+		row["ok"] = true
+		return left
+	}
+	row["fault"] = err.Error()
+	return left
+}
+
+// tryMove does move's work; the error says what is wrong.
+func (b *cutsBench) tryMove(ctx context.Context, row Row, plan []plannedCut, flip int) (left []plannedCut, err error) {
+	vm, to, err := b.trial.Opposite(ctx, cutsVM)
+	if err != nil {
+		return plan, err
+	}
+	clients, err := b.clients(ctx)
+	if err != nil {
+		return plan, err
+	}
+	stopClients := sync.OnceValue(clients.Stop)
+	defer stopClients()
+	load, err := b.work(ctx)
+	if err != nil {
+		return plan, err
+	}
+	before, err := b.corruptFound(ctx)
+	if err != nil {
+		return plan, err
+	}
+	if flip > 0 {
+		if err := b.shape(ctx, wanem.ShapeChange{CorruptEvery: &flip}); err != nil {
+			return plan, err
+		}
+	}
+	m, left, err := b.carry(ctx, row, vm.Host, to, plan)
+	if flip > 0 {
+		err = errors.Join(err, b.shape(context.WithoutCancel(ctx), wanem.ShapeChange{CorruptEvery: new(0)}))
+	}
+	b.figures(row, m)
+	if err != nil {
+		_, stopErr := load.Stop(ctx)
+		return left, errors.Join(err, stopErr)
+	}
+	faults := []error{b.judgeGuest(ctx, row, m, load)}
+	seen := stopClients()
+	row["sessions_lost"] = int64(seen.SessionsLost)
+	if seen.SessionsLost > 0 || len(seen.Boots) != 1 {
+		faults = append(faults, fmt.Errorf("%d sessions lost (%+v), boots %v", seen.SessionsLost, seen.Lost, seen.Boots))
+	}
+	found, err := b.corruptFound(ctx)
+	faults = append(faults, err)
+	row["corrupt_found"] = found - before
+	if flip > 0 && found == before {
+		faults = append(faults, errors.New("no agent noticed a flipped bit"))
+	}
+	if m.State != drover.MoveDone {
+		faults = append(faults, fmt.Errorf("the move is %s: %s", m.State, m.Fault))
+	}
+	return left, errors.Join(append(faults, b.judgeResent(row))...)
+}
+
+// clients opens the guest's sessions and waits until each is answered.
+func (b *cutsBench) clients(ctx context.Context) (*probe.Prober, error) {
+	i := 0
+	for b.lab.Guests[i].Name != cutsVM {
+		i++
+	}
+	return probe.Start(ctx, probe.Config{
+		Target: net.JoinHostPort(b.lab.Guests[i].Address, strconv.Itoa(control.SessionPort)), Kind: probe.KindSheep,
+		Beat: 50 * time.Millisecond, LostAfter: sessionPatience, OpenTimeout: clientsReady,
+		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return b.lab.Dial(ctx, "c1", network, address)
+		},
+	})
+}
+
+// work makes the guest's memory and disk anew and lets it go on slowly.
+func (b *cutsBench) work(ctx context.Context) (*trial.Load, error) {
+	limited, cancel := context.WithTimeout(ctx, cutsWriters)
+	defer cancel()
+	load, err := trial.StartLoad(ctx, b.guest, cutsChurnMemory, cutsChurnDisk)
+	if err != nil {
+		return nil, err
+	}
+	if err := sleep(limited, cutsChurn); err != nil {
+		return nil, err
+	}
+	return load, errors.Join(b.guest.StartMemory(limited, cutsMemory), b.guest.StartDisk(limited, cutsDisk))
+}
+
+// carry starts the move, cuts the link as planned and waits for the move's end.
+func (b *cutsBench) carry(ctx context.Context, row Row, from string, to drover.Place, plan []plannedCut) (m drover.Move, left []plannedCut, err error) {
+	if err := b.trial.Drover(ctx, &m, "move", cutsVM, "--to", to.String(), "--method", "live", "--detach"); err != nil {
+		return m, plan, err
+	}
+	w := &phaseWatch{b: b, move: m.Name, host: from, reached: make([]chan struct{}, len(cutPhases)), ended: make(chan struct{})}
+	for i := range w.reached {
+		w.reached[i] = make(chan struct{})
+	}
+	watching, stop := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() { w.paused(watching) })
+	group.Go(func() { w.progress(watching) })
+	left, cutErr := b.cutAsPlanned(ctx, row, w, plan)
+	m, err = b.trial.Settled(ctx, m.Name)
+	stop()
+	group.Wait()
+	return m, left, errors.Join(cutErr, err)
+}
+
+// cutAsPlanned cuts and heals until the plan or the move has ended.
+func (b *cutsBench) cutAsPlanned(ctx context.Context, row Row, w *phaseWatch, plan []plannedCut) (left []plannedCut, err error) {
+	for i, c := range plan {
+		select {
+		case <-w.reached[c.phase]:
+		case <-w.ended:
+			return plan[i:], nil
+		case <-ctx.Done():
+			return plan[i:], ctx.Err()
+		}
+		select {
+		case <-time.After(c.after):
+		case <-w.ended:
+			return plan[i:], nil
+		case <-ctx.Done():
+			return plan[i:], ctx.Err()
+		}
+		if err := b.shape(ctx, wanem.ShapeChange{Cut: new(true)}); err != nil {
+			return plan[i:], err
+		}
+		row["cuts"] = row["cuts"].(int) + 1
+		row["cut_s"] = row["cut_s"].(float64) + c.length.Seconds()
+		row["phases"] = append(row["phases"].([]string), w.now())
+		serr := sleep(ctx, c.length)
+		// Healed whatever came: the next move needs the link.
+		err := b.shape(context.WithoutCancel(ctx), wanem.ShapeChange{Cut: new(false)})
+		if err = errors.Join(serr, err); err != nil {
+			return plan[i+1:], err
+		}
+	}
+	return nil, nil
+}
+
+// phaseWatch tells when a move reaches a phase.
+type phaseWatch struct {
+	b          *cutsBench
+	move, host string
+
+	mu      sync.Mutex
+	most    int // phases reached
+	reached []chan struct{}
+	ended   chan struct{}
+}
+
+// reach notes that a phase, and with it every one before, has begun.
+func (w *phaseWatch) reach(phase int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ; w.most <= phase; w.most++ {
+		close(w.reached[w.most])
+	}
+}
+
+// now names the phase that the move is in.
+func (w *phaseWatch) now() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.most == 0 {
+		return "before"
+	}
+	return cutPhases[w.most-1].name
+}
+
+// progress asks the server until the move has ended or ctx has.
+func (w *phaseWatch) progress(ctx context.Context) {
+	const every = 300 * time.Millisecond
+	for sleep(ctx, every) == nil {
+		var m drover.Move
+		if err := w.b.trial.Drover(ctx, &m, "moves", "get", w.move); err != nil {
+			continue
+		}
+		if m.State.Final() {
+			close(w.ended)
+			return
+		}
+		if m.Progress == nil {
+			continue
+		}
+		for i, p := range cutPhases {
+			if p.name == m.Progress.Phase && m.Progress.DoneBytes > 0 {
+				w.reach(i)
+			}
+		}
+	}
+}
+
+// paused asks the source's hypervisor until the guest is paused there: the
+// switchover lasts for a fraction of what the server's word takes.
+func (w *phaseWatch) paused(ctx context.Context) {
+	const every = 5 * time.Millisecond
+	conn, err := w.b.lab.Libvirt(w.host)
+	if err != nil {
+		w.b.logf("no watch over the pause: %v", err)
+		return
+	}
+	defer func() { _ = conn.Disconnect() }() // nothing depends on a clean goodbye
+	dom, err := conn.DomainLookupByName(cutsVM)
+	for err == nil && sleep(ctx, every) == nil {
+		var state int32
+		state, _, err = conn.DomainGetState(dom, 0)
+		if err == nil && libvirt.DomainState(state) == libvirt.DomainPaused {
+			w.reach(len(cutPhases) - 1)
+			return
+		}
+	}
+}
+
+// figures puts what was measured into the row.
+func (b *cutsBench) figures(row Row, m drover.Move) {
+	row["state"] = string(m.State)
+	row["total_s"], row["pause_ms"] = orNaN(m.Measured.TotalSeconds), orNaN(m.Measured.PauseMillis)
+	if p := m.Measured.Path; p != nil {
+		total := p.Total()
+		row["retransmitted_bytes"], row["sent_bytes"] = int64(total.RetransmittedBytes), int64(total.WireBytes)
+		row["connections_lost_at_once"] = total.Cuts
+	}
+}
+
+// judgeGuest proves that the guest runs once, where it should, has not booted
+// and has every write that was acknowledged.
+func (b *cutsBench) judgeGuest(ctx context.Context, row Row, m drover.Move, load *trial.Load) error {
+	place := map[drover.MoveState]drover.Place{drover.MoveDone: m.To, drover.MoveUndone: m.From}[m.State]
+	where, err := b.trial.Where(ctx, cutsVM)
+	if err != nil {
+		return err
+	}
+	row["running_on"] = fmt.Sprint(where)
+	var faults []error
+	until, cancel := context.WithTimeout(ctx, backPatience)
+	defer cancel()
+	faults = append(faults, trial.WaitHealthy(until, b.guest))
+	for {
+		err := b.trial.OnlyAt(ctx, cutsVM, place.Host, "running")
+		if err == nil {
+			row["running_on"] = place.Host
+			break
+		}
+		if sleep(until, time.Second) != nil {
+			faults = append(faults, err)
+			break
+		}
+	}
+	faults = append(faults, load.SameBoot(ctx))
+	acks, err := load.Stop(ctx)
+	if err != nil {
+		return errors.Join(append(faults, err)...)
+	}
+	row["acked_writes"] = int64(acks.Count())
+	check, err := b.guest.CheckDiskAgainst(ctx, acks)
+	if err != nil {
+		return errors.Join(append(faults, err)...)
+	}
+	row["lost_writes"] = int64(check.Verdict.LostCount)
+	switch {
+	case acks.Count() == 0:
+		faults = append(faults, errors.New("no write was acknowledged: nothing is proven"))
+	case !check.Verdict.OK:
+		faults = append(faults, errors.New(check.Verdict.Reason))
+	}
+	return errors.Join(faults...)
+}
+
+// The most that can be in flight when a link goes: what the link holds (its
+// round trip at its rate, and its queue), and what the kernels of both ends'
+// connections were given ahead of it.
+const (
+	cutsInFlight = 40e6/8*0.020 + // rate × round trip
+		128<<10 + // the emulator's queue, by default
+		4*128<<10 // four connections' send queues
+	resentShare = 0.01
+)
+
+// judgeResent compares what was sent again with what may be.
+func (b *cutsBench) judgeResent(row Row) error {
+	again, sent := row["retransmitted_bytes"].(int64), row["sent_bytes"].(int64)
+	if sent < 0 {
+		return errors.New("what was sent is not known")
+	}
+	breaks := int64(row["cuts"].(int)) + max(0, row["corrupt_found"].(int64))
+	if limit := int64(resentShare*float64(sent)) + breaks*cutsInFlight; again > limit {
+		return fmt.Errorf("%d bytes were sent again after %d breaks, want at most %d", again, breaks, limit)
+	}
+	return nil
+}
+
+// corruptLine is how an agent tells of a connection that it dropped because
+// bytes were not what was sent.
+var corruptLine = regexp.MustCompile(`(?m)^.*wan connection lost.*(bad record MAC|corrupt).*$`)
+
+// corruptFound counts such connections in the logs of the hosts' agents.
+func (b *cutsBench) corruptFound(ctx context.Context) (n int64, err error) {
+	hosts, err := b.trial.Hosts(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, h := range hosts {
+		node, err := b.lab.Node(h.Name)
+		if err != nil {
+			return 0, err
+		}
+		raw, err := os.ReadFile(filepath.Join(node.Dir, "log", "agent.log"))
+		if err != nil {
+			return 0, err
+		}
+		n += int64(len(corruptLine.FindAll(raw, -1)))
+	}
+	return n, nil
+}
