@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -110,6 +111,10 @@ func TestCopyAnything(t *testing.T) {
 	t.Parallel()
 	const path = "/images/disk.qcow2"
 	north, south := pair(t, Config{})
+	// Many copies share a session, as a VM's disks do.
+	const sessionDisks = 40
+	var s *session
+	var disks map[string]*ramDisk
 	rapid.Check(t, func(rt *rapid.T) {
 		const size = 2<<20 + 512
 		from := memory.NewVolumes(memory.VolumesConfig{Dirs: []string{"/images"}})
@@ -136,17 +141,25 @@ func TestCopyAnything(t *testing.T) {
 		img, err := from.OpenRead(t.Context(), path, false)
 		check(err)
 		defer img.Close()
-		d := newDisk(size)
-		s := start(t, trip{from: north, to: south, image: into(d)})
-		_, err = s.out.SendImage(t.Context(), "vda", img, nil)
+		if s == nil || len(disks) == sessionDisks {
+			if s != nil {
+				s.end(t)
+				s.in.Close()
+			}
+			disks = map[string]*ramDisk{}
+			s = start(t, trip{from: north, to: south, image: func(_ context.Context, target string) (Image, error) {
+				return written{disks[target]}, nil
+			}})
+		}
+		d, target := newDisk(size), fmt.Sprintf("vd%d", len(disks))
+		disks[target] = d
+		_, err = s.out.SendImage(t.Context(), target, img, nil)
 		check(err)
 		want := make([]byte, size)
 		_, _ = img.ReadAt(want, 0)
 		if !bytes.Equal(d.bytes(), want) {
 			rt.Fatal("the images differ")
 		}
-		s.end(t)
-		s.in.Close()
 	})
 }
 

@@ -11,19 +11,25 @@ import (
 	"testing"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/nbd"
 	"github.com/drover-vm/drover/wan/chunk"
 )
 
-// copyDisk mirrors a disk: all of it, then what the guest writes meanwhile.
-func copyDisk(t testing.TB, s *session, export string, data []byte) {
-	t.Helper()
-	c := s.mirror(t, export)
+// writeAll writes a disk as a mirror job does, and flushes.
+func writeAll(ctx context.Context, c *nbd.Client, data []byte) error {
 	const step = 1 << 20
 	for off := 0; off < len(data); off += step {
-		_, err := c.WriteAt(data[off:min(off+step, len(data))], int64(off))
-		must(t, err)
+		if _, err := c.WriteAt(data[off:min(off+step, len(data))], int64(off)); err != nil {
+			return err
+		}
 	}
-	must(t, c.Flush(t.Context()))
+	return c.Flush(ctx)
+}
+
+// copyDisk mirrors a disk to its end.
+func copyDisk(t testing.TB, s *session, export string, data []byte) {
+	t.Helper()
+	must(t, writeAll(t.Context(), s.mirror(t, export), data))
 }
 
 // drain waits for what was acknowledged.
@@ -47,8 +53,8 @@ func TestDisks(t *testing.T) {
 	for name, d := range disks {
 		data := newGuest(uint64(len(d.data)), len(d.data)>>20+1).mem[:len(d.data)]
 		want[name] = data
+		c := s.mirror(t, name)
 		group.Go(func() {
-			c := s.mirror(t, name)
 			r := rand.New(rand.NewPCG(4, uint64(len(data))))
 			write := func(off, n int) {
 				if _, err := c.WriteAt(data[off:off+n], int64(off)); err != nil {

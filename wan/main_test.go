@@ -275,7 +275,7 @@ func checkFigures(t testing.TB, f drover.PathFigures) {
 			t.Errorf("%s: negative: %+v", name, p)
 		}
 	}
-	if total := f.Total(); total.WireBytes <= 0 || total.Seconds <= 0 {
-		t.Errorf("nothing crossed: %+v", total)
+	if total := f.Total(); total.GuestBytes > 0 && (total.WireBytes == 0 || total.Seconds == 0) {
+		t.Errorf("guest bytes crossed by nothing: %+v", total)
 	}
 }

@@ -252,8 +252,12 @@ func (r *Receiver) memoryPart(c *bundle.Channel) error {
 	}
 	r.mu.Unlock()
 	if p.memory == nil || p.fill == nil || p.back == nil {
-		// The one that completes the three closes them all.
-		<-r.memoryDone
+		// The one that completes the three ends them all; a source that is
+		// cut off may never open it.
+		select {
+		case <-r.memoryDone:
+		case <-r.ctx.Done():
+		}
 		return nil
 	}
 	defer close(r.memoryDone)

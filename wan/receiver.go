@@ -47,7 +47,7 @@ type Receiver struct {
 	closing  sync.Once
 
 	images images
-	// memoryDone is closed when the memory's stream has ended or the session has.
+	// memoryDone is closed when the memory's stream has ended.
 	memoryDone chan struct{}
 
 	mu       sync.Mutex
