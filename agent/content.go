@@ -29,10 +29,13 @@ func (a *Agent) knowImages(ctx context.Context) {
 		return
 	}
 	for {
+		// Taken before looking, so that what changes meanwhile is looked at next.
+		changed := a.observer.next()
 		if err := a.knowImagesOnce(ctx); err != nil && ctx.Err() == nil {
 			a.log.Debug("backing files are not all known", "err", err)
 		}
-		if sleep(ctx, imagesEvery, nil) != nil {
+		// Events come in bursts.
+		if sleep(ctx, time.Second, nil) != nil || sleep(ctx, imagesEvery, changed) != nil {
 			return
 		}
 	}

@@ -38,6 +38,10 @@ const (
 	mirrorLimit = 30 * time.Second
 )
 
+// lanes is how many compressors work on a guest's memory: the other half of the
+// cores is for the guests.
+var lanes = min(max(1, runtime.NumCPU()/2), reduce.MaxLanes)
+
 // ListenMemory makes the socket at which the hypervisor delivers the guest's
 // memory of the given size. The first connection is taken, later ones are
 // refused. It may be called once; after that it gives drover.Exists.
@@ -159,7 +163,7 @@ func (s *Sender) sendMemory(conn *net.UnixConn, blocks int64) error {
 	o := reduce.SendOptions{
 		MemoryEncoderOptions: reduce.MemoryEncoderOptions{Known: s.known, Stats: s.meter.memory},
 		Fill:                 fill, Return: ret,
-		Lanes: min(max(1, runtime.NumCPU()/2), reduce.MaxLanes),
+		Lanes: lanes, Controller: s.pages,
 		OnLast: func() {
 			s.bundle.SetUrgent(true)
 			s.meter.mark(atPause)

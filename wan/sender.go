@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -44,7 +45,8 @@ type Sender struct {
 	options SendOptions
 	bundle  *bundle.Bundle
 	known   *reduce.Known
-	level   *leveler // the disks'
+	level   *leveler           // the disks'
+	pages   *reduce.Controller // the memory's
 	meter   *meter
 	ctx     context.Context // of everything that runs for the session
 	cancel  context.CancelCauseFunc
@@ -81,6 +83,7 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 		meter: newMeter(b),
 	}
 	s.level = newLeveler(s.meter.disk)
+	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBest, lanes, time.Now)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	n.working(1)
 	s.group.Go(func() { n.learn(s.ctx, s.known.Index, o.Offered, s.ask) })
@@ -239,6 +242,16 @@ func (s *Sender) Keep(ctx context.Context) error {
 	return m.Seal(ctx)
 }
 
+// tell logs where the session's time went.
+func (s *Sender) tell() {
+	of := func(ns *atomic.Int64) time.Duration { return time.Duration(ns.Load()).Round(time.Millisecond) }
+	m, d, st := s.meter.memory, s.meter.disk, s.bundle.Stats()
+	s.node.log.Info("data path ends", "move", s.options.Subject.Move,
+		"memory_encode", of(&m.EncodeNanoseconds), "memory_compress", of(&m.CompressNanoseconds), "memory_send", of(&m.SendNanoseconds), "memory_level", s.pages.Level().String(),
+		"disk_encode", of(&d.EncodeNanoseconds), "disk_compress", of(&d.CompressNanoseconds), "disk_send", of(&d.SendNanoseconds),
+		"connections", st.Connections, "lost", st.Lost, "corrupt", st.Corrupt, "cuts", st.Cuts, "resent", st.Resent, "err", s.Err())
+}
+
 // errSenderClosed ends what a closed session is doing.
 var errSenderClosed = drover.Errorf(drover.Canceled, "wan session", "closed")
 
@@ -247,6 +260,7 @@ var errSenderClosed = drover.Errorf(drover.Canceled, "wan session", "closed")
 func (s *Sender) Close() error {
 	s.closing.Do(func() {
 		s.meter.mark(atEnd)
+		s.tell()
 		s.cancel(errSenderClosed)
 		s.mu.Lock()
 		disks, memory := s.disks, s.memory

@@ -268,6 +268,13 @@ func droverMove(ctx context.Context, w *wanLab, vm, to string, limit time.Durati
 	}
 	f := mv.Measured
 	m.pauseMillis, m.memoryBytes, m.diskBytes = orNaN(f.PauseMillis), orMinus(f.MemoryBytes), orMinus(f.DiskBytes)
+	if f.Path != nil {
+		t := f.Path.Total()
+		m.more["missed_references"], m.more["path_cpu_s"], m.more["memory_s"] = t.MissedReferences, t.CPUSeconds, f.Path.Memory.Seconds
+		for _, k := range t.Kinds.Each() {
+			m.more[k.Name+"_blocks"], m.more[k.Name+"_wire_bytes"] = k.Blocks, int64(k.WireBytes)
+		}
+	}
 	m.more["drover_outage_ms"], m.more["drover_wire_bytes"] = orNaN(f.OutageMillis), orMinus(f.WireBytes)
 	return m, nil
 }
