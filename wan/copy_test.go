@@ -330,7 +330,7 @@ func TestCopyCanceled(t *testing.T) {
 func TestCopyOfRemains(t *testing.T) {
 	t.Parallel()
 	north, south := pair(t, Config{})
-	old := content(newGuest(11, 12).mem)
+	old := content(newGuest(11, 6).mem)
 	now := bytes.Clone(old)
 	r := rand.New(rand.NewPCG(3, 3))
 	pages := len(now) / chunk.BlockBytes

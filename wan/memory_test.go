@@ -14,13 +14,18 @@ import (
 
 var returnPath = []byte("\x00\x02\x00\x04\x00\x00\x00\x01 and at the end \x00\x01\x00\x04\x00\x00\x00\x00")
 
-// TestCaptures carries what QEMU really wrote.
+// TestCaptures carries what QEMU really wrote: a guest's memory, what has a
+// return path, what is understood in part. Package reduce takes all of them.
 func TestCaptures(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("page/testdata/*.stream.zst")
-	must(t, err)
-	if len(files) == 0 {
-		t.Fatal("no captured streams")
+	var files []string
+	for _, kind := range []string{"plain", "return-path", "7.2-compress", "10.0-xbzrle"} {
+		found, err := filepath.Glob("page/testdata/*" + kind + ".stream.zst")
+		must(t, err)
+		if len(found) == 0 {
+			t.Fatalf("no captured stream %s", kind)
+		}
+		files = append(files, found...)
 	}
 	dec, err := zstd.NewReader(nil)
 	must(t, err)
@@ -46,12 +51,12 @@ func TestCaptures(t *testing.T) {
 func TestReturn(t *testing.T) {
 	t.Parallel()
 	north, south := pair(t, Config{})
-	g := newGuest(1, 12)
+	g := newGuest(1, 6)
 	move := func(from, to *site, name string) (drover.PathFigures, *session) {
 		t.Helper()
 		there := arrive(t, returnPath, nil)
 		s := start(t, trip{from: from, to: to, memory: there.path, subject: Subject{Move: name, VM: "vm1", Tenant: "red"}})
-		migrate(t, s, there, g.stream(3, 100), returnPath)
+		migrate(t, s, there, g.stream(3, 50), returnPath)
 		must(t, s.out.Keep(t.Context()))
 		must(t, s.in.Keep(t.Context()))
 		f := s.out.Figures()
@@ -100,7 +105,7 @@ func TestReturn(t *testing.T) {
 func TestReturnElsewhere(t *testing.T) {
 	t.Parallel()
 	north, south := pair(t, Config{})
-	g := newGuest(2, 8)
+	g := newGuest(2, 4)
 	there := arrive(t, nil, nil)
 	s := start(t, trip{from: north, to: south, memory: there.path})
 	migrate(t, s, there, g.stream(1, 10), nil)
@@ -139,7 +144,7 @@ func TestWithoutFolders(t *testing.T) {
 			north, south := newSite(t, a, "north", c[0]), newSite(t, a, "south", c[1])
 			there := arrive(t, returnPath, nil)
 			s := start(t, trip{from: north, to: south, memory: there.path})
-			migrate(t, s, there, newGuest(3, 2).stream(2, 50), returnPath)
+			migrate(t, s, there, newGuest(3, 1).stream(2, 20), returnPath)
 			must(t, s.out.Keep(t.Context()))
 			must(t, s.in.Keep(t.Context()))
 			checkFigures(t, s.out.Figures())

@@ -15,7 +15,7 @@ func TestRate(t *testing.T) {
 	t.Parallel()
 	const rate, slower = 80 * drover.Mbps, 40 * drover.Mbps
 	north, south := pair(t, Config{Connections: conns})
-	disk, g := newNoise(51, 8), newNoise(52, 8)
+	disk, g := newNoise(51, 4), newNoise(52, 4)
 	d := newDisk(len(disk.mem))
 	there := arrive(t, nil, nil)
 	s := start(t, trip{from: north, to: south, rate: rate, memory: there.path, disks: serveNBD(t, map[string]*ramDisk{"vda": d})})
@@ -43,14 +43,14 @@ func TestRate(t *testing.T) {
 	written := make(chan error, 1)
 	go func() { written <- writeAll(context.Background(), mirror, disk.mem) }()
 	gone := depart(path, stream)
-	check(rate, 4<<20, base, began)
+	check(rate, 2<<20, base, began)
 	if f := s.out.Figures(); f.Disk.GuestBytes == 0 || f.Memory.GuestBytes == 0 {
 		t.Errorf("not both flow: %+v", f.Total())
 	}
 	s.out.SetRate(slower)
 	began = time.Now()
 	base = s.out.bundle.Stats().WireSent
-	check(slower, 2<<20, base, began)
+	check(slower, 1<<20, base, began)
 	s.out.SetRate(0)
 	must(t, within(t, "the disk is written", written))
 	must(t, within(t, "the guest has left", gone).err)
