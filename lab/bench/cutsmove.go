@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
-	"regexp"
 	"strconv"
 	"sync"
 	"time"
@@ -74,19 +71,11 @@ func (b *cutsBench) tryMove(ctx context.Context, row Row, plan []plannedCut, fli
 	if err != nil {
 		return plan, err
 	}
-	before, err := b.corruptFound(ctx)
+	before, err := b.trial.CorruptConnections(ctx)
 	if err != nil {
 		return plan, err
 	}
-	if flip > 0 {
-		if err := b.shape(ctx, wanem.ShapeChange{CorruptEvery: &flip}); err != nil {
-			return plan, err
-		}
-	}
-	m, left, err := b.carry(ctx, row, vm.Host, to, plan)
-	if flip > 0 {
-		err = errors.Join(err, b.shape(context.WithoutCancel(ctx), wanem.ShapeChange{CorruptEvery: new(0)}))
-	}
+	m, left, err := b.carry(ctx, row, vm.Host, to, plan, flip)
 	b.figures(row, m)
 	if err != nil {
 		_, stopErr := load.Stop(ctx)
@@ -98,7 +87,7 @@ func (b *cutsBench) tryMove(ctx context.Context, row Row, plan []plannedCut, fli
 	if seen.SessionsLost > 0 || len(seen.Boots) != 1 {
 		faults = append(faults, fmt.Errorf("%d sessions lost (%+v), boots %v", seen.SessionsLost, seen.Lost, seen.Boots))
 	}
-	found, err := b.corruptFound(ctx)
+	found, err := b.trial.CorruptConnections(ctx)
 	faults = append(faults, err)
 	row["corrupt_found"] = found - before
 	if flip > 0 && found == before {
@@ -139,10 +128,19 @@ func (b *cutsBench) work(ctx context.Context) (*trial.Load, error) {
 	return load, errors.Join(b.guest.StartMemory(limited, cutsMemory), b.guest.StartDisk(limited, cutsDisk))
 }
 
-// carry starts the move, cuts the link as planned and waits for the move's end.
-func (b *cutsBench) carry(ctx context.Context, row Row, from string, to drover.Place, plan []plannedCut) (m drover.Move, left []plannedCut, err error) {
+// carry starts the move, cuts the link as planned or has bits flipped on it, and
+// waits for the move's end.
+func (b *cutsBench) carry(ctx context.Context, row Row, from string, to drover.Place, plan []plannedCut, flip int) (m drover.Move, left []plannedCut, err error) {
 	if err := b.trial.Drover(ctx, &m, "move", cutsVM, "--to", to.String(), "--method", "live", "--detach"); err != nil {
 		return m, plan, err
+	}
+	if flip > 0 {
+		if err := b.shape(ctx, wanem.ShapeChange{CorruptEvery: &flip}); err != nil {
+			return m, plan, err
+		}
+		defer func() {
+			err = errors.Join(err, b.shape(context.WithoutCancel(ctx), wanem.ShapeChange{CorruptEvery: new(0)}))
+		}()
 	}
 	w := &phaseWatch{b: b, move: m.Name, host: from, reached: make([]chan struct{}, len(cutPhases)), ended: make(chan struct{})}
 	for i := range w.reached {
@@ -342,28 +340,4 @@ func (b *cutsBench) judgeResent(row Row) error {
 		return fmt.Errorf("%d bytes were sent again after %d breaks, want at most %d", again, breaks, limit)
 	}
 	return nil
-}
-
-// corruptLine is how an agent tells of a connection that it dropped because
-// bytes were not what was sent.
-var corruptLine = regexp.MustCompile(`(?m)^.*wan connection lost.*(bad record MAC|corrupt).*$`)
-
-// corruptFound counts such connections in the logs of the hosts' agents.
-func (b *cutsBench) corruptFound(ctx context.Context) (n int64, err error) {
-	hosts, err := b.trial.Hosts(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for _, h := range hosts {
-		node, err := b.lab.Node(h.Name)
-		if err != nil {
-			return 0, err
-		}
-		raw, err := os.ReadFile(filepath.Join(node.Dir, "log", "agent.log"))
-		if err != nil {
-			return 0, err
-		}
-		n += int64(len(corruptLine.FindAll(raw, -1)))
-	}
-	return n, nil
 }
