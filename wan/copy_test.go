@@ -116,7 +116,7 @@ func TestCopyAnything(t *testing.T) {
 	var s *session
 	var disks map[string]*ramDisk
 	rapid.Check(t, func(rt *rapid.T) {
-		const size = 2<<20 + 512
+		const size = 1<<20 + 512
 		from := memory.NewVolumes(memory.VolumesConfig{Dirs: []string{"/images"}})
 		check := func(err error) {
 			if err != nil {
@@ -128,7 +128,7 @@ func TestCopyAnything(t *testing.T) {
 		check(err)
 		for range rapid.IntRange(0, 8).Draw(rt, "writes") {
 			off := rapid.Int64Range(0, size-1).Draw(rt, "offset")
-			n := rapid.Int64Range(1, min(size-off, 1<<20)).Draw(rt, "length")
+			n := rapid.Int64Range(1, min(size-off, 1<<19)).Draw(rt, "length")
 			if rapid.Bool().Draw(rt, "zero") {
 				check(w.Zero(t.Context(), off, n))
 				continue

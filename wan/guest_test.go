@@ -164,6 +164,15 @@ type departed struct {
 	err    error
 }
 
+// failed checks that a QEMU has seen that its migration failed: by an error, or, when the path had
+// taken all of its stream already, by the end of a return path without its last words.
+func (d departed) failed(t testing.TB) {
+	t.Helper()
+	if d.err == nil && bytes.HasSuffix(d.answer, returnPath[len(returnPath)/2:]) {
+		t.Error("the source's QEMU believes that all is well")
+	}
+}
+
 // depart plays the QEMU that sends its guest.
 func depart(path string, stream []byte) <-chan departed {
 	done := make(chan departed, 1)
