@@ -22,6 +22,35 @@ type cable struct {
 	// direction. It returns what is passed on in its place, and whether the
 	// connection ends after it. It runs under the lock and may call cutNow.
 	tamper func(direction int, before int64, p []byte) (out []byte, end bool)
+	// head is where a TLS record begins in what tamper is given; negative: none does.
+	head int
+}
+
+// records follows the TLS records of one direction of a connection.
+type records struct {
+	head []byte // of the record that has begun, up to its length
+	left int    // bytes of its content that are still to come
+}
+
+// next takes what passes, and returns where the first record in it begins, if one does.
+func (r *records) next(p []byte) int {
+	first := -1
+	for at := 0; at < len(p); {
+		if r.left > 0 {
+			n := min(r.left, len(p)-at)
+			r.left, at = r.left-n, at+n
+			continue
+		}
+		if len(r.head) == 0 && first < 0 {
+			first = at
+		}
+		r.head = append(r.head, p[at])
+		at++
+		if len(r.head) == 5 {
+			r.left, r.head = int(r.head[3])<<8|int(r.head[4]), r.head[:0]
+		}
+	}
+	return first
 }
 
 const (
@@ -97,10 +126,13 @@ func abortConn(c net.Conn) {
 
 func (c *cable) pump(to, from net.Conn, direction int) {
 	buf := make([]byte, 32<<10)
+	var rec records
 	for {
 		n, err := from.Read(buf)
 		p, end := buf[:n], false
+		head := rec.next(p)
 		c.mu.Lock()
+		c.head = head
 		before := c.passed[direction]
 		c.passed[direction] += int64(n)
 		if c.tamper != nil && n > 0 {

@@ -96,6 +96,37 @@ func TestTampered(t *testing.T) {
 		return p, false
 	}
 	north, south := pair(t, Config{Connections: conns})
+	// atHead changes a byte of a record's header, if one begins in what passes.
+	atHead := func(w *cable, place int, bit byte) {
+		w.tamper = func(direction int, before int64, p []byte) ([]byte, bool) {
+			if direction == forth && before > 1<<20 && w.head >= 0 && w.head+place < len(p) {
+				p[w.head+place] ^= bit
+				w.tamper = nil
+			}
+			return p, false
+		}
+	}
+	for name, c := range map[string]struct {
+		place int
+		bit   byte
+	}{
+		"a record's kind": {0, 1}, "a record's version": {1, 4}, "a record's length, longer": {3, 0x80}, "a record's length, shorter": {4, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wire := newCable(t, south.address)
+			there := arrive(t, returnPath, nil)
+			s := start(t, trip{from: north, to: south, via: wire.address, memory: there.path, subject: Subject{Move: name, VM: name}})
+			s.whole(t, conns)
+			wire.mu.Lock()
+			atHead(wire, c.place, c.bit)
+			wire.mu.Unlock()
+			migrate(t, s, there, newNoise(29, 4).stream(1, 50), returnPath)
+			if st := s.in.bundle.Stats(); st.Corrupt == 0 {
+				t.Errorf("corruption was not counted: %+v", st)
+			}
+		})
+	}
 	for name, c := range map[string]struct {
 		direction int
 		after     int64

@@ -3,6 +3,7 @@ package bundle
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -354,5 +355,6 @@ func (b *Bundle) blame(why error) {
 // a local error.
 func isCorrupt(err error) bool {
 	var op *net.OpError
-	return errors.Is(err, frame.ErrCorrupt) || errors.As(err, &op) && op.Op == "local error"
+	var head tls.RecordHeaderError // a record's length or version
+	return errors.Is(err, frame.ErrCorrupt) || errors.As(err, &head) || errors.As(err, &op) && op.Op == "local error"
 }
