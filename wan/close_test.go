@@ -51,7 +51,7 @@ func TestClose(t *testing.T) {
 			there := arrive(t, returnPath, hold)
 			s := start(t, trip{from: north, to: south, memory: there.path})
 			must(t, s.out.ListenMemory(filepath.Join(s.dir, "m"), 1<<20))
-			gone := depart(filepath.Join(s.dir, "m"), newNoise(31, 4).stream(1, 1))
+			gone := depart(filepath.Join(s.dir, "m"), newNoise(31, 3).stream(1, 1))
 			eventually(t, "memory flows", func() bool { return s.out.Progress().GuestBytes > 1<<20 })
 			return s, func(t *testing.T) {
 				within(t, "the source's QEMU learns of it", gone).failed(t)
@@ -60,13 +60,13 @@ func TestClose(t *testing.T) {
 			}
 		},
 		"in the middle of a disk": func(t *testing.T) (*session, func(*testing.T)) {
-			d := newDisk(8 << 20)
+			d := newDisk(3 << 20)
 			d.hold = make(chan struct{})
 			socket := serveNBD(t, map[string]*ramDisk{"vda": d})
 			s := start(t, trip{from: north, to: south, disks: socket})
 			c := s.mirror(t, "vda")
 			done := make(chan error, 1)
-			go func() { done <- writeAll(t.Context(), c, newNoise(32, 8).mem) }()
+			go func() { done <- writeAll(t.Context(), c, newNoise(32, 3).mem) }()
 			eventually(t, "the disk flows", func() bool { return s.out.Progress().GuestBytes > 1<<20 })
 			return s, func(t *testing.T) {
 				if err := within(t, "the mirror learns of it", done); err == nil {
@@ -76,11 +76,11 @@ func TestClose(t *testing.T) {
 			}
 		},
 		"in the middle of a copy": func(t *testing.T) (*session, func(*testing.T)) {
-			d := newDisk(8 << 20)
+			d := newDisk(3 << 20)
 			s := start(t, trip{from: north, to: south, image: into(d), rate: 20 * drover.Mbps})
 			done := make(chan error, 1)
 			go func() {
-				_, err := s.out.SendImage(t.Context(), "vda", content(newNoise(33, 8).mem), nil)
+				_, err := s.out.SendImage(t.Context(), "vda", content(newNoise(33, 3).mem), nil)
 				done <- err
 			}()
 			eventually(t, "the copy flows", func() bool { return s.out.Progress().GuestBytes > 1<<20 })

@@ -29,7 +29,7 @@ func TestCutInMemory(t *testing.T) {
 	there := arrive(t, returnPath, nil)
 	s := start(t, trip{from: north, to: south, via: wire.address, memory: there.path})
 	s.whole(t, conns)
-	stream := newNoise(21, 8).stream(2, 100)
+	stream := newNoise(21, 6).stream(2, 100)
 	path := filepath.Join(s.dir, "m")
 	cutOff := func(after int64) <-chan struct{} {
 		return wire.onPassing(forth, after, func(p []byte, at int) ([]byte, bool) {
@@ -66,7 +66,7 @@ func TestCutInDisks(t *testing.T) {
 	t.Parallel()
 	north, south := pair(t, Config{Connections: conns})
 	wire := newCable(t, south.address)
-	data := newNoise(22, 8).mem
+	data := newNoise(22, 6).mem
 	d := newDisk(len(data))
 	s := start(t, trip{from: north, to: south, via: wire.address, disks: serveNBD(t, map[string]*ramDisk{"vda": d})})
 	s.whole(t, conns)
@@ -149,7 +149,7 @@ func TestTampered(t *testing.T) {
 			there := arrive(t, returnPath, nil)
 			s := start(t, trip{from: north, to: south, via: wire.address, memory: there.path, subject: Subject{Move: name, VM: name}})
 			s.whole(t, conns)
-			stream := newNoise(23, 6).stream(1, 50)
+			stream := newNoise(23, 4).stream(1, 50)
 			done := wire.onPassing(c.direction, c.after, c.do)
 			migrate(t, s, there, stream, returnPath)
 			within(t, "it was tampered with", done)
@@ -414,8 +414,8 @@ func TestRandomCuts(t *testing.T) {
 	north, south := pair(t, Config{Connections: conns})
 	r := rand.New(rand.NewPCG(2024, 6))
 	wire := newCable(t, south.address)
-	g := newNoise(27, 6)
-	disk := newNoise(28, 6)
+	g := newNoise(27, 4)
+	disk := newNoise(28, 4)
 	d := newDisk(len(disk.mem))
 	there := arrive(t, returnPath, nil)
 	s := start(t, trip{from: north, to: south, via: wire.address, memory: there.path, disks: serveNBD(t, map[string]*ramDisk{"vda": d})})

@@ -46,13 +46,13 @@ func newMeter(b *bundle.Bundle) *meter {
 	return m
 }
 
-// mark notes the first time that a moment comes.
+// mark notes the first time that a moment comes. After the end none does: what a
+// session that is being closed was about to begin is not counted.
 func (m *meter) mark(k mark) {
-	r := m.read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.seen[k] == nil {
-		m.seen[k] = r
+	if m.seen[k] == nil && m.seen[atEnd] == nil {
+		m.seen[k] = m.read() // under the lock, so that marks are in order of time
 	}
 }
 
