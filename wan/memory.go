@@ -67,6 +67,7 @@ func (s *Sender) ListenMemory(path string, memory drover.Bytes) error {
 		s.propose(blocks)
 	})
 	s.group.Go(func() {
+		defer close(s.memoryDone)
 		unhook := context.AfterFunc(s.ctx, func() { _ = l.Close() })
 		defer unhook()
 		conn, err := l.AcceptUnix()

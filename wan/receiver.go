@@ -173,10 +173,7 @@ func (r *Receiver) Keep(ctx context.Context) error {
 	m := r.mirror
 	r.mirror = nil
 	r.mu.Unlock()
-	if m == nil {
-		return nil
-	}
-	return m.Seal(ctx)
+	return seal(ctx, m, r.memoryDone)
 }
 
 // errReceiverClosed ends what a closed session is doing.

@@ -52,6 +52,8 @@ type Sender struct {
 	cancel  context.CancelCauseFunc
 	group   sync.WaitGroup
 	closing sync.Once
+	// memoryDone is closed when the memory's stream has ended.
+	memoryDone chan struct{}
 
 	mu     sync.Mutex
 	err    error
@@ -80,7 +82,7 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 	}
 	s := &Sender{
 		node: n, options: o, bundle: b, known: &reduce.Known{Index: chunk.NewIndex(indexBytes)},
-		meter: newMeter(b),
+		meter: newMeter(b), memoryDone: make(chan struct{}),
 	}
 	s.level = newLeveler(s.meter.disk)
 	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBest, lanes, time.Now)
@@ -236,10 +238,20 @@ func (s *Sender) Keep(ctx context.Context) error {
 	m := s.mirror
 	s.mirror = nil
 	s.mu.Unlock()
+	return seal(ctx, m, s.memoryDone)
+}
+
+// seal makes a mirror a source when nothing is written to it any more.
+func seal(ctx context.Context, m *chunk.Memory, written <-chan struct{}) error {
 	if m == nil {
 		return nil
 	}
-	return m.Seal(ctx)
+	select {
+	case <-written:
+		return m.Seal(ctx)
+	case <-ctx.Done():
+		return errors.Join(context.Cause(ctx), m.Discard())
+	}
 }
 
 // tell logs where the session's time went.
