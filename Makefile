@@ -24,8 +24,9 @@ test: deps build ## the whole test suite, lab included
 	$(GO) test -p 1 -timeout 20m ./...
 
 .PHONY: soak
-soak: deps build ## twenty moves back and forth, and the Debian guest under load
+soak: deps build ## twenty moves back and forth, twenty more under cuts, and the Debian guest under load
 	$(GO) test -p 1 -timeout 80m -count 1 -v ./lab/trial -args -soak
+	bin/drover bench cuts
 
 .PHONY: bench
 bench: deps build ## the benchmarks, as tables
