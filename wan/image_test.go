@@ -116,9 +116,11 @@ type exported struct{ *ramDisk }
 var _ nbd.Backend = exported{}
 
 func (e exported) ReadAt(_ context.Context, p []byte, off int64) error { e.read(p, off); return nil }
+
 func (e exported) Write(_ context.Context, p []byte, off int64) error {
 	return e.write(off, int64(len(p)), p)
 }
+
 func (e exported) Zero(_ context.Context, off, length int64, _ nbd.ZeroOptions) error {
 	return e.write(off, length, nil)
 }
