@@ -69,7 +69,7 @@ func TestReturn(t *testing.T) {
 		return f, s
 	}
 	first, _ := move(north, south, "there")
-	if first.Memory.Kinds.Same.Blocks == 0 && first.Memory.Kinds.Delta.Blocks == 0 {
+	if k := first.Total().Kinds; k.Same.Blocks == 0 && k.Delta.Blocks == 0 {
 		t.Errorf("no page of the later rounds was told from what had been sent: %+v", first.Total().Kinds)
 	}
 	if f := first.Switchover; f.GuestBytes == 0 || f.WireBytes == 0 || f.Seconds == 0 {
