@@ -257,7 +257,7 @@ func (a peerService) Finish(ctx context.Context, req *droverv1.FinishRequest) (*
 		if err := errors.Join(r.fence(ref), r.bind(caller)); err != nil {
 			return err
 		}
-		err := r.accept(req.GetToken(), a.incoming.get(ref.move) != nil)
+		err := r.accept(req.GetToken(), a.complete(ref.move, req.GetDisks()))
 		if r.In != nil {
 			in = *r.In
 		}
@@ -280,6 +280,24 @@ func (a peerService) Finish(ctx context.Context, req *droverv1.FinishRequest) (*
 	default:
 		return &droverv1.FinishResponse{Fault: in.Fault}, nil
 	}
+}
+
+// complete reports whether what was prepared for a move is here, with all that
+// the source's hypervisor was told is written.
+func (a *Agent) complete(move string, disks []*droverv1.DiskPosition) bool {
+	arr := a.incoming.get(move)
+	if arr == nil || arr.session == nil {
+		return false
+	}
+	acknowledged := make(map[string]wan.Position, len(disks))
+	for _, d := range disks {
+		acknowledged[d.GetExport()] = wan.Position{Operations: d.GetOperations(), Bytes: d.GetBytes()}
+	}
+	if err := arr.session.Missing(acknowledged); err != nil {
+		a.log.Error("the guest's disks are not all here: it runs on at its source", "move", move, "err", err)
+		return false
+	}
+	return true
 }
 
 // accept takes a Finish into the record: from prepared to accepted, or to

@@ -461,6 +461,10 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 		return err
 	}
 	drained := a.clock()
+	var disks []*droverv1.DiskPosition
+	for export, p := range f.session.Positions() {
+		disks = append(disks, &droverv1.DiskPosition{Export: export, Operations: p.Operations, Bytes: p.Bytes})
+	}
 	stopped := a.observer.stopped(f.ref.vm, f.began)
 	err = a.journal.update(f.ref.move, "given-up", func(r *record) error {
 		if err := r.fence(f.ref); err != nil {
@@ -479,7 +483,7 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishLimit)
 	defer cancel()
 	gaveUp := a.clock()
-	resp, err := f.peer.Finish(ctx, &droverv1.FinishRequest{Ref: f.ref.proto(), Token: f.token, Cookie: cookie})
+	resp, err := f.peer.Finish(ctx, &droverv1.FinishRequest{Ref: f.ref.proto(), Token: f.token, Cookie: cookie, Disks: disks})
 	if err != nil {
 		f.log.Warn("no answer to the switchover; asking again", "err", err)
 		return peerError(ctx, err)

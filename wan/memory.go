@@ -171,6 +171,7 @@ func (s *Sender) sendMemory(conn *net.UnixConn, blocks int64) error {
 		},
 	}
 	s.mu.Lock()
+	s.flowed = true
 	if s.mirror != nil {
 		o.Mirror, o.MirrorBlocks = s.mirror, blocks
 	}

@@ -49,7 +49,7 @@ func NewMux(l net.Listener, cfg *tls.Config, log *slog.Logger) *Mux {
 // *tls.Conn, as net/http wants them for HTTP/2.
 func (m *Mux) Control() net.Listener { return m.control }
 
-// Data is the listener for an Endpoint.
+// Data is the listener for Node.Serve.
 func (m *Mux) Data() net.Listener { return m.data }
 
 // Serve accepts until ctx ends or the listener fails, and then closes both

@@ -148,6 +148,12 @@ func (r *Receiver) serve(c *bundle.Channel) error {
 	}
 }
 
+// Missing says which disks have not all that the source's hypervisor was told
+// is written, with drover.Refused, or nil: then the guest may run here.
+func (r *Receiver) Missing(acknowledged map[string]Position) error {
+	return disk.Missing(acknowledged, r.target.Positions())
+}
+
 // Err returns why the session does not work, or nil.
 func (r *Receiver) Err() error {
 	r.mu.Lock()
@@ -170,10 +176,10 @@ func (r *Receiver) fail(err error) {
 // moves; it is to be called when the VM runs here, before Close.
 func (r *Receiver) Keep(ctx context.Context) error {
 	r.mu.Lock()
-	m := r.mirror
+	m, flowed := r.mirror, r.parts.memory != nil
 	r.mirror = nil
 	r.mu.Unlock()
-	return seal(ctx, m, r.memoryDone)
+	return seal(ctx, m, flowed, r.memoryDone)
 }
 
 // errReceiverClosed ends what a closed session is doing.

@@ -60,6 +60,9 @@ type Sender struct {
 	disks  *disk.Source
 	memory *net.UnixListener
 	mirror *chunk.Memory // nil when there is none
+	flowed bool          // the memory's stream has begun
+	limit  drover.BitRate
+	uncut  time.Duration // the sum of the cuts that were over
 }
 
 // Send connects to a destination that has called Receive. Errors are those of
@@ -82,7 +85,7 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 	}
 	s := &Sender{
 		node: n, options: o, bundle: b, known: &reduce.Known{Index: chunk.NewIndex(indexBytes)},
-		meter: newMeter(b), memoryDone: make(chan struct{}),
+		meter: newMeter(b), memoryDone: make(chan struct{}), limit: o.Rate,
 	}
 	s.level = newLeveler(s.meter.disk)
 	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBest, lanes, time.Now)
@@ -174,8 +177,29 @@ func (s *Sender) Drain(ctx context.Context) error {
 	return s.Err()
 }
 
+// Position is how far a disk has come: operations and bytes that the source's
+// hypervisor was told are written or, at the destination, that were applied.
+type Position = disk.Position
+
+// Positions are those of the session's disks, by export, as the hypervisor was
+// told.
+func (s *Sender) Positions() map[string]Position {
+	s.mu.Lock()
+	disks := s.disks
+	s.mu.Unlock()
+	if disks == nil {
+		return nil
+	}
+	return disks.Positions()
+}
+
 // SetRate changes what the session may send; zero is unlimited.
-func (s *Sender) SetRate(r drover.BitRate) { s.bundle.SetRate(r) }
+func (s *Sender) SetRate(r drover.BitRate) {
+	s.bundle.SetRate(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = r
+}
 
 // Figures are what the session has done so far.
 func (s *Sender) Figures() drover.PathFigures { return s.meter.figures() }
@@ -183,18 +207,18 @@ func (s *Sender) Figures() drover.PathFigures { return s.meter.figures() }
 // Progress is what it is doing now.
 func (s *Sender) Progress() drover.PathProgress {
 	st := s.bundle.Stats()
-	return drover.PathProgress{
-		GuestBytes: drover.Bytes(s.meter.memory.Total().GuestBytes + s.meter.disk.Total().GuestBytes),
-		WireBytes:  drover.Bytes(wireBytes(st)), WireRate: drover.BitRate(8 * st.Rate), CutSeconds: cutNow(st),
-	}
-}
-
-// cutNow is how long there have been cuts in all while one lasts.
-func cutNow(st bundle.Stats) float64 {
+	s.mu.Lock()
+	limit, cut := s.limit, time.Duration(0)
 	if st.Now > 0 {
-		return 0
+		s.uncut = st.CutTime
+	} else {
+		cut = st.CutTime - s.uncut
 	}
-	return st.CutTime.Seconds()
+	s.mu.Unlock()
+	return drover.PathProgress{
+		Limit: limit, GuestBytes: drover.Bytes(s.meter.memory.Total().GuestBytes + s.meter.disk.Total().GuestBytes),
+		WireBytes: drover.Bytes(wireBytes(st)), WireRate: drover.BitRate(8 * st.Rate), CutSeconds: cut.Seconds(),
+	}
 }
 
 // Err returns why the session does not work, or nil: when the hypervisor
@@ -235,16 +259,20 @@ func (s *Sender) fail(err error) {
 func (s *Sender) Keep(ctx context.Context) error {
 	s.meter.mark(atEnd)
 	s.mu.Lock()
-	m := s.mirror
+	m, flowed := s.mirror, s.flowed
 	s.mirror = nil
 	s.mu.Unlock()
-	return seal(ctx, m, s.memoryDone)
+	return seal(ctx, m, flowed, s.memoryDone)
 }
 
-// seal makes a mirror a source when nothing is written to it any more.
-func seal(ctx context.Context, m *chunk.Memory, written <-chan struct{}) error {
-	if m == nil {
+// seal makes a mirror a source when nothing is written to it any more. A mirror
+// of a stream that never came is of nothing.
+func seal(ctx context.Context, m *chunk.Memory, flowed bool, written <-chan struct{}) error {
+	switch {
+	case m == nil:
 		return nil
+	case !flowed:
+		return m.Discard()
 	}
 	select {
 	case <-written:

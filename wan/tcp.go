@@ -9,14 +9,12 @@ import (
 
 const (
 	// notSentBytes is how much may lie in the kernel's send queue beyond what
-	// is in flight. What is queued here delays the switchover and makes QEMU
-	// believe in a faster link: 128 KiB is 5 ms at 200 Mbit/s, and still
-	// enough to keep 5 Gbit/s busy for the time a wake-up takes.
+	// is in flight, until a bundle sets what its rate needs. What is queued here
+	// delays the switchover and makes QEMU believe in a faster link.
 	notSentBytes = 128 << 10
 	// deadAfter is how long sent bytes may go unacknowledged, and how long a
-	// silent connection may go unanswered, before the peer counts as dead. A
-	// route that flaps or a link cut for half a minute is survived by TCP
-	// itself; a longer one ends the transfer, which is then undone.
+	// silent connection may go unanswered, before the peer counts as dead.
+	// Bundles notice earlier; the agents' control calls do not.
 	deadAfter = 60 * time.Second
 	// A connection at rest is probed every keepEvery, so that a dead peer is
 	// noticed although nothing is sent.

@@ -2701,10 +2701,13 @@ func (x *ContentSource) GetBlocks() int64 {
 }
 
 type FinishRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	Token         []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	Cookie        []byte                 `protobuf:"bytes,3,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Ref    *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Token  []byte                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	Cookie []byte                 `protobuf:"bytes,3,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// Disks are how far each disk is: what the source's hypervisor was told is
+	// written. The guest may run only where all of it has been applied.
+	Disks         []*DiskPosition `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2760,6 +2763,74 @@ func (x *FinishRequest) GetCookie() []byte {
 	return nil
 }
 
+func (x *FinishRequest) GetDisks() []*DiskPosition {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+type DiskPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Export is the disk's name on the data path.
+	Export        string `protobuf:"bytes,1,opt,name=export,proto3" json:"export,omitempty"`
+	Operations    uint64 `protobuf:"varint,2,opt,name=operations,proto3" json:"operations,omitempty"`
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskPosition) Reset() {
+	*x = DiskPosition{}
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskPosition) ProtoMessage() {}
+
+func (x *DiskPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskPosition.ProtoReflect.Descriptor instead.
+func (*DiskPosition) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DiskPosition) GetExport() string {
+	if x != nil {
+		return x.Export
+	}
+	return ""
+}
+
+func (x *DiskPosition) GetOperations() uint64 {
+	if x != nil {
+		return x.Operations
+	}
+	return 0
+}
+
+func (x *DiskPosition) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type FinishResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Running          bool                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
@@ -2773,7 +2844,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2856,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2869,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -2838,7 +2909,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2850,7 +2921,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2863,7 +2934,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -2886,7 +2957,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +2969,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +2982,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -2944,7 +3015,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3027,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3040,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -2989,7 +3060,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3001,7 +3072,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3014,7 +3085,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -3034,7 +3105,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3117,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3130,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -3085,7 +3156,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3168,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3181,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -3332,11 +3403,18 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\rContentSource\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x16\n" +
-	"\x06blocks\x18\x03 \x01(\x03R\x06blocks\"c\n" +
+	"\x06blocks\x18\x03 \x01(\x03R\x06blocks\"\x92\x01\n" +
 	"\rFinishRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x16\n" +
-	"\x06cookie\x18\x03 \x01(\fR\x06cookie\"\x86\x01\n" +
+	"\x06cookie\x18\x03 \x01(\fR\x06cookie\x12-\n" +
+	"\x05disks\x18\x04 \x03(\v2\x17.drover.v1.DiskPositionR\x05disks\"\\\n" +
+	"\fDiskPosition\x12\x16\n" +
+	"\x06export\x18\x01 \x01(\tR\x06export\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x02 \x01(\x04R\n" +
+	"operations\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"\x86\x01\n" +
 	"\x0eFinishResponse\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x16\n" +
 	"\x06cookie\x18\x02 \x01(\fR\x06cookie\x12,\n" +
@@ -3388,7 +3466,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -3432,37 +3510,38 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*PrepareResponse)(nil),     // 39: drover.v1.PrepareResponse
 	(*ContentSource)(nil),       // 40: drover.v1.ContentSource
 	(*FinishRequest)(nil),       // 41: drover.v1.FinishRequest
-	(*FinishResponse)(nil),      // 42: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 43: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 44: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 45: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 46: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 47: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 48: drover.v1.DigestResponse
-	nil,                         // 49: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 50: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 51: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 52: drover.v1.Host
-	(*VM)(nil),                  // 53: drover.v1.VM
-	(*Check)(nil),               // 54: drover.v1.Check
-	(*Progress)(nil),            // 55: drover.v1.Progress
-	(*PathFigures)(nil),         // 56: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 57: drover.v1.ProbeTarget
+	(*DiskPosition)(nil),        // 42: drover.v1.DiskPosition
+	(*FinishResponse)(nil),      // 43: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 44: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 45: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 46: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 47: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 48: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 49: drover.v1.DigestResponse
+	nil,                         // 50: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 51: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 52: drover.v1.CheckTargetResponse.SameBackingEntry
+	(*Host)(nil),                // 53: drover.v1.Host
+	(*VM)(nil),                  // 54: drover.v1.VM
+	(*Check)(nil),               // 55: drover.v1.Check
+	(*Progress)(nil),            // 56: drover.v1.Progress
+	(*PathFigures)(nil),         // 57: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 58: drover.v1.ProbeTarget
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	52, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	53, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	53, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	54, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	54, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	53, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	52, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	49, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	53, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	52, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	50, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	54, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	52, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	51, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	55, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	54, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	53, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	50, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	54, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	53, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	51, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	55, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	53, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	52, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,  // 13: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,  // 14: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10, // 15: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -3483,55 +3562,56 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13, // 30: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
 	13, // 31: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13, // 32: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	55, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	56, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	26, // 34: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	56, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	57, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	7,  // 36: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,  // 37: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	57, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	58, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	35, // 39: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,  // 40: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13, // 41: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
 	40, // 42: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
 	7,  // 43: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 44: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 45: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 46: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	0,  // 47: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 48: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 49: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 50: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 51: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	27, // 52: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	29, // 53: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	31, // 54: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	33, // 55: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	36, // 56: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	38, // 57: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	41, // 58: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	43, // 59: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	45, // 60: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	47, // 61: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	1,  // 62: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 63: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 64: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 65: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	25, // 66: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	28, // 67: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	30, // 68: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	32, // 69: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	34, // 70: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	37, // 71: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	39, // 72: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	42, // 73: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	44, // 74: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	46, // 75: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	48, // 76: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	62, // [62:77] is the sub-list for method output_type
-	47, // [47:62] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	42, // 44: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,  // 45: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 46: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 47: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	0,  // 48: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 49: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 50: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 51: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 52: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	27, // 53: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	29, // 54: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	31, // 55: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	33, // 56: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	36, // 57: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	38, // 58: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	41, // 59: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	44, // 60: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	46, // 61: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	48, // 62: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	1,  // 63: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 64: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 65: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 66: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	25, // 67: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	28, // 68: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	30, // 69: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	32, // 70: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	34, // 71: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	37, // 72: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	39, // 73: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	43, // 74: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	45, // 75: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	47, // 76: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	49, // 77: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	63, // [63:78] is the sub-list for method output_type
+	48, // [48:63] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -3563,7 +3643,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   52,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

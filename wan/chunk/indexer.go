@@ -52,7 +52,8 @@ var errYield = errors.New("another source is waited for")
 var errGone = errors.New("the source is gone")
 
 // Run makes catalogues until ctx ends, one source at a time, images first, no
-// faster than IndexRate and not while moves are under way (Pause). It must run
+// faster than IndexRate and not while moves are under way (Pause), save for
+// those that somebody waits for (WaitIndexed). It must run
 // once at a time; another gives drover.Refused. It returns nil when ctx ends.
 func (l *Library) Run(ctx context.Context) error {
 	if !l.running.TryLock() {

@@ -71,7 +71,7 @@
 //
 //	offset  size  field
 //	0       1     kind
-//	1       1     class: 0 control, 1 fill, 2 return, 3 memory, 4 disk, 5 copy
+//	1       1     class: 0 control, 1 fill, 2 return, 3 disk, 4 memory, 5 copy
 //	2       1     code
 //	3       1     fragment
 //	4       4     channel; 0 in frames that are no channel's
