@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -22,6 +23,11 @@ import (
 	"github.com/drover-vm/drover/pki"
 	"github.com/drover-vm/drover/probe"
 )
+
+// agentGC keeps an agent small beside the guests whose memory it shares: windows,
+// queues and the index are bounded, and with Go's own setting as much again would
+// be garbage.
+const agentGC = 50
 
 func newAgentCommand(a *app) *cobra.Command {
 	var path string
@@ -76,6 +82,9 @@ func (a *app) runAgent(ctx context.Context, path string, cfg agent.Config) (err 
 		}
 		defer func() { _ = volumes.Close() }()
 		deps.Hypervisor, deps.Volumes = hyp, volumes
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(agentGC)
 	}
 	ag, err := agent.New(deps, cfg)
 	if err != nil {

@@ -89,3 +89,27 @@ func bytesRead(dirs []string) (sum int64) {
 	}
 	return sum
 }
+
+// peakRSS is the most memory that an agent of the hosts has had at a time since
+// it began (VmHWM in proc(5)), in bytes; 0 when that cannot be read.
+func (w *wanLab) peakRSS(hosts ...string) (most int64) {
+	for _, h := range hosts {
+		dirs, err := w.agentsOf(h)
+		if err != nil {
+			return 0
+		}
+		for _, dir := range dirs {
+			raw, err := os.ReadFile(dir + "/status")
+			if err != nil {
+				continue // it has ended
+			}
+			for line := range strings.Lines(string(raw)) {
+				if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+					kib, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64) // the kernel's own
+					most = max(most, kib<<10)
+				}
+			}
+		}
+	}
+	return most
+}

@@ -266,6 +266,7 @@ func droverMove(ctx context.Context, w *wanLab, vm, to string, limit time.Durati
 	if !mv.Ended.IsZero() {
 		m.took = mv.Ended.Sub(began)
 	}
+	m.more["agent_peak_rss_bytes"] = w.peakRSS(mv.From.Host, mv.To.Host)
 	f := mv.Measured
 	m.pauseMillis, m.memoryBytes, m.diskBytes = orNaN(f.PauseMillis), orMinus(f.MemoryBytes), orMinus(f.DiskBytes)
 	if f.Path != nil {
