@@ -20,6 +20,8 @@ const (
 	// time, while the link holds up the sender for less than downBlocked.
 	downBusy    = 0.85
 	downBlocked = 0.25
+	// idleBlocked: below it the link is not what anything waits for.
+	idleBlocked = 0.1
 	// firstPause and longestPause are how many judgements pass after a step down before the harder level is tried again; it doubles
 	// each time, because every change costs the compressor its window.
 	firstPause   = 8
@@ -102,6 +104,10 @@ func (c *Controller) judge() {
 		c.level--
 		c.pause = c.nextRest
 		c.nextRest = min(2*c.nextRest, longestPause)
+	case blocked < idleBlocked && c.level > LevelDefault:
+		// Neither link nor compressor holds anything up, but the hypervisor: a
+		// harder level only takes processor time from it and its guest.
+		c.level--
 	case blocked > upBlocked && c.level < c.highest && c.pause == 0 &&
 		busy*levelCost[c.level+1]/levelCost[c.level] < upBusy:
 		c.level++

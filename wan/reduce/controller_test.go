@@ -55,6 +55,24 @@ func TestController(t *testing.T) {
 	}
 }
 
+// TestControllerSparesAnIdleLink: when pages come too slowly to fill the link,
+// because nearly all are known, the harder levels are left again.
+func TestControllerSparesAnIdleLink(t *testing.T) {
+	clock := time.Unix(0, 0)
+	ctl := NewController(LevelS2, LevelBest, 1, func() time.Time { return clock })
+	if got := settle(ctl, &clock, 1e6, time.Millisecond, 1000); got != LevelBest {
+		t.Fatalf("level %v on a slow link", got)
+	}
+	for range 200 {
+		clock = clock.Add(20 * time.Millisecond)
+		ctl.Compressed(4 * time.Millisecond)
+		ctl.Sent(0)
+	}
+	if got := ctl.Level(); got != LevelDefault {
+		t.Errorf("level %v while the hypervisor is what everything waits for", got)
+	}
+}
+
 func TestControllerKeepsToItsLimits(t *testing.T) {
 	clock := time.Unix(0, 0)
 	ctl := NewController(LevelFastest, LevelDefault, 1, func() time.Time { return clock })
