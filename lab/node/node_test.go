@@ -98,6 +98,13 @@ func TestServices(t *testing.T) {
 	if again := ask(t, dir, Start, "lives")[0]; again.PID != first.PID {
 		t.Errorf("%+v: want the process that runs left alone", again)
 	}
+	// It is killed when it has written: on a busy machine a shell takes a while.
+	for range 1000 {
+		if b, err := os.ReadFile(ServiceLog(dir, "lives")); err == nil && len(b) > 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	ask(t, dir, Kill, "lives")
 	st := until(t, dir, "started again", func(st []Status) bool { return st[0].State == Running && st[0].PID != first.PID })
 	if st[0].Starts != 2 || st[0].LastExit != "signal killed" {
