@@ -88,7 +88,7 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 		meter: newMeter(b), memoryDone: make(chan struct{}), limit: o.Rate,
 	}
 	s.level = newLeveler(s.meter.disk)
-	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBest, lanes, time.Now)
+	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBetter, lanes, time.Now)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	n.working(1)
 	s.group.Go(func() { n.learn(s.ctx, s.known.Index, o.Offered, s.ask) })

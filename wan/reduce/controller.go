@@ -22,10 +22,12 @@ const (
 	downBlocked = 0.25
 	// idleBlocked: below it the link is not what anything waits for.
 	idleBlocked = 0.1
+	// downJudgements in a row have to say so.
+	downJudgements = 3
 	// firstPause and longestPause are how many judgements pass after a step down before the harder level is tried again; it doubles
 	// each time, because every change costs the compressor its window.
-	firstPause   = 8
-	longestPause = 256
+	firstPause   = 4
+	longestPause = 64
 )
 
 // levelCost is the time that levels take for the same content, relative to each other; measured on
@@ -50,6 +52,7 @@ type Controller struct {
 	blocked  time.Duration
 	batches  int
 	pause    int // judgements left before going up
+	short    int // judgements in a row that the compressor was too slow
 	nextRest int
 }
 
@@ -99,8 +102,15 @@ func (c *Controller) judge() {
 	if c.pause > 0 {
 		c.pause--
 	}
+	if !(busy > downBusy && blocked < downBlocked) {
+		c.short = 0
+	}
 	switch {
 	case busy > downBusy && blocked < downBlocked && c.level > c.lowest:
+		// The link takes bursts, at its start above all, that it does not keep up.
+		if c.short++; c.short < downJudgements {
+			return
+		}
 		c.level--
 		c.pause = c.nextRest
 		c.nextRest = min(2*c.nextRest, longestPause)
