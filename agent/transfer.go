@@ -221,48 +221,6 @@ func (f *flight) spec(ctx context.Context, disks []*droverv1.DiskPlan) driver.Mi
 	return spec
 }
 
-const (
-	// defaultPause is the pause that is aimed at when the operator names none.
-	defaultPause = 300 * time.Millisecond
-	// mostPause is what it may grow to for a guest that does not converge, when
-	// the operator names none: a move that ends with a second's pause is
-	// better than one that never does.
-	mostPause = time.Second
-	// pauseTrips are the round trips in a pause besides the memory's last
-	// round: the mirrors' flush and their end, the hypervisor's own "all has
-	// arrived", and Finish.
-	pauseTrips = 4
-	// leastMemoryPause is the shortest last round to ask for. With less, a guest
-	// that writes at all goes round after round for nothing.
-	leastMemoryPause = 60 * time.Millisecond
-)
-
-// memoryPause is the part of the pause that is left to the last round of
-// memory, which is what the hypervisor takes its limit to mean.
-func memoryPause(aim, roundTrip time.Duration) time.Duration {
-	if aim <= 0 {
-		aim = defaultPause
-	}
-	return max(leastMemoryPause, aim-pauseTrips*roundTrip)
-}
-
-// roundTrip is the best of a few pings; zero when there was no answer, which
-// the next call will report.
-func roundTrip(ctx context.Context, peer *api.PeerClient) time.Duration {
-	const tries = 3
-	var best time.Duration
-	for range tries {
-		began := time.Now()
-		if _, err := ping(ctx, peer); err != nil {
-			return best
-		}
-		if took := time.Since(began); best == 0 || took < best {
-			best = took
-		}
-	}
-	return best
-}
-
 // migrationSpec is the same on both ends but for the sockets. Only the top is
 // copied if that holds for every disk: the hypervisors know no mixture. The
 // hypervisor's own bandwidth is unlimited: the data path limits memory and disks
