@@ -9,33 +9,19 @@ import (
 	"github.com/drover-vm/drover/wan/reduce"
 )
 
-// diskMessages is a bundle's channel in the shape in which package disk sees
-// it. Where there is a controller, it is told how long the path took each
-// message and the compressor needed for it.
-type diskMessages struct {
-	*bundle.Channel
+// paced is a disk's channel that tells a controller how long the path took each
+// message and what the compressor needed for it.
+type paced struct {
+	disk.Channel
 	level *leveler
 }
 
-var _ disk.Channel = diskMessages{}
-
 // Send sends a message.
-func (m diskMessages) Send(ctx context.Context, kind uint8, payload []byte) error {
+func (m paced) Send(ctx context.Context, kind uint8, payload []byte) error {
 	began := time.Now()
 	err := m.Channel.Send(ctx, kind, payload)
-	if m.level != nil {
-		m.level.sent(time.Since(began))
-	}
+	m.level.sent(time.Since(began))
 	return err
-}
-
-// Receive returns the next message and what acknowledges it.
-func (m diskMessages) Receive(ctx context.Context) (kind uint8, payload []byte, release func(), err error) {
-	msg, err := m.Channel.Receive(ctx)
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	return msg.Kind, msg.Payload, msg.Release, nil
 }
 
 // memoryMessages is a bundle's channel in package reduce's shape.

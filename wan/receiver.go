@@ -138,7 +138,7 @@ func (r *Receiver) serve(c *bundle.Channel) error {
 		}
 		return r.tell(r.ctx, c)
 	case bundle.Disk:
-		return r.target.Apply(r.ctx, diskMessages{Channel: c})
+		return r.target.Apply(r.ctx, disk.Over(c))
 	case bundle.Memory, bundle.Fill, bundle.Return:
 		return r.memoryPart(c)
 	case bundle.Copy:

@@ -150,7 +150,7 @@ func (s *Sender) serveDisks(l *net.UnixListener) (*disk.Source, error) {
 		if err != nil {
 			return nil, err
 		}
-		return diskMessages{c, s.level}, nil
+		return paced{disk.Over(c), s.level}, nil
 	}, disk.SourceOptions{
 		Known: s.known, FirstNumber: firstDisk(s.options.Offered), Level: s.level.Level, Stats: s.meter.disk, Log: s.node.log,
 	})
