@@ -28,9 +28,13 @@ const (
 	maxGuests   = 512
 )
 
-// WANRange holds the addresses at the ends of WAN links, 4 for each link; it is
-// part of the shared address space of RFC 6598.
-var WANRange = netip.MustParsePrefix("100.127.0.0/16")
+// WANRange holds the addresses at the ends of WAN links and between edges and
+// routers, 4 for each; it is part of the shared address space of RFC 6598.
+// WANRange6 is the same for IPv6, a unique local prefix (RFC 4193).
+var (
+	WANRange  = netip.MustParsePrefix("100.127.0.0/16")
+	WANRange6 = netip.MustParsePrefix("fd4c:4142::/32")
+)
 
 // MTU limits and defaults in bytes.
 const (
@@ -52,12 +56,15 @@ type checker struct {
 	nodes map[string]string
 	// used maps every address of the lab to the key that took it.
 	used map[netip.Addr]string
+	// pools are the ranges that DHCP servers give out, with the keys that took them.
+	pools map[Range]string
 }
 
 func (c *checker) check() {
-	c.nodes, c.used = map[string]string{}, map[netip.Addr]string{}
+	c.nodes, c.used, c.pools = map[string]string{}, map[netip.Addr]string{}, map[Range]string{}
 	c.name("name", c.f.Name, maxLabName)
 	c.oneOf("accel", &c.f.Accel, "auto", "auto", "kvm", "tcg")
+	c.oneOf("routing", &c.f.Routing, RoutingStatic, RoutingStatic, RoutingBGP)
 	c.sites()
 	c.segments()
 	c.overlaps()
@@ -67,6 +74,9 @@ func (c *checker) check() {
 	c.images()
 	c.guests()
 	c.hostMemory()
+	c.balancers()
+	c.dns()
+	c.dhcp()
 }
 
 // name checks a name that becomes part of interface names, paths and host names.
@@ -128,14 +138,14 @@ func (c *checker) node(path, name string) {
 
 // address checks that addr is a host address of subnet that nobody has, and
 // takes it. kind names the subnet in the problem.
-func (c *checker) address(path string, addr netip.Addr, subnet Prefix, kind string) {
+func (c *checker) address(path string, addr netip.Addr, subnet netip.Prefix, kind string) {
 	if c.bad[path] || !addr.IsValid() || !subnet.IsValid() {
 		return
 	}
 	switch other, taken := c.used[addr]; {
 	case !subnet.Contains(addr):
 		c.report(path, addr.String(), fmt.Sprintf("not in the %s subnet %s", kind, subnet))
-	case addr == subnet.Addr() || addr == last(subnet):
+	case addr == subnet.Addr() || addr.Is4() && addr == last(subnet):
 		c.report(path, addr.String(), fmt.Sprintf("the network's own or broadcast address of %s, want one between them", subnet))
 	case taken:
 		c.report(path, addr.String(), "the address is taken by "+other)
@@ -146,7 +156,7 @@ func (c *checker) address(path string, addr netip.Addr, subnet Prefix, kind stri
 
 // nextFree takes the lowest free address of the subnet; invalid when it is full.
 func (c *checker) nextFree(path string, subnet Prefix) netip.Addr {
-	for a := subnet.First(); a.IsValid() && a != last(subnet); a = a.Next() {
+	for a := subnet.First(); a.IsValid() && a != last(subnet.Prefix); a = a.Next() {
 		if _, taken := c.used[a]; !taken {
 			c.used[a] = path
 			return a
@@ -172,6 +182,9 @@ func (c *checker) sites() {
 				c.report(at+".name", s.Name, "two sites have this name")
 			} else {
 				c.node(at+".name", EdgeName(s.Name))
+				if c.f.BGP() {
+					c.node(at+".name", RouterName(s.Name))
+				}
 			}
 			seen[s.Name] = true
 		}
@@ -181,10 +194,10 @@ func (c *checker) sites() {
 		}
 		for _, p := range []struct {
 			key    string
-			subnet Prefix
-		}{{".transport", s.Transport}, {".access", s.Access}} {
+			subnet netip.Prefix
+		}{{".transport", s.Transport.Prefix}, {".access", s.Access.Prefix}, {".access6", s.Access6.Prefix}} {
 			if p.subnet.IsValid() {
-				c.used[p.subnet.First()] = "the edge of site " + s.Name
+				c.used[p.subnet.Addr().Next()] = "the edge of site " + s.Name
 			}
 		}
 		c.hosts(s, at)
@@ -212,7 +225,7 @@ func (c *checker) hosts(s *Site, at string) {
 				c.node(path+".name", h.Name)
 			}
 		}
-		c.address(path+".address", h.Address.Addr, s.Transport, "transport")
+		c.address(path+".address", h.Address.Addr, s.Transport.Prefix, "transport")
 	}
 	for i := range s.Hosts {
 		h := &s.Hosts[i]
@@ -250,8 +263,23 @@ func (c *checker) segments() {
 		if !s.Gateway.IsValid() && !c.bad[at+".gateway"] && s.Subnet.IsValid() {
 			s.Gateway.Addr = s.Subnet.First()
 		}
-		c.address(at+".gateway", s.Gateway.Addr, s.Subnet, "segment's")
+		c.address(at+".gateway", s.Gateway.Addr, s.Subnet.Prefix, "segment's")
+		c.segment6(s, at)
 	}
+}
+
+// segment6 is the segment's part of IPv6.
+func (c *checker) segment6(s *Segment, at string) {
+	if !s.Subnet6.IsValid() {
+		if s.Gateway6.IsValid() && !c.bad[at+".subnet6"] {
+			c.report(at+".gateway6", s.Gateway6.String(), "there is no subnet6 for it to be in, want subnet6 too")
+		}
+		return
+	}
+	if !s.Gateway6.IsValid() && !c.bad[at+".gateway6"] {
+		s.Gateway6.Addr = s.Subnet6.First()
+	}
+	c.address(at+".gateway6", s.Gateway6.Addr, s.Subnet6.Prefix, "segment's IPv6")
 }
 
 // overlaps checks that no two subnets of the lab share an address.
@@ -260,25 +288,27 @@ func (c *checker) overlaps() {
 		path   string
 		subnet netip.Prefix
 	}
-	all := []named{{"the addresses of the WAN links", WANRange}}
-	add := func(path string, p Prefix) {
+	all := []named{{"the addresses of the WAN links", WANRange}, {"the addresses of the WAN links", WANRange6}}
+	add := func(path string, p netip.Prefix) {
 		if !p.IsValid() || c.bad[path] {
 			return
 		}
 		for _, o := range all {
-			if o.subnet.Overlaps(p.Prefix) {
+			if o.subnet.Overlaps(p) {
 				c.report(path, p.String(), fmt.Sprintf("overlaps %s (%s)", o.subnet, o.path))
 				return
 			}
 		}
-		all = append(all, named{path, p.Prefix})
+		all = append(all, named{path, p})
 	}
 	for i, s := range c.f.Sites {
-		add(fmt.Sprintf("sites[%d].transport", i), s.Transport)
-		add(fmt.Sprintf("sites[%d].access", i), s.Access)
+		add(fmt.Sprintf("sites[%d].transport", i), s.Transport.Prefix)
+		add(fmt.Sprintf("sites[%d].access", i), s.Access.Prefix)
+		add(fmt.Sprintf("sites[%d].access6", i), s.Access6.Prefix)
 	}
 	for i, s := range c.f.Segments {
-		add(fmt.Sprintf("segments[%d].subnet", i), s.Subnet)
+		add(fmt.Sprintf("segments[%d].subnet", i), s.Subnet.Prefix)
+		add(fmt.Sprintf("segments[%d].subnet6", i), s.Subnet6.Prefix)
 	}
 }
 
@@ -414,11 +444,12 @@ func parent(path string) string {
 	return ""
 }
 
-// last is the broadcast address of a subnet.
-func last(p Prefix) netip.Addr {
-	b := p.Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
+// last is the last address of a subnet, of IPv4 the broadcast address.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
 		b[i/8] |= 1 << (7 - i%8)
 	}
-	return netip.AddrFrom4(b)
+	a, _ := netip.AddrFromSlice(b) // 4 or 16 bytes, as they came
+	return a
 }

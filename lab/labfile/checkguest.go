@@ -44,7 +44,9 @@ func (c *checker) clients() {
 		}
 		if l.Segment != "" {
 			if seg := c.knownSegment(at+".segment", l.Segment, s.Name); seg != nil {
-				c.address(at+".address", l.Address.Addr, seg.Subnet, "segment's")
+				c.address(at+".address", l.Address.Addr, seg.Subnet.Prefix, "segment's")
+				c.address6(at+".address6", l.Address6.Addr, seg.Subnet6.Prefix, "segment's")
+				c.atHome(at+".segment", seg, s.Name)
 			}
 			continue
 		}
@@ -52,7 +54,25 @@ func (c *checker) clients() {
 			c.report(at+".site", l.Site, "the site has no access subnet for clients, want one there or a segment here")
 			continue
 		}
-		c.address(at+".address", l.Address.Addr, s.Access, "access")
+		c.address(at+".address", l.Address.Addr, s.Access.Prefix, "access")
+		c.address6(at+".address6", l.Address6.Addr, s.Access6.Prefix, "access")
+	}
+}
+
+// address6 is address for IPv6, which the subnet may not have.
+func (c *checker) address6(path string, addr netip.Addr, subnet netip.Prefix, kind string) {
+	if addr.IsValid() && !subnet.IsValid() && !c.bad[path] {
+		c.report(path, addr.String(), fmt.Sprintf("there is no IPv6 in the %s subnet, want its IPv6 subnet too", kind))
+		return
+	}
+	c.address(path, addr, subnet, kind+" IPv6")
+}
+
+// atHome checks that what is in a segment that is not joined is at its home:
+// elsewhere nothing would lead to it.
+func (c *checker) atHome(path string, seg *Segment, site string) {
+	if !seg.IsJoined() && len(seg.Sites) > 0 && site != "" && site != seg.Home() {
+		c.report(path, seg.Name, fmt.Sprintf("the segment is not joined, and nothing leads to it at site %s, want it at site %s", site, seg.Home()))
 	}
 }
 
@@ -160,7 +180,9 @@ func (c *checker) guestPlace(g *Guest, at string) {
 		}
 	}
 	if seg := c.knownSegment(at+".segment", g.Segment, site); seg != nil {
-		c.address(at+".address", g.Address.Addr, seg.Subnet, "segment's")
+		c.address(at+".address", g.Address.Addr, seg.Subnet.Prefix, "segment's")
+		c.address6(at+".address6", g.Address6.Addr, seg.Subnet6.Prefix, "segment's")
+		c.atHome(at+".segment", seg, site)
 	}
 	img, known := c.f.Images[g.Image]
 	switch {

@@ -17,14 +17,20 @@ type File struct {
 	// Name names the lab; two labs that run at once differ in it.
 	Name string `yaml:"name,need" want:"a name of up to 20 lower-case letters, digits and dashes"`
 	// Accel is how guests are run: "kvm", "tcg", or "auto" for kvm where it works.
-	Accel    string           `yaml:"accel" want:"auto, kvm or tcg"`
-	Sites    []Site           `yaml:"sites,need" want:"a list of sites"`
-	Segments []Segment        `yaml:"segments" want:"a list of segments"`
-	Links    []Link           `yaml:"links" want:"a list of links"`
-	Clients  []Client         `yaml:"clients" want:"a list of clients"`
-	Server   string           `yaml:"server,need" want:"the name of the site where the server runs"`
-	Images   map[string]Image `yaml:"images"`
-	Guests   []Guest          `yaml:"guests" want:"a list of guests"`
+	Accel string `yaml:"accel" want:"auto, kvm or tcg"`
+	// Routing is how packets find other sites: "static" for routes in the edges,
+	// which the WAN links end at, or "bgp" for a router of its own at every site.
+	Routing   string           `yaml:"routing" want:"static or bgp"`
+	Sites     []Site           `yaml:"sites,need" want:"a list of sites"`
+	Segments  []Segment        `yaml:"segments" want:"a list of segments"`
+	Links     []Link           `yaml:"links" want:"a list of links"`
+	Clients   []Client         `yaml:"clients" want:"a list of clients"`
+	DNS       []DNS            `yaml:"dns" want:"a list of zones"`
+	DHCP      []DHCP           `yaml:"dhcp" want:"a list of DHCP servers"`
+	Balancers []Balancer       `yaml:"balancers" want:"a list of load balancers"`
+	Server    string           `yaml:"server,need" want:"the name of the site where the server runs"`
+	Images    map[string]Image `yaml:"images"`
+	Guests    []Guest          `yaml:"guests" want:"a list of guests"`
 
 	// ServerAddress is in the transport subnet of the server's site.
 	ServerAddress netip.Addr
@@ -45,7 +51,9 @@ type Site struct {
 	Transport Prefix `yaml:"transport,need" want:"a subnet such as 10.1.0.0/24"`
 	// Access is the subnet of the site's clients; the edge has its first address.
 	Access Prefix `yaml:"access" want:"a subnet such as 10.1.9.0/24"`
-	Hosts  []Host `yaml:"hosts" want:"a list of hosts"`
+	// Access6 is the same for IPv6.
+	Access6 Prefix6 `yaml:"access6" want:"an IPv6 subnet such as fd00:9::/64"`
+	Hosts   []Host  `yaml:"hosts" want:"a list of hosts"`
 }
 
 // Location is a place on earth in degrees.
@@ -64,14 +72,28 @@ type Host struct {
 }
 
 // Segment is a layer 2 network for guests. At two or more sites it is one
-// broadcast domain: the edges' bridges are joined over the WAN.
+// broadcast domain, the edges' bridges being joined over the WAN, unless Joined
+// says that it is not.
 type Segment struct {
 	Name    string `yaml:"name,need" want:"a name of up to 11 lower-case letters, digits and dashes"`
 	Subnet  Prefix `yaml:"subnet,need" want:"a subnet such as 10.50.0.0/24"`
 	Gateway Addr   `yaml:"gateway" want:"an IPv4 address in the subnet"`
-	// Sites are where the segment exists. Its gateway is the edge of the first.
+	// Subnet6 and Gateway6 are the same for IPv6.
+	Subnet6  Prefix6 `yaml:"subnet6" want:"an IPv6 subnet such as fd00:50::/64"`
+	Gateway6 Addr6   `yaml:"gateway6" want:"an IPv6 address in subnet6"`
+	// Sites are where the segment exists. The first is its home: the edge there is
+	// its gateway, and traffic for its subnet is sent there.
 	Sites []string `yaml:"sites,need" want:"a list of site names"`
+	// Joined is false for a segment that has a bridge, and the same gateway with
+	// the same hardware address, at each of its sites, with nothing between them.
+	Joined *bool `yaml:"joined" want:"true or false"`
 }
+
+// IsJoined reports whether the lab makes one broadcast domain of the segment.
+func (s *Segment) IsJoined() bool { return s.Joined == nil || *s.Joined }
+
+// Home is the site to which traffic for the segment's subnets is sent.
+func (s *Segment) Home() string { return s.Sites[0] }
 
 // Link is a WAN link between the edges of two sites. What is set holds for each
 // direction.
@@ -106,8 +128,9 @@ type Client struct {
 	Name string `yaml:"name,need" want:"a name of up to 11 lower-case letters, digits and dashes"`
 	Site string `yaml:"site,need" want:"the name of a site"`
 	// Segment puts the client into a segment instead of the access subnet.
-	Segment string `yaml:"segment" want:"the name of a segment"`
-	Address Addr   `yaml:"address,need" want:"an IPv4 address such as 10.1.9.10"`
+	Segment  string `yaml:"segment" want:"the name of a segment"`
+	Address  Addr   `yaml:"address,need" want:"an IPv4 address such as 10.1.9.10"`
+	Address6 Addr6  `yaml:"address6" want:"an IPv6 address such as fd00:9::10"`
 }
 
 // Image is what a guest boots from. The names sheep and debian are built in;
@@ -148,9 +171,10 @@ type Guest struct {
 	// Machine is QEMU's machine type.
 	Machine string `yaml:"machine" want:"a QEMU machine type such as q35 or pc"`
 	// CPU is libvirt's model name; by default one that every host can give.
-	CPU     string `yaml:"cpu" want:"a CPU model such as qemu64"`
-	Segment string `yaml:"segment,need" want:"the name of a segment"`
-	Address Addr   `yaml:"address,need" want:"an IPv4 address in the segment's subnet"`
+	CPU      string `yaml:"cpu" want:"a CPU model such as qemu64"`
+	Segment  string `yaml:"segment,need" want:"the name of a segment"`
+	Address  Addr   `yaml:"address,need" want:"an IPv4 address in the segment's subnet"`
+	Address6 Addr6  `yaml:"address6" want:"an IPv6 address in the segment's subnet6"`
 	// DHCP makes the guest ask for its address, which the site's edge holds for it.
 	DHCP bool `yaml:"dhcp" want:"true or false"`
 	MAC  MAC  `yaml:"mac" want:"a unicast address such as 52:54:00:00:00:01"`
@@ -181,36 +205,3 @@ type Probe struct {
 	Kind string `yaml:"kind" want:"sheep, redis or line"`
 	HTTP string `yaml:"http" want:"a URL"`
 }
-
-// Addr is an IPv4 address.
-type Addr struct{ netip.Addr }
-
-// UnmarshalText reads an IPv4 address.
-func (a *Addr) UnmarshalText(b []byte) error {
-	v, err := netip.ParseAddr(string(b))
-	if err == nil && !v.Is4() {
-		err = errNotIPv4
-	}
-	a.Addr = v
-	return err
-}
-
-// Prefix is an IPv4 subnet with room for at least two hosts.
-type Prefix struct{ netip.Prefix }
-
-// UnmarshalText reads a subnet and refuses one that names a host within it.
-func (p *Prefix) UnmarshalText(b []byte) error {
-	v, err := netip.ParsePrefix(string(b))
-	switch {
-	case err != nil:
-	case !v.Addr().Is4():
-		err = errNotIPv4
-	case v.Masked() != v || v.Bits() > 29 || v.Bits() < 8:
-		err = errNotSubnet
-	}
-	p.Prefix = v
-	return err
-}
-
-// First is the first address of the subnet, which its edge has.
-func (p Prefix) First() netip.Addr { return p.Addr().Next() }

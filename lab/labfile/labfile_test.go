@@ -80,7 +80,7 @@ func TestBad(t *testing.T) {
 		{"name: lab1", "name: Lab_1", `lab.yaml:1: name: "Lab_1": want a name of up to 20`},
 		{"name: lab1\n", "", `lab.yaml:1: name: the key is missing, want a name`},
 		{"name: lab1", "name: [lab1]", `lab.yaml:1: name: "a list": want a name`},
-		{"name: lab1", "nmae: lab1\nname: lab1", "lab.yaml:1: nmae: unknown key, want one of name, accel, sites"},
+		{"name: lab1", "nmae: lab1\nname: lab1", "lab.yaml:1: nmae: unknown key, want one of name, accel, routing, sites"},
 		{"name: lab1", "name: lab1\naccel: fast", `lab.yaml:2: accel: "fast": want one of auto, kvm, tcg`},
 		{"server: a\n", "", "lab.yaml:1: server: the key is missing, want the name of the site"},
 		{"server: a", "server: x", `lab.yaml:2: server: "x": unknown site, want one of a, b`},
@@ -257,7 +257,7 @@ func TestDistanceDelay(t *testing.T) {
 // TestNoPanic feeds damaged files: each is refused with a line or read, never worse.
 func TestNoPanic(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := []byte(good)
+		b := []byte(rapid.SampledFrom([]string{good, routed}).Draw(t, "file"))
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			at := rapid.IntRange(0, len(b)-2).Draw(t, "at")
 			end := min(len(b), at+rapid.IntRange(0, 12).Draw(t, "length"))

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,11 +18,6 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/files"
-)
-
-var (
-	errNotIPv4   = errors.New("not an IPv4 address")
-	errNotSubnet = errors.New("not a subnet")
 )
 
 // maxFileBytes bounds a lab file; a hundred sites with a thousand guests are
@@ -144,6 +140,10 @@ func DistanceDelay(a, b Location) time.Duration {
 // EdgeName is the node name of a site's edge.
 func EdgeName(site string) string { return "edge-" + site }
 
+// RouterName is the node name of a site's router, which it has where routing is
+// by BGP.
+func RouterName(site string) string { return site + "-router" }
+
 // ServerName is the node name of the server.
 const ServerName = "server"
 
@@ -178,6 +178,15 @@ func (f *File) SiteOfHost(name string) *Site {
 	}
 	return nil
 }
+
+// IPv6 reports whether the lab has IPv6 at all.
+func (f *File) IPv6() bool {
+	return slices.ContainsFunc(f.Sites, func(s Site) bool { return s.Access6.IsValid() }) ||
+		slices.ContainsFunc(f.Segments, func(s Segment) bool { return s.Subnet6.IsValid() })
+}
+
+// BGP reports whether every site has a router that speaks BGP.
+func (f *File) BGP() bool { return f.Routing == RoutingBGP }
 
 // String is the lab's name and size in a few words.
 func (f *File) String() string {
