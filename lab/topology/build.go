@@ -132,14 +132,49 @@ func addBridge(h *netlink.Handle, b Bridge) error {
 	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 		return err
 	}
-	return plug(h, Port{Interface: b.Name, Address: b.Address})
+	for _, a := range b.Services {
+		if err := addAddress(h, b.Name, netip.PrefixFrom(a, a.BitLen()), 0); err != nil {
+			return err
+		}
+	}
+	if !b.Elsewhere {
+		return plug(h, Port{Interface: b.Name, Address: b.Address, Address6: b.Address6})
+	}
+	for _, p := range []netip.Prefix{b.Address, b.Address6} {
+		if err := addAddress(h, b.Name, p, unix.IFA_F_NOPREFIXROUTE); err != nil {
+			return err
+		}
+	}
+	return plug(h, Port{Interface: b.Name})
+}
+
+// addAddress gives an interface an address, unless that is invalid. Nothing in a
+// lab has another's address, so IPv6 need not look before it uses one.
+func addAddress(h *netlink.Handle, name string, p netip.Prefix, flags int) error {
+	if !p.IsValid() {
+		return nil
+	}
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	if p.Addr().Is6() {
+		flags |= unix.IFA_F_NODAD
+	}
+	if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(p), Flags: flags}); err != nil {
+		return fmt.Errorf("give %s the address %s: %w", name, p, err)
+	}
+	return nil
 }
 
 // addCable makes a veth pair between two namespaces; it never exists anywhere else.
 func addCable(hs handles, c Cable, pids map[string]int) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = c.A.Interface
+	attrs.Name, attrs.MTU = c.A.Interface, c.MTU
 	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: c.B.Interface, PeerNamespace: netlink.NsPid(pids[c.B.Node])}
+	if c.MTU > 0 {
+		pair.PeerMTU = uint32(c.MTU)
+	}
 	if err := hs[c.A.Node].LinkAdd(pair); err != nil {
 		return err
 	}
@@ -187,9 +222,9 @@ func plug(h *netlink.Handle, p Port) error {
 			return fmt.Errorf("put %s into %s: %w", p.Interface, p.Bridge, err)
 		}
 	}
-	if p.Address.IsValid() {
-		if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(p.Address)}); err != nil {
-			return fmt.Errorf("give %s the address %s: %w", p.Interface, p.Address, err)
+	for _, a := range []netip.Prefix{p.Address, p.Address6} {
+		if err := addAddress(h, p.Interface, a, 0); err != nil {
+			return err
 		}
 	}
 	if err := h.LinkSetUp(link); err != nil {

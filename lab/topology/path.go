@@ -47,6 +47,9 @@ func paths(f *labfile.File) (ways, labfile.Problems) {
 	var problems labfile.Problems
 	reported := map[int]bool{}
 	for _, seg := range f.Segments {
+		if !seg.IsJoined() {
+			continue
+		}
 		for _, a := range seg.Sites {
 			for _, b := range seg.Sites {
 				for _, i := range walk(f, first, a, b) {
@@ -64,9 +67,16 @@ func paths(f *labfile.File) (ways, labfile.Problems) {
 	return first, problems
 }
 
-// walk lists the links from one site to another.
+// walk lists the links from one site to another. Which ones BGP takes is not for
+// the plan to say: it may be any.
 func walk(f *labfile.File, first ways, from, to string) []int {
 	var links []int
+	if f.BGP() && from != to {
+		for i := range f.Links {
+			links = append(links, i)
+		}
+		return links
+	}
 	for from != to && len(links) <= len(f.Sites) {
 		i, ok := first[[2]string{from, to}]
 		if !ok {

@@ -13,7 +13,13 @@
 // WAN links, to the other sites': over the link between the two, or else by the
 // least delay. A segment at several sites
 // is joined by VXLAN between their edges; it is one broadcast domain, whose
-// gateway is the edge of its first site.
+// gateway is the edge of its first site. A segment that is not joined has the
+// same gateway, address and hardware address, in each of its edges.
+//
+// Where routing is by BGP each site has a router between edge and WAN: the links
+// end there, the edge sends everything to it, and it learns the ways.
+//
+//	edge ── router ══ WAN ══ router ── edge
 //
 // New is pure. Build and Connect make the plan real inside namespaces that
 // exist; package node makes those, package wanem the WAN links between.
@@ -24,6 +30,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/drover-vm/drover/lab/labfile"
 	"github.com/drover-vm/drover/lab/wanem"
@@ -58,6 +65,8 @@ const (
 	Edge   Role = "edge"
 	Client Role = "client"
 	Server Role = "server"
+	// RouterRole is a site's router; there is none with static routing.
+	RouterRole Role = "router"
 )
 
 // Plan is a lab's networks, complete: nothing is left to choose.
@@ -77,13 +86,22 @@ type Node struct {
 	VXLANs  []VXLAN
 	Routes  []Route
 	Forward bool // routes packets between its interfaces
+	IPv6    bool // has IPv6, which is off otherwise
+	Router  *Router
 }
 
-// Bridge is a learning bridge; Address is the node's own in it, if any.
+// Bridge is a learning bridge; Address and Address6 are the node's own in it, if
+// any.
 type Bridge struct {
-	Name    string
-	MAC     net.HardwareAddr
-	Address netip.Prefix
+	Name     string
+	MAC      net.HardwareAddr
+	Address  netip.Prefix
+	Address6 netip.Prefix
+	// Elsewhere says that the subnet of the addresses is somewhere else: they are
+	// answered for, but packets to others in it are routed.
+	Elsewhere bool
+	// Services are more addresses of the node, each for itself.
+	Services []netip.Addr
 }
 
 // VXLAN is a tunnel port of a bridge that floods to all Remotes.
@@ -102,18 +120,24 @@ type Route struct {
 	Source netip.Addr
 }
 
-// Cable is a veth pair between two nodes.
-type Cable struct{ A, B Port }
+// Cable is a veth pair between two nodes. MTU in bytes is the kernel's default
+// when it is 0.
+type Cable struct {
+	A, B Port
+	MTU  int
+}
 
-// Port is an interface of a node: in a bridge, or with an address.
+// Port is an interface of a node: in a bridge, or with addresses.
 type Port struct {
 	Node      string
 	Interface string
 	Bridge    string
 	Address   netip.Prefix
+	Address6  netip.Prefix
 }
 
-// Link is a WAN link between two edges, made by the emulator.
+// Link is a WAN link between the edges, or the routers, of two sites, made by
+// the emulator.
 type Link struct {
 	Name  string
 	Sites [2]string
@@ -124,7 +148,10 @@ type Link struct {
 }
 
 // defaultRoute is everything.
-var defaultRoute = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+var (
+	defaultRoute  = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	defaultRoute6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+)
 
 // New plans the networks of a checked lab file. The error is Problems of the
 // file that only the whole picture shows.
@@ -136,7 +163,7 @@ func New(f *labfile.File) (*Plan, error) {
 	}
 	p.links(f)
 	for i := range f.Sites {
-		p.site(f, &f.Sites[i], ways)
+		p.site(f, i, ways)
 	}
 	p.clients(f)
 	return p, nil
@@ -144,85 +171,161 @@ func New(f *labfile.File) (*Plan, error) {
 
 // links places the WAN links and numbers their ends.
 func (p *Plan) links(f *labfile.File) {
-	base := labfile.WANRange.Addr().As4()
 	for i, l := range f.Links {
 		link := Link{Name: l.Name, Sites: [2]string{l.A, l.B}, MTU: l.MTU, Shape: l.Shape()}
 		for side, peer := range [2]string{l.B, l.A} {
-			n := 4*i + 1 + side
-			addr := netip.AddrFrom4([4]byte{base[0], base[1], base[2] + byte(n>>8), base[3] + byte(n)})
-			edge := labfile.EdgeName(link.Sites[side])
-			link.Ends[side] = Port{Node: edge, Interface: "wan-" + peer, Address: netip.PrefixFrom(addr, 30)}
-			link.MACs[side] = mac(f.Name, edge, "wan-"+peer)
+			end := labfile.EdgeName(link.Sites[side])
+			if f.BGP() {
+				end = labfile.RouterName(link.Sites[side])
+			}
+			link.Ends[side] = Port{Node: end, Interface: "wan-" + peer}
+			link.Ends[side].Address, link.Ends[side].Address6 = wanAddresses(f, linkNets, i, side)
+			link.MACs[side] = mac(f.Name, end, "wan-"+peer)
 		}
 		p.Links = append(p.Links, link)
 	}
 }
 
-// site plans one site's edge, hosts and server.
-func (p *Plan) site(f *labfile.File, s *labfile.Site, ways ways) {
-	edgeName := labfile.EdgeName(s.Name)
-	router := s.Transport.First()
-	edge := Node{Name: edgeName, Role: Edge, Site: s.Name, Address: router, Forward: true}
-	bridge := func(name string, address netip.Prefix) {
-		edge.Bridges = append(edge.Bridges, Bridge{Name: name, MAC: mac(f.Name, edgeName, name), Address: address})
-	}
-	bridge(transportBridge, within(router, s.Transport))
-	if s.Access.IsValid() {
-		bridge(accessBridge, within(s.Access.First(), s.Access))
-	}
-	var segments []string
-	var numbers []int
-	for i, seg := range f.Segments {
-		remotes, here := []netip.Addr{}, false
-		for _, name := range seg.Sites {
-			if name == s.Name {
-				here = true
-			} else {
-				remotes = append(remotes, siteOf(f, name).Transport.First())
-			}
-		}
-		if !here {
-			continue
-		}
-		segments, numbers = append(segments, seg.Name), append(numbers, i)
-		var own netip.Prefix
-		if seg.Sites[0] == s.Name {
-			own = within(seg.Gateway.Addr, seg.Subnet)
-		}
-		bridge(SegmentBridge(seg.Name), own)
-		if len(remotes) > 0 {
-			edge.VXLANs = append(edge.VXLANs, VXLAN{
-				Name: "vx-" + seg.Name, Bridge: SegmentBridge(seg.Name),
-				VNI: firstVNI + i, Local: router, Remotes: remotes,
-			})
-		}
-	}
-	for _, other := range f.Sites {
-		if via := p.nextHop(ways, s.Name, other.Name); via.IsValid() {
-			for _, subnet := range subnets(f, &other) {
-				edge.Routes = append(edge.Routes, Route{To: subnet, Via: via, Source: router})
-			}
-		}
+// site plans one site's edge, router, hosts and server.
+func (p *Plan) site(f *labfile.File, number int, ways ways) {
+	s := &f.Sites[number]
+	edge := p.edge(f, s)
+	if f.BGP() {
+		p.behindRouter(f, number, &edge)
+	} else {
+		edge.Routes = p.wanRoutes(f, s, ways)
 	}
 	p.Nodes = append(p.Nodes, edge)
 
-	up := []Route{{To: defaultRoute, Via: router}}
+	up := []Route{{To: defaultRoute, Via: edge.Address}}
 	for _, h := range s.Hosts {
 		n := Node{Name: h.Name, Role: Host, Site: s.Name, Address: h.Address.Addr, Routes: up}
-		p.transport(edgeName, h.Name, within(h.Address.Addr, s.Transport))
-		for i, seg := range segments {
-			n.Bridges = append(n.Bridges, Bridge{Name: SegmentBridge(seg), MAC: mac(f.Name, h.Name, seg)})
+		p.transport(edge.Name, h.Name, within(h.Address.Addr, s.Transport.Prefix))
+		for i, seg := range f.Segments {
+			if !slices.Contains(seg.Sites, s.Name) {
+				continue
+			}
+			n.Bridges = append(n.Bridges, Bridge{Name: SegmentBridge(seg.Name), MAC: mac(f.Name, h.Name, seg.Name)})
 			p.Cables = append(p.Cables, Cable{
-				A: Port{Node: edgeName, Interface: fmt.Sprintf("s%d-%s", numbers[i], h.Name), Bridge: SegmentBridge(seg)},
-				B: Port{Node: h.Name, Interface: "up-" + seg, Bridge: SegmentBridge(seg)},
+				A: Port{Node: edge.Name, Interface: fmt.Sprintf("s%d-%s", i, h.Name), Bridge: SegmentBridge(seg.Name)},
+				B: Port{Node: h.Name, Interface: "up-" + seg.Name, Bridge: SegmentBridge(seg.Name)},
 			})
 		}
 		p.Nodes = append(p.Nodes, n)
 	}
 	if f.Server == s.Name {
 		p.Nodes = append(p.Nodes, Node{Name: labfile.ServerName, Role: Server, Site: s.Name, Address: f.ServerAddress, Routes: up})
-		p.transport(edgeName, labfile.ServerName, within(f.ServerAddress, s.Transport))
+		p.transport(edge.Name, labfile.ServerName, within(f.ServerAddress, s.Transport.Prefix))
 	}
+}
+
+// edge plans a site's edge, but for its routes.
+func (p *Plan) edge(f *labfile.File, s *labfile.Site) Node {
+	name, own := labfile.EdgeName(s.Name), s.Transport.First()
+	edge := Node{Name: name, Role: Edge, Site: s.Name, Address: own, Forward: true, IPv6: f.IPv6()}
+	edge.Bridges = append(edge.Bridges, Bridge{
+		Name: transportBridge, MAC: mac(f.Name, name, transportBridge),
+		Address: within(own, s.Transport.Prefix), Services: services(f, s, s.Transport.Prefix),
+	})
+	if s.Access.IsValid() || s.Access6.IsValid() {
+		access := Bridge{Name: accessBridge, MAC: mac(f.Name, name, accessBridge)}
+		for _, subnet := range []netip.Prefix{s.Access.Prefix, s.Access6.Prefix} {
+			access.Services = append(access.Services, services(f, s, subnet)...)
+		}
+		if s.Access.IsValid() {
+			access.Address = within(s.Access.First(), s.Access.Prefix)
+		}
+		if s.Access6.IsValid() {
+			access.Address6 = within(s.Access6.First(), s.Access6.Prefix)
+		}
+		edge.Bridges = append(edge.Bridges, access)
+	}
+	for i := range f.Segments {
+		seg := &f.Segments[i]
+		if slices.Contains(seg.Sites, s.Name) {
+			p.segment(f, s, seg, &edge)
+		}
+	}
+	return edge
+}
+
+// segment adds to a site's edge its part of a segment.
+func (p *Plan) segment(f *labfile.File, s *labfile.Site, seg *labfile.Segment, edge *Node) {
+	b := Bridge{Name: SegmentBridge(seg.Name), MAC: mac(f.Name, edge.Name, SegmentBridge(seg.Name))}
+	home := seg.Home() == s.Name
+	if !seg.IsJoined() {
+		b.MAC, b.Elsewhere = mac(f.Name, "gateway", seg.Name), !home
+	}
+	if home || !seg.IsJoined() {
+		b.Address = within(seg.Gateway.Addr, seg.Subnet.Prefix)
+		if seg.Subnet6.IsValid() {
+			b.Address6 = within(seg.Gateway6.Addr, seg.Subnet6.Prefix)
+		}
+	}
+	edge.Bridges = append(edge.Bridges, b)
+	if !seg.IsJoined() || len(seg.Sites) == 1 {
+		return
+	}
+	remotes := []netip.Addr{}
+	for _, name := range seg.Sites {
+		if name != s.Name {
+			remotes = append(remotes, siteOf(f, name).Transport.First())
+		}
+	}
+	edge.VXLANs = append(edge.VXLANs, VXLAN{
+		Name: "vx-" + seg.Name, Bridge: b.Name, VNI: VNI(f, seg.Name), Local: edge.Address, Remotes: remotes,
+	})
+}
+
+// services are the addresses in a subnet of a site that only its load balancers
+// have.
+func services(f *labfile.File, s *labfile.Site, subnet netip.Prefix) []netip.Addr {
+	var list []netip.Addr
+	for i := range f.Balancers {
+		b := &f.Balancers[i]
+		if b.Site != s.Name {
+			continue
+		}
+		for _, l := range b.Listens() {
+			if a := l.Addr(); subnet.Contains(a) && a != subnet.Addr().Next() && !slices.Contains(list, a) {
+				list = append(list, a)
+			}
+		}
+	}
+	return list
+}
+
+// wanRoutes are an edge's routes to the subnets of all other sites.
+func (p *Plan) wanRoutes(f *labfile.File, s *labfile.Site, ways ways) []Route {
+	var list []Route
+	for _, other := range f.Sites {
+		hop, ok := p.nextHop(ways, s.Name, other.Name)
+		if !ok {
+			continue
+		}
+		for _, subnet := range subnets(f, &other) {
+			if subnet.Addr().Is4() {
+				list = append(list, Route{To: subnet, Via: hop.Address.Addr(), Source: s.Transport.First()})
+			} else {
+				list = append(list, Route{To: subnet, Via: hop.Address6.Addr(), Source: source6(f, s)})
+			}
+		}
+	}
+	return list
+}
+
+// source6 is the IPv6 address that a site's edge itself uses beyond the site;
+// invalid when the site has no IPv6.
+func source6(f *labfile.File, s *labfile.Site) netip.Addr {
+	if s.Access6.IsValid() {
+		return s.Access6.First()
+	}
+	for i := range f.Segments {
+		if seg := &f.Segments[i]; seg.Home() == s.Name && seg.Subnet6.IsValid() {
+			return seg.Gateway6.Addr
+		}
+	}
+	return netip.Addr{}
 }
 
 // transport connects a node to its site's transport network.
@@ -235,49 +338,54 @@ func (p *Plan) transport(edge, node string, address netip.Prefix) {
 
 func (p *Plan) clients(f *labfile.File) {
 	for _, c := range f.Clients {
-		bridge, subnet, router := accessBridge, siteOf(f, c.Site).Access, siteOf(f, c.Site).Access.First()
+		site := siteOf(f, c.Site)
+		bridge, subnet, subnet6 := accessBridge, site.Access.Prefix, site.Access6.Prefix
+		router, router6 := site.Access.First(), site.Access6.First()
 		if c.Segment != "" {
 			seg := f.Segment(c.Segment)
-			bridge, subnet, router = SegmentBridge(c.Segment), seg.Subnet, seg.Gateway.Addr
+			bridge, subnet, subnet6 = SegmentBridge(c.Segment), seg.Subnet.Prefix, seg.Subnet6.Prefix
+			router, router6 = seg.Gateway.Addr, seg.Gateway6.Addr
 		}
-		p.Nodes = append(p.Nodes, Node{
+		n := Node{
 			Name: c.Name, Role: Client, Site: c.Site, Address: c.Address.Addr,
 			Routes: []Route{{To: defaultRoute, Via: router}},
-		})
+		}
+		port := Port{Node: c.Name, Interface: clientPort, Address: within(c.Address.Addr, subnet)}
+		if c.Address6.IsValid() {
+			n.IPv6, port.Address6 = true, within(c.Address6.Addr, subnet6)
+			n.Routes = append(n.Routes, Route{To: defaultRoute6, Via: router6})
+		}
+		p.Nodes = append(p.Nodes, n)
 		p.Cables = append(p.Cables, Cable{
 			A: Port{Node: labfile.EdgeName(c.Site), Interface: "cl-" + c.Name, Bridge: bridge},
-			B: Port{Node: c.Name, Interface: clientPort, Address: within(c.Address.Addr, subnet)},
+			B: port,
 		})
 	}
 }
 
 // nextHop is the far end of the link by which traffic leaves from one site for
-// another; invalid when they are the same.
-func (p *Plan) nextHop(w ways, from, to string) netip.Addr {
+// another; there is none when they are the same.
+func (p *Plan) nextHop(w ways, from, to string) (Port, bool) {
 	i, ok := w[[2]string{from, to}]
 	if !ok {
-		return netip.Addr{}
+		return Port{}, false
 	}
 	l := p.Links[i]
-	far := 1
 	if l.Sites[1] == from {
-		far = 0
+		return l.Ends[0], true
 	}
-	return l.Ends[far].Address.Addr()
+	return l.Ends[1], true
 }
 
-// subnets are the networks that a site's edge is the router of.
+// subnets are the networks that traffic for a site leads to.
 func subnets(f *labfile.File, s *labfile.Site) []netip.Prefix {
-	list := []netip.Prefix{s.Transport.Prefix}
-	if s.Access.IsValid() {
-		list = append(list, s.Access.Prefix)
-	}
-	for _, seg := range f.Segments {
-		if seg.Sites[0] == s.Name {
-			list = append(list, seg.Subnet.Prefix)
+	list := []netip.Prefix{s.Transport.Prefix, s.Access.Prefix, s.Access6.Prefix}
+	for i := range f.Segments {
+		if seg := &f.Segments[i]; seg.Home() == s.Name {
+			list = append(list, seg.Subnet.Prefix, seg.Subnet6.Prefix)
 		}
 	}
-	return list
+	return slices.DeleteFunc(list, func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
 // SegmentBridge is the bridge of a segment, in every host and edge that has it.
@@ -292,7 +400,12 @@ func siteOf(f *labfile.File, name string) *labfile.Site {
 	panic("topology: unknown site " + name) // the file was checked
 }
 
-func within(a netip.Addr, p labfile.Prefix) netip.Prefix { return netip.PrefixFrom(a, p.Bits()) }
+// VNI is the number of a segment in VXLAN.
+func VNI(f *labfile.File, segment string) int {
+	return firstVNI + slices.IndexFunc(f.Segments, func(s labfile.Segment) bool { return s.Name == segment })
+}
+
+func within(a netip.Addr, p netip.Prefix) netip.Prefix { return netip.PrefixFrom(a, p.Bits()) }
 
 // mac is a locally administered address that stays the same from run to run, so
 // that a bridge keeps its address whatever joins it.
