@@ -21,6 +21,7 @@ const kernelPackage = "linux-image-cloud-amd64"
 // found in the modules themselves.
 var wantModules = []string{
 	"virtio_pci", "virtio_net", "virtio_blk", // devices
+	"virtio_console",  // the guest agent's port
 	"virtio_rng",      // random numbers at once where the machine has the device
 	"virtio_balloon",  // lets QEMU read the guest's memory statistics
 	"button", "evdev", // ACPI power button, and reading it

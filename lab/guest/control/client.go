@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,20 @@ func (c *Client) Stats(ctx context.Context) (Stats, error) {
 // ResetGap forgets the largest scheduling gap seen so far.
 func (c *Client) ResetGap(ctx context.Context) error {
 	return c.do(ctx, http.MethodDelete, "/stats/gap", nil, nil)
+}
+
+// Addresses returns what the guest answers to, link-local addresses left out.
+func (c *Client) Addresses(ctx context.Context) ([]Address, error) {
+	var list []Address
+	err := c.do(ctx, http.MethodGet, "/addresses", nil, &list)
+	return list, err
+}
+
+// DropAddress takes an address of the guest's away, whatever sessions use it. One
+// that it does not have is a StatusError with http.StatusNotFound; the last one
+// of its family stays, with http.StatusConflict.
+func (c *Client) DropAddress(ctx context.Context, a netip.Addr) error {
+	return c.do(ctx, http.MethodDelete, "/addresses/"+a.String(), nil, nil)
 }
 
 // StartMemory starts the memory writer or replaces the running one.

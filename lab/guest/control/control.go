@@ -5,6 +5,8 @@
 //	GET    /healthz      "ok" once the guest's services run
 //	GET    /stats        Stats
 //	DELETE /stats/gap    forgets the largest scheduling gap
+//	GET    /addresses    []Address: what the guest answers to
+//	DELETE /addresses/A  takes the address A away, with its sessions
 //	POST   /memory       Memory: starts the memory writer, or changes it
 //	DELETE /memory       stops it and frees its working set
 //	POST   /disk         Disk: starts the disk writer, or changes it
@@ -21,6 +23,7 @@ package control
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/drover-vm/drover/lab/guest/journal"
 	"github.com/drover-vm/drover/lab/guest/session"
@@ -105,6 +108,16 @@ type Stats struct {
 	Memory    MemoryStats   `json:"memory"`
 	Disk      DiskStats     `json:"disk"`
 	Gap       GapStats      `json:"gap"`
+}
+
+// Address is one of the guest's addresses.
+type Address struct {
+	Prefix netip.Prefix `json:"prefix"`
+	// Primary is true for the address that a new connection to somewhere outside
+	// of the guest's subnets has.
+	Primary bool `json:"primary"`
+	// Sessions counts the TCP sessions that use it, from either side.
+	Sessions int `json:"sessions"`
 }
 
 // MemoryStats is the state of the memory writer.

@@ -12,7 +12,6 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
-	"github.com/vishvananda/netlink"
 )
 
 const (
@@ -24,24 +23,31 @@ const (
 	// dhcpPause is the wait between attempts without a lease. They go on as
 	// long as the guest runs: without an address there is nothing else to do.
 	dhcpPause = time.Second
+	// sweepInterval is how often old addresses are looked at.
+	sweepInterval = time.Second
 	// defaultLease is taken when the server names no time.
 	defaultLease = time.Hour
 )
 
 // dhcp keeps a lease on one device: it asks for one, renews it at T1 and,
 // when that fails until the lease ends or the server refuses, gives the
-// address up and asks for a new one.
+// address up and asks for a new one. When the cable was out it asks as if for
+// the first time, since it may be another network; the address it had stays
+// for its sessions if the answer is another one.
 type dhcp struct {
 	log    *slog.Logger
 	device string
 	set    settings
+	book   *addressBook
+	up     <-chan struct{} // the link came up
 
 	lease *nclient4.Lease
 	addr  netip.Prefix // configured at present, invalid for none
+	anew  bool         // ask for any lease, not for this one
 }
 
-func newDHCP(log *slog.Logger, device string, set settings) *dhcp {
-	return &dhcp{log: log, device: device, set: set}
+func newDHCP(log *slog.Logger, set settings, book *addressBook, up <-chan struct{}) *dhcp {
+	return &dhcp{log: log, device: book.device, set: set, book: book, up: up}
 }
 
 // run keeps the lease until ctx is done. It returns an error only when the
@@ -61,19 +67,46 @@ func (d *dhcp) run(ctx context.Context) error {
 			if err := d.apply(); err != nil {
 				return err
 			}
-			sleep(ctx, d.untilRenewal())
-		case d.lease != nil && (errors.As(err, &refused) || !time.Now().Before(d.expires())):
+			if d.set.dhcpOnce {
+				return nil // and never again, whatever happens to the network
+			}
+			err = d.rest(ctx, d.untilRenewal())
+		case d.lease != nil && !d.anew && (errors.As(err, &refused) || !time.Now().Before(d.expires())):
 			d.log.Warn("lease lost", "address", d.addr, "err", err)
 			d.lease = nil
-			if err := d.withdraw(); err != nil {
-				return err
-			}
+			err = d.withdraw()
 		default:
 			d.log.Warn("no answer to DHCP request, trying again", "err", err)
-			sleep(ctx, dhcpPause)
+			err = d.rest(ctx, dhcpPause)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// rest waits until it is time for the next message, which is also when the link
+// has come up, and drops old addresses meanwhile.
+func (d *dhcp) rest(ctx context.Context, limit time.Duration) error {
+	due := time.After(limit)
+	sweep := time.NewTicker(sweepInterval)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-due:
+			return nil
+		case <-d.up:
+			d.anew = true
+			return nil
+		case <-sweep.C:
+			if err := d.book.sweep(); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 // exchange gets a lease, or renews the one there is.
@@ -86,7 +119,7 @@ func (d *dhcp) exchange(ctx context.Context) error {
 	}
 	defer func() { _ = c.Close() }()
 	var lease *nclient4.Lease
-	if d.lease == nil {
+	if d.lease == nil || d.anew {
 		var mods []dhcpv4.Modifier
 		if d.set.name != "" {
 			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(d.set.name)))
@@ -98,7 +131,7 @@ func (d *dhcp) exchange(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.lease = lease
+	d.lease, d.anew = lease, false
 	return nil
 }
 
@@ -111,34 +144,27 @@ func (d *dhcp) untilRenewal() time.Duration {
 	return time.Until(d.lease.CreationTime.Add(d.lease.ACK.IPAddressRenewalTime(d.leaseTime() / 2)))
 }
 
-// apply configures what the lease says. An address that has changed is
-// replaced, new before old.
+// apply configures what the lease says. An address that has changed is kept for
+// its sessions; one that somebody else has given the guest meanwhile, or has
+// changed, stays as it is.
 func (d *dhcp) apply() error {
-	link, err := netlink.LinkByName(d.device)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", d.device, err)
-	}
 	ack := d.lease.ACK
 	got, err := leasePrefix(ack)
 	if err != nil {
 		return err
 	}
-	if err := netlink.AddrReplace(link, address(got)); err != nil {
-		return fmt.Errorf("add address %s: %w", got, err)
+	if d.addr == got && d.book.has(got.Addr()) {
+		return nil
 	}
-	if d.addr != got {
-		d.log.Info("address leased", "device", d.device, "address", got, "server", ack.ServerIdentifier(), "lease", d.leaseTime())
-		if err := d.withdraw(); err != nil {
-			return err
-		}
-		d.addr = got
-	}
+	d.log.Info("address leased", "device", d.device, "address", got, "server", ack.ServerIdentifier(), "lease", d.leaseTime())
+	var gw netip.Addr
 	if routers := ack.Router(); len(routers) > 0 {
-		gw, _ := netip.AddrFromSlice(routers[0].To4())
-		if err := setGateway(link, gw, []netip.Prefix{got}); err != nil {
-			return err
-		}
+		gw, _ = netip.AddrFromSlice(routers[0].To4())
 	}
+	if err := d.book.adopt(got, d.addr, gw); err != nil {
+		return err
+	}
+	d.addr = got
 	if servers := ack.DNS(); len(servers) > 0 && len(d.set.dns) == 0 {
 		var list []netip.Addr
 		for _, ip := range servers {
@@ -151,17 +177,13 @@ func (d *dhcp) apply() error {
 	return nil
 }
 
-// withdraw removes the configured address.
+// withdraw removes the configured address, for good.
 func (d *dhcp) withdraw() error {
 	if !d.addr.IsValid() {
 		return nil
 	}
-	link, err := netlink.LinkByName(d.device)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", d.device, err)
-	}
-	if err := netlink.AddrDel(link, address(d.addr)); err != nil {
-		return fmt.Errorf("remove address %s: %w", d.addr, err)
+	if err := d.book.remove(d.addr.Addr()); err != nil && !errors.Is(err, errNoAddress) {
+		return err
 	}
 	d.addr = netip.Prefix{}
 	return nil

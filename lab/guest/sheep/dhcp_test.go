@@ -152,5 +152,6 @@ func inNamespace(ctx context.Context, s *leaseServer, ready chan<- *netlink.Hand
 		return err
 	}
 	ready <- handle
-	return newDHCP(slog.New(slog.DiscardHandler), "guest", settings{name: "t"}).run(ctx)
+	log := slog.New(slog.DiscardHandler)
+	return newDHCP(log, settings{name: "t"}, newAddressBook(log, "guest"), nil).run(ctx)
 }

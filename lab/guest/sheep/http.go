@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"time"
 
@@ -34,6 +35,7 @@ type handler struct {
 	disk     *diskWriter
 	memory   *memoryWriter
 	gap      *gapMeter
+	book     *addressBook
 }
 
 func (h *handler) routes() http.Handler {
@@ -45,6 +47,22 @@ func (h *handler) routes() http.Handler {
 	mux.HandleFunc("DELETE /stats/gap", func(w http.ResponseWriter, _ *http.Request) {
 		h.gap.reset()
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /addresses", func(w http.ResponseWriter, _ *http.Request) {
+		list, err := h.book.report()
+		if err != nil {
+			h.fail(w, err)
+			return
+		}
+		h.reply(w, http.StatusOK, list)
+	})
+	mux.HandleFunc("DELETE /addresses/{address}", func(w http.ResponseWriter, r *http.Request) {
+		a, err := netip.ParseAddr(r.PathValue("address"))
+		if err != nil {
+			h.fail(w, fmt.Errorf("address %q: want an IP address", r.PathValue("address")))
+			return
+		}
+		h.act(w, r, nil, func() error { return h.book.drop(a) })
 	})
 	mux.HandleFunc("POST /memory", func(w http.ResponseWriter, r *http.Request) {
 		var req control.Memory
@@ -111,6 +129,10 @@ func (h *handler) fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, errNoDisk), errors.Is(err, errNoMemory), errors.Is(err, journal.ErrNoJournal),
 		errors.Is(err, journal.ErrForeign), errors.Is(err, journal.ErrGeometry), errors.Is(err, journal.ErrTooSmall):
+		code = http.StatusConflict
+	case errors.Is(err, errNoAddress):
+		code = http.StatusNotFound
+	case errors.Is(err, errLastAddress):
 		code = http.StatusConflict
 	}
 	h.reply(w, code, map[string]string{"error": err.Error()})

@@ -6,6 +6,10 @@
 // that journals every acknowledged write (package journal) and counters. On
 // the power button it syncs and powers off.
 //
+// To its host it answers as QEMU's guest agent does, with an ip(8) of its own.
+// When its cable is put back in it asks DHCP again, and keeps the address that it
+// had, beside a new one, for the sessions that use it.
+//
 // With root= on the command line it is the initramfs of an installed system
 // instead: it mounts the file system and either runs the image's /etc/drover/rc
 // beside its own services, or, when the image has none, hands over to its
@@ -14,8 +18,11 @@
 // Command line:
 //
 //	drover.name=NAME                  host name
-//	drover.ip=ADDRESS/BITS[,…]|dhcp   IPv4 and IPv6 addresses, may be repeated
+//	drover.ip=ADDRESS/BITS[,…]        IPv4 and IPv6 addresses, may be repeated
+//	drover.ip=dhcp|dhcp6|ra[,…]       addresses by DHCP, DHCPv6 or router advertisements
 //	drover.gw=ADDRESS[,…]             default gateways, one per family
+//	drover.dhcp=once                  keeps its first addresses: asks DHCP never again
+//	drover.agent=off                  has no guest agent
 //	drover.dns=ADDRESS[,…]            name servers
 //	drover.mtu=BYTES                  MTU of the interface
 //	root=DEVICE rootfstype=TYPE ro init=PATH   as for the kernel
@@ -108,22 +115,39 @@ func serve(ctx context.Context, log *slog.Logger, set settings, boot journal.ID,
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	link, err := waitLink(ctx, linkWait)
+	link, err := waitLink(ctx, linkWait, set)
 	if err != nil {
 		return err
 	}
 	if err := configureStatic(log, link, set); err != nil {
 		return err
 	}
-	if set.dhcp {
-		g.Go(func() error { return newDHCP(log, link.Attrs().Name, set).run(ctx) })
+	watch := &linkWatch{log: log, device: link.Attrs().Name}
+	updates, stop, err := watch.subscribe()
+	if err != nil {
+		return err
 	}
+	defer stop()
+	book := newAddressBook(log, link.Attrs().Name)
+	if set.dhcp {
+		client := newDHCP(log, set, book, watch.came())
+		g.Go(func() error { return client.run(ctx) })
+	}
+	if set.dhcp6 {
+		client := &dhcp6{log: log, set: set, book: book, up: watch.came()}
+		g.Go(func() error { return client.run(ctx) })
+	}
+	g.Go(func() error { watch.run(ctx, updates); return nil })
 	sessions := session.New(log, boot.String())
 	disk := newDiskWriter(log, boot, set.root)
 	memory := newMemoryWriter()
 	gap := newGapMeter()
-	h := &handler{log: log, name: set.name, boot: boot, started: time.Now(), sessions: sessions, disk: disk, memory: memory, gap: gap}
+	h := &handler{log: log, name: set.name, boot: boot, started: time.Now(), sessions: sessions, disk: disk, memory: memory, gap: gap, book: book}
 	g.Go(func() error { gap.run(ctx); return nil })
+	if sys == nil && !set.agentOff { // an installed system has an agent of its own
+		agent := &agent{log: log, disk: disk}
+		g.Go(func() error { return agent.run(ctx) })
+	}
 	g.Go(func() error { disk.run(ctx); return nil })
 	g.Go(func() error { memory.run(ctx); return nil })
 	g.Go(func() error { return listen(ctx, control.SessionPort, sessions.Serve) })

@@ -20,7 +20,7 @@ import (
 const linkWait = 20 * time.Second
 
 // waitLink returns the first Ethernet device, set up, and sets up loopback.
-func waitLink(ctx context.Context, limit time.Duration) (netlink.Link, error) {
+func waitLink(ctx context.Context, limit time.Duration, set settings) (netlink.Link, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
@@ -35,7 +35,9 @@ func waitLink(ctx context.Context, limit time.Duration) (netlink.Link, error) {
 				err = netlink.LinkSetUp(l)
 			case found == nil && len(l.Attrs().HardwareAddr) == 6:
 				found = l
-				err = netlink.LinkSetUp(l)
+				if err = configureIPv6(l.Attrs().Name, set); err == nil {
+					err = netlink.LinkSetUp(l)
+				}
 			}
 			if err != nil {
 				return nil, fmt.Errorf("set up %s: %w", l.Attrs().Name, err)
@@ -52,6 +54,25 @@ func waitLink(ctx context.Context, limit time.Duration) (netlink.Link, error) {
 	}
 }
 
+// configureIPv6 decides, before the device is up, what the kernel does by itself.
+// The lab's addresses are known to be nobody else's, so nothing waits for
+// duplicates; router advertisements are for those who ask for them.
+func configureIPv6(device string, set settings) error {
+	accept, autoconf := "0", "0"
+	if set.ra {
+		accept, autoconf = "2", "1"
+	}
+	for _, s := range []struct{ key, value string }{
+		{"accept_dad", "0"}, {"dad_transmits", "0"}, {"accept_ra", accept}, {"autoconf", autoconf},
+	} {
+		err := os.WriteFile("/proc/sys/net/ipv6/conf/"+device+"/"+s.key, []byte(s.value), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+			return fmt.Errorf("IPv6 setting %s: %w", s.key, err)
+		}
+	}
+	return nil
+}
+
 // configureStatic gives link the addresses of the command line.
 func configureStatic(log *slog.Logger, link netlink.Link, set settings) error {
 	if set.mtu > 0 {
@@ -66,7 +87,7 @@ func configureStatic(log *slog.Logger, link netlink.Link, set settings) error {
 		log.Info("address", "device", link.Attrs().Name, "address", p)
 	}
 	for _, gw := range set.gateways {
-		if err := setGateway(link, gw, set.prefixes); err != nil {
+		if err := setGateway(link, gw, set.prefixes, netip.Addr{}); err != nil {
 			return err
 		}
 	}
@@ -88,13 +109,16 @@ func address(p netip.Prefix) *netlink.Addr {
 
 // setGateway makes gw the default route of its family. A gateway outside the
 // guest's prefixes is reached on the link all the same: a routed guest has a
-// /32 or /128.
-func setGateway(link netlink.Link, gw netip.Addr, prefixes []netip.Prefix) error {
+// /32 or /128. New connections have the source, if it is valid.
+func setGateway(link netlink.Link, gw netip.Addr, prefixes []netip.Prefix, source netip.Addr) error {
 	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
 	for _, p := range prefixes {
 		if p.Contains(gw) {
 			route.Flags = 0
 		}
+	}
+	if source.IsValid() {
+		route.Src = source.AsSlice()
 	}
 	if gw.Is4() {
 		route.Dst = &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}

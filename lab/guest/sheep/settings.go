@@ -11,6 +11,10 @@ import (
 type settings struct {
 	name     string
 	dhcp     bool
+	dhcp6    bool
+	ra       bool
+	dhcpOnce bool
+	agentOff bool
 	prefixes []netip.Prefix
 	gateways []netip.Addr
 	dns      []netip.Addr
@@ -57,6 +61,14 @@ func (s *settings) set(key, value string) (err error) {
 		s.gateways, err = appendAddrs(s.gateways, value)
 	case "drover.dns":
 		s.dns, err = appendAddrs(s.dns, value)
+	case "drover.dhcp":
+		if s.dhcpOnce = value == "once"; !s.dhcpOnce {
+			err = fmt.Errorf("want once")
+		}
+	case "drover.agent":
+		if s.agentOff = value == "off"; !s.agentOff {
+			err = fmt.Errorf("want off")
+		}
 	case "drover.mtu":
 		s.mtu, err = strconv.Atoi(value)
 		if err != nil || s.mtu < 576 || s.mtu > 65535 {
@@ -75,7 +87,7 @@ func (s *settings) set(key, value string) (err error) {
 		s.init = value
 	default:
 		if strings.HasPrefix(key, "drover.") {
-			err = fmt.Errorf("unknown setting; known are drover.name, .ip, .gw, .dns and .mtu")
+			err = fmt.Errorf("unknown setting; known are drover.name, .ip, .gw, .dns, .mtu, .dhcp and .agent")
 		}
 	}
 	return err
@@ -83,13 +95,20 @@ func (s *settings) set(key, value string) (err error) {
 
 func (s *settings) addIPs(value string) error {
 	for text := range strings.SplitSeq(value, ",") {
-		if text == "dhcp" {
+		switch text {
+		case "dhcp":
 			s.dhcp = true
+			continue
+		case "dhcp6":
+			s.dhcp6 = true
+			continue
+		case "ra":
+			s.ra = true
 			continue
 		}
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
-			return fmt.Errorf("want ADDRESS/BITS or dhcp")
+			return fmt.Errorf("want ADDRESS/BITS, dhcp, dhcp6 or ra")
 		}
 		s.prefixes = append(s.prefixes, p)
 	}

@@ -41,7 +41,7 @@ func TestParseSettings(t *testing.T) {
 
 func TestBadSettings(t *testing.T) {
 	for line, want := range map[string]string{
-		"drover.ip=10.0.0.1":                     "drover.ip=10.0.0.1: want ADDRESS/BITS or dhcp",
+		"drover.ip=10.0.0.1":                     "drover.ip=10.0.0.1: want ADDRESS/BITS, dhcp, dhcp6 or ra",
 		"drover.ip=dhcp,10.0.0.1/8":              "want one way for IPv4",
 		"drover.gw=router":                       "drover.gw=router: want IP addresses",
 		"drover.gw=10.0.0.1,10.0.0.2":            "want one per address family",
