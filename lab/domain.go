@@ -78,15 +78,41 @@ func cmdline(f *labfile.File, g *labfile.Guest, img *image) string {
 	if labfile.Builtin(img.name) {
 		seg := f.Segment(g.Segment)
 		parts = append(parts, "drover.name="+g.Name)
-		if g.DHCP {
-			parts = append(parts, "drover.ip=dhcp")
-		} else {
-			parts = append(parts, fmt.Sprintf("drover.ip=%s/%d", g.Address, seg.Subnet.Bits()), "drover.gw="+seg.Gateway.String())
+		parts = append(parts, network(f, g, seg)...)
+		if g.Address6.IsValid() {
+			parts = append(parts, fmt.Sprintf("drover.ip=%s/%d", g.Address6, seg.Subnet6.Bits()), "drover.gw="+seg.Gateway6.String())
 		}
 	}
 	parts = append(parts, g.Cmdline)
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")
 }
+
+// network is what an image of the lab's own is told of its addresses. A guest that
+// asks for them learns its IPv4 gateway with its address; DHCPv6 names none.
+func network(f *labfile.File, g *labfile.Guest, seg *labfile.Segment) []string {
+	var words []string
+	if g.DHCP {
+		words = append(words, "drover.ip=dhcp")
+	} else {
+		words = append(words, fmt.Sprintf("drover.ip=%s/%d", g.Address, seg.Subnet.Bits()), "drover.gw="+seg.Gateway.String())
+	}
+	if !g.Address6.IsValid() {
+		return words
+	}
+	// A segment without a DHCP service of its own has the lab's, for IPv4 alone.
+	if g.DHCP && slices.ContainsFunc(f.DHCP, func(d labfile.DHCP) bool { return d.Segment == seg.Name }) {
+		words = append(words, "drover.ip=dhcp6")
+	} else {
+		words = append(words, fmt.Sprintf("drover.ip=%s/%d", g.Address6, seg.Subnet6.Bits()))
+	}
+	if seg.Gateway6.IsValid() {
+		words = append(words, "drover.gw="+seg.Gateway6.String())
+	}
+	return words
+}
+
+// agentChannel is the port where a guest agent answers its host.
+const agentChannel = "org.qemu.guest_agent.0"
 
 func devices(g *labfile.Guest, disk, cache string) *libvirtxml.DomainDeviceList {
 	port := uint(0)
@@ -103,6 +129,10 @@ func devices(g *labfile.Guest, disk, cache string) *libvirtxml.DomainDeviceList 
 		Serials: []libvirtxml.DomainSerial{{
 			Source: &libvirtxml.DomainChardevSource{File: &libvirtxml.DomainChardevSourceFile{Path: consoleLog(g.Name), Append: "on"}},
 			Target: &libvirtxml.DomainSerialTarget{Port: &port},
+		}},
+		Channels: []libvirtxml.DomainChannel{{
+			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind"}},
+			Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: agentChannel}},
 		}},
 		RNGs: []libvirtxml.DomainRNG{{
 			Model:   "virtio",

@@ -35,8 +35,9 @@ const (
 var recipe embed.FS
 
 // BuildDebian returns the Debian guest: PostgreSQL 15 with a database bench
-// made by pgbench -i -s 5, Redis and nginx, listening on all addresses
-// without passwords (for labs only), beside the small guest's own services.
+// made by pgbench -i -s 5, Redis, and nginx with a sparse file /1g of 1 GiB,
+// listening on all addresses without passwords (for labs only), beside the
+// small guest's own services and QEMU's guest agent.
 // The first call takes about a minute and needs root, debootstrap, e2fsprogs,
 // util-linux and an archive that apt knows; later ones find the image in the
 // cache, by the hash of its recipe.

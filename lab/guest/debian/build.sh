@@ -11,7 +11,7 @@ work=$1 mirror=$2 suite=$3 bytes=$4 recipe=$5
 root=$work/root
 
 debootstrap --variant=minbase \
-	--include=postgresql,redis-server,nginx,iproute2,procps,iputils-ping \
+	--include=postgresql,redis-server,nginx,qemu-guest-agent,iproute2,procps,iputils-ping \
 	"$suite" "$root" ${mirror:+"$mirror"} # without one: debootstrap's own
 
 # Nothing may be started by a package's scripts from here on.
@@ -24,6 +24,9 @@ install -m 644 "$recipe/postgresql.conf" "$root/etc/postgresql/$pg/main/conf.d/d
 install -m 640 "$recipe/pg_hba.conf" "$root/etc/postgresql/$pg/main/pg_hba.conf"
 chroot "$root" chown postgres:postgres "/etc/postgresql/$pg/main/pg_hba.conf"
 cat "$recipe/redis.conf" >>"$root/etc/redis/redis.conf"
+install -m 644 "$recipe/nginx.conf" "$root/etc/nginx/conf.d/drover.conf"
+# A download that takes long and costs no space: /1g.
+truncate -s 1G "$root/var/www/html/1g"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 echo drover >"$root/etc/hostname"
 : >"$root/etc/resolv.conf"

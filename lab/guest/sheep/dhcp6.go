@@ -10,6 +10,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv6"
 	"github.com/insomniacslk/dhcp/dhcpv6/nclient6"
+	"github.com/insomniacslk/dhcp/iana"
 )
 
 // dhcp6 keeps an address by DHCPv6 on one device. It asks anew instead of
@@ -60,7 +61,10 @@ func (d *dhcp6) exchange(ctx context.Context) (netip.Prefix, time.Duration, erro
 		return netip.Prefix{}, 0, err
 	}
 	defer func() { _ = c.Close() }()
-	reply, err := c.RapidSolicit(ctx)
+	// Who asks is the network card, at each boot and of each copy its own.
+	reply, err := c.RapidSolicit(ctx, dhcpv6.WithClientID(&dhcpv6.DUIDLL{
+		HWType: iana.HWTypeEthernet, LinkLayerAddr: c.InterfaceAddr(),
+	}))
 	if err != nil {
 		return netip.Prefix{}, 0, err
 	}
