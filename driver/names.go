@@ -125,22 +125,33 @@ func (r NameRecords) Lowered(ttl time.Duration) NameRecords {
 // WithTTL returns the addresses with the TTL, or for zero with those of before
 // as Names.Set says.
 func (r NameRecords) WithTTL(ttl time.Duration, before NameRecords) NameRecords {
-	pick := func(own, other time.Duration) time.Duration {
-		for _, t := range []time.Duration{ttl, own, other} {
-			if t > 0 {
-				return t
-			}
-		}
-		return DefaultNameTTL
-	}
 	r.TTL4, r.TTL6 = 0, 0
-	if v4, _ := r.Family(true); len(v4) > 0 {
-		r.TTL4 = pick(before.TTL4, before.TTL6)
-	}
-	if v6, _ := r.Family(false); len(v6) > 0 {
-		r.TTL6 = pick(before.TTL6, before.TTL4)
+	for _, v4 := range []bool{true, false} {
+		if list, _ := r.Family(v4); len(list) == 0 {
+			continue
+		}
+		t := ttl
+		if t == 0 {
+			t = before.familyTTL(v4)
+		}
+		if v4 {
+			r.TTL4 = t
+		} else {
+			r.TTL6 = t
+		}
 	}
 	return r
+}
+
+// familyTTL is the family's TTL, the other's when it has no addresses, or
+// DefaultNameTTL without any.
+func (r NameRecords) familyTTL(v4 bool) time.Duration {
+	for _, f := range []bool{v4, !v4} {
+		if list, ttl := r.Family(f); len(list) > 0 {
+			return ttl
+		}
+	}
+	return DefaultNameTTL
 }
 
 // OwnedName is a name that Drover has changed.
