@@ -55,6 +55,7 @@ type Hypervisor interface {
 	Compatible(ctx context.Context, def Definition, source drover.Host) ([]drover.Check, error)
 
 	Migrator
+	Backuper
 	Close() error
 }
 

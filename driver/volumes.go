@@ -42,6 +42,7 @@ type Volumes interface {
 	// as a backing file: a digest over its guest-visible content, cached by
 	// path, size and modification time.
 	Identify(ctx context.Context, path string) (ContentID, error)
+	Bitmaps
 	Close() error
 }
 

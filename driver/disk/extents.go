@@ -20,12 +20,18 @@ func (im *image) Extents(ctx context.Context, yield func(driver.Extent) bool) er
 	m := merger{yield: yield}
 	var st nbd.Status
 	for off := int64(0); off < im.Size() && !m.stopped; {
+		if err := ctx.Err(); err != nil { // the server may answer all the same
+			return im.fault("extents of", err)
+		}
 		if err := im.client.BlockStatus(ctx, off, im.Size()-off, &st); err != nil {
 			return im.fault("extents of", err)
 		}
-		if im.topOnly {
+		switch {
+		case im.bitmap != "":
+			off = changedExtents(&m, off, st.Extents[contextBitmap])
+		case im.topOnly:
 			off = topExtents(&m, off, st.Extents[contextAllocation], st.Extents[contextDepth])
-		} else {
+		default:
 			off = allExtents(&m, off, st.Extents[contextAllocation])
 		}
 	}

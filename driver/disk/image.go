@@ -29,7 +29,8 @@ const (
 type image struct {
 	store    *Store
 	path     string
-	topOnly  bool // Extents leaves out what is below the top image
+	topOnly  bool   // Extents leaves out what is below the top image
+	bitmap   string // Extents are what it marks; empty: none
 	writable bool
 	locks    []*os.File
 	server   *child
@@ -48,6 +49,7 @@ var (
 const (
 	contextAllocation = iota
 	contextDepth
+	contextBitmap = contextDepth
 )
 
 // OpenRead opens an image for reading. A raw image is read as the file it is,
@@ -168,6 +170,10 @@ func (im *image) start(ctx context.Context, chain []header) error {
 	if im.topOnly {
 		args = append(args, "--allocation-depth")
 		contexts = append(contexts, "qemu:allocation-depth")
+	}
+	if im.bitmap != "" {
+		args = append(args, "--bitmap="+im.bitmap)
+		contexts = append(contexts, "qemu:dirty-bitmap:"+im.bitmap)
 	}
 	if !im.writable {
 		args = append(args, "--read-only")

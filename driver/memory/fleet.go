@@ -226,7 +226,9 @@ func (f *Fleet) PowerOff(host string) {
 	h.down = true
 	h.endWatches()
 	for name, g := range h.guests {
+		g.backup = nil
 		f.set(h, g, drover.VMOff, "stopped")
+		h.spoil(g)
 		if !g.persistent {
 			delete(h.guests, name)
 		}
@@ -257,6 +259,7 @@ func (f *Fleet) set(h *Hypervisor, g *guest, state drover.VMState, what string) 
 		return
 	}
 	g.state = state
+	h.occupy(g)
 	h.notify(g.vm.Name, what)
 	if state == drover.VMRunning {
 		f.inspect(h, g)

@@ -20,6 +20,7 @@ type Hypervisor struct {
 	files   map[string]bool
 	watches []*watch
 	down    bool
+	volumes *Volumes // nil: its disks have no content
 }
 
 // guest is a VM on a host: defined, running, or being received.
@@ -29,6 +30,9 @@ type guest struct {
 	persistent bool
 	sending    *outgoing
 	receiving  *incoming
+	// backup is under way; checkpoints are known of.
+	backup      *backup
+	checkpoints []driver.Checkpoint
 }
 
 var _ driver.Hypervisor = (*Hypervisor)(nil)
@@ -272,6 +276,7 @@ func (h *Hypervisor) stop(g *guest) {
 		g.receiving.dead = true
 		g.receiving = nil
 	}
+	g.backup = nil
 	h.fleet.set(h, g, drover.VMOff, "stopped")
 	if !g.persistent {
 		delete(h.guests, g.vm.Name)

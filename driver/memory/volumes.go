@@ -66,6 +66,9 @@ type file struct {
 	// readers and writer are the open handles, those of images above included.
 	readers int
 	writer  bool
+	// bitmaps are the records of changes; guest says that a VM runs on it.
+	bitmaps map[driver.Checkpoint]*bitmap
+	guest   bool
 }
 
 // NewVolumes returns an empty store.

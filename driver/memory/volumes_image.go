@@ -130,6 +130,7 @@ func CrashWriter(w driver.ImageWriter) {
 		}
 	}
 	v.used += top.allocated()
+	top.damage()
 	h.close()
 }
 
@@ -230,6 +231,7 @@ func (h *handle) put(index, at int64, p []byte) error {
 		}
 	}
 	h.remember(index, old, present)
+	top.mark(index)
 	c := make([]byte, clusterBytes)
 	if present {
 		copy(c, old)
@@ -280,6 +282,7 @@ func (h *handle) zero(index, at, n int64) error {
 		return nil
 	}
 	h.remember(index, old, present)
+	top.mark(index)
 	if old != nil {
 		h.store.used -= clusterBytes
 	}

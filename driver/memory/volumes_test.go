@@ -99,3 +99,20 @@ func TestVolumesCrashUndoes(t *testing.T) {
 		t.Errorf("free: %v, before %v", now, free)
 	}
 }
+
+// TestVolumesBitmaps: records of other programs do not exist in memory.
+func TestVolumesBitmaps(t *testing.T) {
+	drivertest.VolumesBitmaps(t, drivertest.VolumesBitmapSetup{
+		VolumesSetup: drivertest.VolumesSetup{
+			New: func(*testing.T, drover.Bytes) (driver.Volumes, string) {
+				return memory.NewVolumes(memory.VolumesConfig{Dirs: []string{"/images"}}), "/images"
+			},
+			Crash: func(_ *testing.T, w driver.ImageWriter) { memory.CrashWriter(w) },
+		},
+		AddBitmap: func(_ *testing.T, store driver.Volumes, path string, c driver.Checkpoint) {
+			store.(*memory.Volumes).AddBitmap(path, c)
+		},
+		Foreign:      func(*testing.T, driver.Volumes, string) {},
+		ForeignThere: func(*testing.T, driver.Volumes, string) bool { return true },
+	})
+}

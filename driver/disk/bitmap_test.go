@@ -1,0 +1,58 @@
+package disk
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/driver/drivertest"
+)
+
+func qemuImg(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("qemu-img", args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+func TestBitmaps(t *testing.T) {
+	drivertest.VolumesBitmaps(t, drivertest.VolumesBitmapSetup{
+		VolumesSetup: drivertest.VolumesSetup{
+			New: func(t *testing.T, _ drover.Bytes) (driver.Volumes, string) {
+				dir := filepath.Join(t.TempDir(), "images")
+				return newStore(t, Config{Dirs: []string{dir}}), dir
+			},
+			Crash: func(t *testing.T, w driver.ImageWriter) {
+				im := w.(*image)
+				im.server.signal(os.Kill)
+				<-im.server.exited
+			},
+		},
+		AddBitmap: func(t *testing.T, _ driver.Volumes, path string, c driver.Checkpoint) {
+			qemuImg(t, "bitmap", "--add", path, c.String())
+		},
+		Foreign: func(t *testing.T, _ driver.Volumes, path string) { qemuImg(t, "bitmap", "--add", path, "nightly") },
+		ForeignThere: func(t *testing.T, _ driver.Volumes, path string) bool {
+			return strings.Contains(qemuImg(t, "info", path), "name: nightly")
+		},
+	})
+}
+
+// TestOldQcow2: the first version of the format cannot record changes, and the
+// refusal says what would help.
+func TestOldQcow2(t *testing.T) {
+	dir := t.TempDir()
+	s := newStore(t, Config{Dirs: []string{dir}})
+	path := filepath.Join(dir, "old.qcow2")
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-o", "compat=0.10", path, "1M")
+	_, err := s.Bitmaps(t.Context(), path)
+	if drover.KindOf(err) != drover.Refused || !strings.Contains(err.Error(), "qemu-img amend") {
+		t.Errorf("bitmaps of an old image: %v", err)
+	}
+}
