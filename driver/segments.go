@@ -147,6 +147,8 @@ const (
 	maxVNI            = 1<<24 - 1
 	// maxRemotes bounds the copies of a frame for everybody.
 	maxRemotes = 64
+	// maxGatewayAddresses is one of each family, and as many for another subnet.
+	maxGatewayAddresses = 4
 	// maxStations bounds a segment: more would be several segments.
 	maxStations = 16384
 	// maxInterfaceName is the kernel's IFNAMSIZ without the final zero.
@@ -193,6 +195,9 @@ func (e Extension) checkGateway(op string) error {
 		if _, err := stationMAC(e.Gateway.MAC); err != nil {
 			return drover.E(drover.Invalid, op, fmt.Errorf("gateway: %w", err))
 		}
+	}
+	if len(e.Gateway.Addresses) > maxGatewayAddresses {
+		return drover.Errorf(drover.Invalid, op, "%d addresses of the gateway: want at most %d", len(e.Gateway.Addresses), maxGatewayAddresses)
 	}
 	for _, a := range e.Gateway.Addresses {
 		if !plainUnicast(a) {
