@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -48,6 +49,9 @@ func (l *Lab) drovers(f *labfile.File, plan *topology.Plan) error {
 	}
 	for i := range plan.Nodes {
 		n := &plan.Nodes[i]
+		if n.Role == topology.RouterRole {
+			continue // it runs nothing of Drover's
+		}
 		conf := filepath.Join(node.Dir(l.Dir, n.Name), "run", confDir[len("/run/"):])
 		role := pki.Agent
 		if n.Role == topology.Server {
@@ -91,7 +95,7 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 	case topology.Edge:
 		c.Edge = &agent.Edge{}
 		for _, k := range plan.Links {
-			if k.Ends[0].Node == n.Name || k.Ends[1].Node == n.Name {
+			if slices.Contains(k.Sites[:], n.Site) {
 				c.Edge.Links = append(c.Edge.Links, agent.EdgeLink{
 					Name: k.Name, A: k.Sites[0], B: k.Sites[1],
 					Counters: "unix://" + filepath.Join(node.LabDir, wanSocket),
@@ -115,7 +119,7 @@ func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, fil
 		c.Sites = append(c.Sites, site)
 	}
 	for _, a := range plan.Nodes {
-		if a.Role != topology.Server {
+		if a.Role != topology.Server && a.Role != topology.RouterRole {
 			c.Agents = append(c.Agents, server.AgentConfig{Name: a.Name, Site: a.Site, Address: agentAddress(a.Address)})
 		}
 	}

@@ -41,6 +41,12 @@ func TestDrovers(t *testing.T) {
 		}
 		for _, n := range plan.Nodes {
 			conf := filepath.Join(node.Dir(l.Dir, n.Name), confDir)
+			if n.Role == topology.RouterRole {
+				if _, err := os.Stat(filepath.Join(conf, "agent.yaml")); err == nil {
+					t.Errorf("%s has an agent", n.Name)
+				}
+				continue
+			}
 			if n.Role == topology.Server {
 				checkServer(t, filepath.Join(conf, "server.yaml"), f)
 				continue

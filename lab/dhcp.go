@@ -1,10 +1,10 @@
 package lab
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/drover-vm/drover/lab/labfile"
@@ -12,31 +12,32 @@ import (
 	"github.com/drover-vm/drover/lab/topology"
 )
 
-// dhcpPrefix begins the name of the service that gives out a segment's addresses.
+// dhcpPrefix begins the name of the service that gives out a segment's addresses
+// with dnsmasq.
 const dhcpPrefix = "dhcp-"
 
-// dhcpServices are the DHCP servers of an edge: one for each segment whose
-// gateway it is and that has guests which ask. They give out nothing but the
-// addresses that the lab file reserves.
+// dhcpServer is the program that serves DHCP where the lab file names no other.
+const dhcpServer = "dnsmasq"
+
+// isDnsmasq reports whether a service is one of dhcpServices.
+func isDnsmasq(service string) bool { return strings.HasPrefix(service, dhcpPrefix) }
+
+// dnsmasqLeases is the file of what a segment's dnsmasq has given out.
+func dnsmasqLeases(segment string) string { return "/run/" + dhcpPrefix + segment + ".leases" }
+
+// dhcpServices are the DHCP servers of an edge that are dnsmasq: one for each
+// segment for which the lab file names it, and, where it names none, for each
+// whose gateway the edge is and that has guests which ask. The latter give out
+// nothing but the addresses that the lab file reserves.
 func dhcpServices(f *labfile.File, n *topology.Node, dir string) ([]node.Service, error) {
 	var list []node.Service
-	for _, seg := range f.Segments {
-		if n.Role != topology.Edge || seg.Sites[0] != n.Site {
-			continue
-		}
-		hosts := ""
-		for _, g := range f.Guests {
-			if g.DHCP && g.Segment == seg.Name {
-				hosts += fmt.Sprintf("dhcp-host=%s,%s,%s\n", g.MAC, g.Address, g.Name)
-			}
-		}
-		if hosts == "" {
+	for i := range f.Segments {
+		seg := &f.Segments[i]
+		conf := dnsmasqConf(f, seg, n.Site)
+		if conf == "" {
 			continue
 		}
 		name := dhcpPrefix + seg.Name
-		conf := fmt.Sprintf("port=0\nuser=root\ninterface=%s\nbind-interfaces\nexcept-interface=lo\n"+
-			"dhcp-range=%s,static\ndhcp-option=option:router,%s\ndhcp-authoritative\nleasefile-ro\n%s",
-			topology.SegmentBridge(seg.Name), seg.Subnet.Addr(), seg.Gateway, hosts)
 		if err := os.WriteFile(filepath.Join(dir, confDir, name+".conf"), []byte(conf), 0o644); err != nil {
 			return nil, err
 		}
@@ -48,19 +49,42 @@ func dhcpServices(f *labfile.File, n *topology.Node, dir string) ([]node.Service
 	return list, nil
 }
 
-// dhcpServer is the program that serves DHCP.
-const dhcpServer = "dnsmasq"
+// dnsmasqConf is the configuration of a segment's dnsmasq at a site, "" when
+// there is none.
+func dnsmasqConf(f *labfile.File, seg *labfile.Segment, site string) string {
+	i := slices.IndexFunc(f.DHCP, func(d labfile.DHCP) bool { return d.Site == site && d.Segment == seg.Name })
+	hosts := ""
+	for _, g := range askingGuests(f, seg.Name) {
+		hosts += fmt.Sprintf("dhcp-host=%s,%s,%s\n", g.MAC, g.Address, g.Name)
+	}
+	leases, ranges := "leasefile-ro", fmt.Sprintf("dhcp-range=%s,static\n", seg.Subnet.Addr())
+	switch {
+	case i >= 0 && f.DHCP[i].Software != labfile.DHCPDnsmasq:
+		return ""
+	case i >= 0:
+		d := &f.DHCP[i]
+		leases = "dhcp-leasefile=" + dnsmasqLeases(seg.Name)
+		ranges = fmt.Sprintf("dhcp-range=%s,%s,%d\n", d.Pool.From, d.Pool.To, leaseSeconds)
+		if seg.Subnet6.IsValid() {
+			ranges += fmt.Sprintf("dhcp-range=%s,%s,%d,%d\n", d.Pool6.From, d.Pool6.To, seg.Subnet6.Bits(), leaseSeconds)
+		}
+	case site != seg.Home() || hosts == "":
+		return ""
+	case seg.IsJoined() && slices.ContainsFunc(f.DHCP, func(d labfile.DHCP) bool { return d.Segment == seg.Name }):
+		return "" // the other site's answers here, too
+	}
+	return fmt.Sprintf("port=0\nuser=root\ninterface=%s\nbind-interfaces\nexcept-interface=lo\n"+
+		"%sdhcp-option=option:router,%s\ndhcp-authoritative\n%s\n%s",
+		topology.SegmentBridge(seg.Name), ranges, seg.Gateway, leases, hosts)
+}
 
-// startDHCP starts the DHCP servers, whose bridges are there now.
-func (l *Lab) startDHCP(ctx context.Context) error {
-	for _, n := range l.Nodes {
-		for _, s := range n.Services {
-			if strings.HasPrefix(s, dhcpPrefix) {
-				if err := l.startService(ctx, n.Name, s); err != nil {
-					return err
-				}
-			}
+// askingGuests are the guests in a segment that ask for their address.
+func askingGuests(f *labfile.File, segment string) []*labfile.Guest {
+	var list []*labfile.Guest
+	for i := range f.Guests {
+		if g := &f.Guests[i]; g.DHCP && g.Segment == segment {
+			list = append(list, g)
 		}
 	}
-	return nil
+	return list
 }

@@ -44,7 +44,7 @@ remember_owner = 0
 `
 
 // nodeConfig makes a node's folder and what its holder is told.
-func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images []image) (*node.Config, error) {
+func (l *Lab) nodeConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, w world, images []image) (*node.Config, error) {
 	dir := node.Dir(l.Dir, n.Name)
 	c := &node.Config{Name: n.Name, Dir: dir, Sysctls: sysctls(n)}
 	mount := func(folder, target string) error {
@@ -63,8 +63,12 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images
 	c.Binds = append(c.Binds,
 		node.Bind{Source: filepath.Join(l.Dir, sharedDir), Target: node.LabDir},
 		node.Bind{Source: "/proc/self/exe", Target: node.Binary, ReadOnly: true})
-	// Without a name server, and without a wait for one.
-	for name, text := range map[string]string{"hosts": hosts, "resolv.conf": ""} {
+	// Clients ask the lab's name servers. Where there is none nobody waits for one.
+	resolv := ""
+	if n.Role == topology.Client {
+		resolv = resolvConf(f, plan)
+	}
+	for name, text := range map[string]string{"hosts": w.hosts, "resolv.conf": resolv} {
 		source, target := filepath.Join(dir, name), filepath.Join("/etc", name)
 		if err := os.WriteFile(source, []byte(text), 0o644); err != nil {
 			return nil, err
@@ -92,13 +96,25 @@ func (l *Lab) nodeConfig(f *labfile.File, n *topology.Node, hosts string, images
 		}
 		c.Services = append(c.Services, node.Service{Name: libvirtService, Args: []string{"libvirtd"}})
 	}
-	dhcp, err := dhcpServices(f, n, dir)
-	if err != nil {
-		return nil, err
+	switch n.Role {
+	case topology.Edge:
+		servers, err := edgeServers(f, plan, n, dir, w.dnsSecret)
+		if err != nil {
+			return nil, err
+		}
+		c.Services = append(c.Services, servers...)
+	case topology.RouterRole:
+		if err := mount(frrFolder, frrEtc); err != nil {
+			return nil, err
+		}
+		servers, err := routerFiles(plan, n, dir)
+		if err != nil {
+			return nil, err
+		}
+		c.Services = append(c.Services, servers...)
 	}
-	c.Services = append(c.Services, dhcp...)
 	switch {
-	case l.opt.Bare:
+	case l.opt.Bare || n.Role == topology.RouterRole:
 	case n.Role == topology.Server:
 		c.Services = append(c.Services, node.Service{
 			Name: serverService,
@@ -150,17 +166,15 @@ func hostsFile(plan *topology.Plan) string {
 	return text
 }
 
-// sysctls are a node's kernel settings. IPv6 is off because the networks are
-// IPv4 only and neighbour discovery would be noise on the counters; reverse path
+// sysctls are a node's kernel settings. IPv6 is off where it is not used because
+// neighbour discovery would be noise on the counters; reverse path
 // filters are off because a guest's traffic may take one way and come back another.
 func sysctls(n *topology.Node) []node.Sysctl {
 	forward := "0"
 	if n.Forward {
 		forward = "1"
 	}
-	return []node.Sysctl{
-		{Key: "net/ipv6/conf/all/disable_ipv6", Value: "1", Optional: true},
-		{Key: "net/ipv6/conf/default/disable_ipv6", Value: "1", Optional: true},
+	return append(sysctls6(n.IPv6, forward), []node.Sysctl{
 		{Key: "net/ipv4/conf/all/rp_filter", Value: "0"},
 		{Key: "net/ipv4/conf/default/rp_filter", Value: "0"},
 		{Key: "net/ipv4/ip_forward", Value: forward},
@@ -172,6 +186,26 @@ func sysctls(n *topology.Node) []node.Sysctl {
 		// sent. Unless told it stops at 4 MiB.
 		{Key: "net/ipv4/tcp_wmem", Value: "4096 16384 67108864"},
 		{Key: "net/ipv4/tcp_rmem", Value: "4096 131072 67108864"},
+	}...)
+}
+
+// sysctls6 are the settings of IPv6. Addresses and routes are the lab's: nothing
+// is learnt from routers, and no address is looked for before it is used, which
+// would cost a node that starts a second.
+func sysctls6(on bool, forward string) []node.Sysctl {
+	if !on {
+		return []node.Sysctl{
+			{Key: "net/ipv6/conf/all/disable_ipv6", Value: "1", Optional: true},
+			{Key: "net/ipv6/conf/default/disable_ipv6", Value: "1", Optional: true},
+		}
+	}
+	return []node.Sysctl{
+		{Key: "net/ipv6/conf/default/accept_dad", Value: "0"},
+		{Key: "net/ipv6/conf/default/dad_transmits", Value: "0"},
+		{Key: "net/ipv6/conf/default/accept_ra", Value: "0"},
+		{Key: "net/ipv6/conf/default/router_solicitations", Value: "0"},
+		{Key: "net/ipv6/conf/all/forwarding", Value: forward},
+		{Key: "net/ipv6/conf/default/forwarding", Value: forward},
 	}
 }
 

@@ -44,9 +44,7 @@ func checkMachine(o Options, f *labfile.File) error {
 		return errNotRoot
 	}
 	need := slices.Clone(tools)
-	if slices.ContainsFunc(f.Guests, func(g labfile.Guest) bool { return g.DHCP }) {
-		need = append(need, [2]string{dhcpServer, "dnsmasq-base"})
-	}
+	need = append(need, serverTools(f)...)
 	for _, t := range need {
 		if _, err := exec.LookPath(t[0]); err != nil {
 			return drover.Errorf(drover.Unavailable, "lab", "%s is not installed: apt-get install %s", t[0], t[1])
@@ -58,7 +56,7 @@ func checkMachine(o Options, f *labfile.File) error {
 	var sockets []string
 	for _, n := range allNodes(f) {
 		dir := node.Dir(filepath.Join(o.Dir, f.Name), n)
-		sockets = append(sockets, dir+libvirtSock+"-ro", dir+serverSock, node.ControlSocket(dir))
+		sockets = append(sockets, dir+libvirtSock+"-ro", dir+serverSock, node.ControlSocket(dir), dir+haproxyMaster)
 	}
 	for _, s := range sockets {
 		if len(s) > maxSocketPath {
@@ -69,10 +67,45 @@ func checkMachine(o Options, f *labfile.File) error {
 	return nil
 }
 
+// serverTools are the programs that the lab's routers and servers are.
+func serverTools(f *labfile.File) [][2]string {
+	var need [][2]string
+	if f.BGP() {
+		for _, s := range []string{zebraService, staticService, bgpService} {
+			need = append(need, [2]string{frrPrograms + s, "frr"})
+		}
+	}
+	for _, d := range f.DNS {
+		pkg := map[string]string{labfile.DNSBind: "bind9", labfile.DNSKnot: "knot"}[d.Software]
+		need = append(need, [2]string{dnsPrograms[d.Software], pkg})
+	}
+	dnsmasq := slices.ContainsFunc(f.Guests, func(g labfile.Guest) bool { return g.DHCP })
+	for _, d := range f.DHCP {
+		if d.Software == labfile.DHCPDnsmasq {
+			dnsmasq = true
+			continue
+		}
+		need = append(need, [2]string{keaProgram4, "kea-dhcp4-server"})
+		if s := f.Segment(d.Segment); s.Subnet6.IsValid() {
+			need = append(need, [2]string{keaProgram6, "kea-dhcp6-server"})
+		}
+	}
+	if dnsmasq {
+		need = append(need, [2]string{dhcpServer, "dnsmasq-base"})
+	}
+	if len(f.Balancers) > 0 {
+		need = append(need, [2]string{haproxyProgram, "haproxy"})
+	}
+	return need
+}
+
 func allNodes(f *labfile.File) []string {
 	list := []string{labfile.ServerName}
 	for _, s := range f.Sites {
 		list = append(list, labfile.EdgeName(s.Name))
+		if f.BGP() {
+			list = append(list, labfile.RouterName(s.Name))
+		}
 		for _, h := range s.Hosts {
 			list = append(list, h.Name)
 		}

@@ -158,7 +158,7 @@ func (l *Lab) up(ctx context.Context, f *labfile.File, plan *topology.Plan) erro
 	// The hosts' daemons start while the networks are built.
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.startHosts(gctx, plan) })
-	g.Go(func() error { return l.connect(gctx, plan, pids) })
+	g.Go(func() error { return l.connect(gctx, f, plan, pids) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -202,11 +202,11 @@ func (l *Lab) accelerate(ctx context.Context, f *labfile.File, images []image) e
 // startNodes writes what the nodes are told, starts their holders and returns
 // the holders' process ids.
 func (l *Lab) startNodes(ctx context.Context, f *labfile.File, plan *topology.Plan, images []image) (map[string]int, error) {
-	hosts := hostsFile(plan)
+	w := world{hosts: hostsFile(plan), dnsSecret: newDNSKey()}
 	configs := make([]*node.Config, len(plan.Nodes))
 	for i := range plan.Nodes {
 		n := &plan.Nodes[i]
-		c, err := l.nodeConfig(f, n, hosts, images)
+		c, err := l.nodeConfig(f, plan, n, w, images)
 		if err == nil {
 			err = c.Write()
 		}
@@ -263,7 +263,8 @@ func newGuest(g *labfile.Guest) Guest {
 }
 
 // connect builds the networks and the WAN links between them.
-func (l *Lab) connect(ctx context.Context, plan *topology.Plan, pids map[string]int) error {
+// Then it starts the servers that run on them.
+func (l *Lab) connect(ctx context.Context, f *labfile.File, plan *topology.Plan, pids map[string]int) error {
 	if err := plan.Build(ctx, pids); err != nil {
 		return err
 	}
@@ -275,7 +276,10 @@ func (l *Lab) connect(ctx context.Context, plan *topology.Plan, pids map[string]
 	if err := plan.Connect(ctx, pids); err != nil {
 		return err
 	}
-	return l.startDHCP(ctx)
+	if err := l.startRouters(ctx, plan, pids); err != nil {
+		return err
+	}
+	return l.startEdges(ctx, f, plan)
 }
 
 // startHosts starts the hosts' libvirtds and waits until they answer.
@@ -305,6 +309,9 @@ func (l *Lab) startHosts(ctx context.Context, plan *topology.Plan) error {
 func (l *Lab) startDrovers(ctx context.Context, f *labfile.File, plan *topology.Plan) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range plan.Nodes {
+		if n.Role == topology.RouterRole {
+			continue
+		}
 		g.Go(func() error {
 			service, network, address := agentService, "tcp", agentAddress(n.Address)
 			if n.Role == topology.Server {
@@ -377,12 +384,15 @@ func (l *Lab) awaitService(ctx context.Context, name, service string, answers fu
 
 // waitSocket waits until a unix socket takes connections.
 func waitSocket(ctx context.Context, path string) error {
-	return poll(ctx, readyPoll, readyLimit, func(ctx context.Context) error {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", path)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
+	return poll(ctx, readyPoll, readyLimit, func(ctx context.Context) error { return dialSocket(ctx, path) })
+}
+
+// dialSocket returns nil when a unix socket takes a connection.
+func dialSocket(ctx context.Context, path string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }

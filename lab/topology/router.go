@@ -20,8 +20,8 @@ const (
 
 // Interfaces of the cable between a site's edge and its router.
 const (
-	routerPort = "router" // of the edge
-	edgePort   = "edge"   // of the router
+	RouterPort = "router" // of the edge
+	EdgePort   = "edge"   // of the router
 )
 
 // The networks of WANRange: one for each link, one for each site's cable between
@@ -34,8 +34,10 @@ const (
 // Router is what a site's router speaks.
 type Router struct {
 	AS uint32
-	// ID is the router's own address on the cable to the edge.
-	ID netip.Addr
+	// ID is the router's own address on the cable to the edge, Address6 the same
+	// for IPv6; invalid without.
+	ID       netip.Addr
+	Address6 netip.Addr
 	// Edge is the neighbour in the site's edge, which may be absent.
 	Edge Peer
 	// Peers are the routers at the other ends of the site's links.
@@ -85,11 +87,11 @@ func (p *Plan) behindRouter(f *labfile.File, number int, edge *Node) {
 	its, its6 := wanAddresses(f, cableNets, number, 1)
 	name := labfile.RouterName(s.Name)
 	cable := Cable{
-		A: Port{Node: edge.Name, Interface: routerPort, Address: mine, Address6: mine6},
-		B: Port{Node: name, Interface: edgePort, Address: its, Address6: its6},
+		A: Port{Node: edge.Name, Interface: RouterPort, Address: mine, Address6: mine6},
+		B: Port{Node: name, Interface: EdgePort, Address: its, Address6: its6},
 	}
 	r := &Router{
-		AS: firstRouterAS + uint32(number), ID: its.Addr(),
+		AS: firstRouterAS + uint32(number), ID: its.Addr(), Address6: its6.Addr(),
 		Edge:   Peer{Name: edge.Name, AS: firstEdgeAS + uint32(number), Address: mine.Addr(), Address6: mine6.Addr()},
 		Behind: subnets(f, s),
 	}

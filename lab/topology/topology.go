@@ -388,6 +388,16 @@ func subnets(f *labfile.File, s *labfile.Site) []netip.Prefix {
 	return slices.DeleteFunc(list, func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
+// Node is the node of that name, which has to be there.
+func (p *Plan) Node(name string) *Node {
+	for i := range p.Nodes {
+		if p.Nodes[i].Name == name {
+			return &p.Nodes[i]
+		}
+	}
+	panic("topology: unknown node " + name) // names come from the same file
+}
+
 // SegmentBridge is the bridge of a segment, in every host and edge that has it.
 func SegmentBridge(segment string) string { return segmentPrefix + segment }
 
