@@ -8,5 +8,5 @@ import "github.com/spf13/cobra"
 func (a *app) parts() []*cobra.Command {
 	lab := newLabCommand(a)
 	lab.AddCommand(newDemoCommand(a))
-	return append(newLabProcessCommands(), lab, newBenchCommand(a), newFillCommand(), newAgentCommand(a))
+	return append(newLabProcessCommands(), lab, newBenchCommand(a), newFillCommand(), newAgentCommand(a), newBGPSpeakerCommand(a))
 }
