@@ -55,10 +55,9 @@ type peer struct {
 	fault  string
 	v4, v6 bool
 	sent   map[netip.Prefix]struct{}
-	// behind is since when it has not been sent what it should have been; the
-	// zero time when it has. resent is how often the child was reminded.
-	behind time.Time
-	resent int
+	// behind are the routes that it lacks, or has too many, with the number of
+	// checks in a row that found it so.
+	behind map[netip.Prefix]int
 }
 
 func (p *peer) established() bool { return p.state == driver.SessionEstablished }

@@ -30,9 +30,9 @@ const (
 	endLimit = 2 * time.Second
 
 	// checkEvery is how often is looked whether the child has sent what it
-	// should have; who is behind for longer than that is sent the whole table
-	// again. GoBGP loses a route that is announced in the instant in which a
-	// session comes up.
+	// should have; a neighbour that twice lacks the same route is sent the whole
+	// table again. GoBGP loses a route that is announced in the instant in which
+	// a session comes up.
 	checkEvery = time.Second
 	// maxResent is how often that is tried before the child is replaced.
 	maxResent = 5
@@ -132,8 +132,8 @@ func (s *Speaker) sendOrders(ctx context.Context, to *json.Encoder) error {
 			return nil
 		case <-s.wake:
 			orders = s.changes()
-		case now := <-check.C:
-			orders, err = s.behind(now)
+		case <-check.C:
+			orders, err = s.behind()
 		}
 		if err != nil {
 			return err
@@ -186,38 +186,50 @@ func (s *Speaker) changes() []order {
 
 // behind looks whether every established neighbour was sent what is on record,
 // and nothing else. It returns reminders, or an error when they were in vain.
-func (s *Speaker) behind(now time.Time) (reminders []order, err error) {
+func (s *Speaker) behind() (reminders []order, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
+		p.behind = s.difference(p)
+		checks := 0 // that the oldest difference has outlived
+		for _, n := range p.behind {
+			checks = max(checks, n-1)
+		}
 		switch {
-		case !p.established() || s.upToDate(p):
-			p.behind, p.resent = time.Time{}, 0
-		case p.behind.IsZero():
-			p.behind = now
-		case p.resent == maxResent:
-			return nil, fmt.Errorf("%v was not sent what is on record for %v", p.Address, now.Sub(p.behind).Round(time.Second))
-		default:
-			p.resent++
-			s.log.Warn("a BGP neighbour was not sent everything, and is sent it again", "neighbor", p.Address, "since", p.behind)
+		case checks > maxResent:
+			return nil, fmt.Errorf("%v was not sent what is on record for %v", p.Address, time.Duration(checks)*checkEvery)
+		case checks > 0:
+			s.log.Warn("a BGP neighbour was not sent everything, and is sent it again", "neighbor", p.Address, "routes", len(p.behind))
 			reminders = append(reminders, order{Resend: p.Address})
 		}
 	}
 	return reminders, nil
 }
 
-func (s *Speaker) upToDate(p *peer) bool {
-	want := 0
-	for prefix := range s.routes {
-		if !p.takes(prefix) || !s.cfg.nextHop(prefix).IsValid() {
-			continue
+// difference is what an established neighbour should have been sent and was
+// not, or the other way round, with the number of checks that found it so.
+func (s *Speaker) difference(p *peer) map[netip.Prefix]int {
+	if !p.established() {
+		return nil
+	}
+	var found map[netip.Prefix]int
+	note := func(prefix netip.Prefix) {
+		if found == nil {
+			found = map[netip.Prefix]int{}
 		}
-		want++
-		if _, ok := p.sent[prefix]; !ok {
-			return false
+		found[prefix] = p.behind[prefix] + 1
+	}
+	for prefix := range s.routes {
+		if _, ok := p.sent[prefix]; !ok && p.takes(prefix) {
+			note(prefix)
 		}
 	}
-	return want == len(p.sent)
+	for prefix := range p.sent {
+		if _, ok := s.routes[prefix]; !ok {
+			note(prefix)
+		}
+	}
+	return found
 }
 
 // readEvents takes what the child reports until it ends.
