@@ -224,4 +224,4 @@ func CheckServerNames(backend, server string) error {
 }
 
 // ErrNotOurs is why a server that is there without Drover is not removed.
-var ErrNotOurs = errors.New("Drover did not add it")
+var ErrNotOurs = errors.New("it was not added by Drover")

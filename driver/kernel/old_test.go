@@ -1,0 +1,434 @@
+package kernel
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
+)
+
+const owner = driver.Owner("vm/5f0c1d5e-6a3e-4c8b-9a59-0d8f1c1f2a01")
+
+var (
+	guest4, guest6 = netip.MustParseAddr("10.1.0.5"), netip.MustParseAddr("2001:db8:1::5")
+	both           = []netip.Addr{guest4, guest6}
+	subnets        = []netip.Prefix{netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("2001:db8:1::/64")}
+	toB            = driver.MeshPath{Interface: "drover0", Remote: netip.MustParseAddr("10.99.0.2")}
+	toA            = driver.MeshPath{Interface: "drover0", Remote: netip.MustParseAddr("10.99.0.1")}
+)
+
+func (w edges) ok(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w edges) unchanged(ns, before string) {
+	w.Helper()
+	if diff := cmp.Diff(before, w.state(ns)); diff != "" {
+		w.Errorf("%s is not as before:\n%s", ns, diff)
+	}
+}
+
+// TestRenumber: sessions of the old address go on through both edges when the
+// guest has moved to another segment of another site; new ones are refused.
+func TestRenumber(t *testing.T) {
+	for _, mesh := range []struct {
+		name     string
+		toA, toB netip.Addr
+	}{
+		{"mesh4", toA.Remote, toB.Remote},
+		{"mesh6", netip.MustParseAddr("fd99::1"), netip.MustParseAddr("fd99::2")},
+	} {
+		t.Run(mesh.name, func(t *testing.T) {
+			testRenumber(newWorld(t), driver.MeshPath{Interface: "drover0", Remote: mesh.toA}, driver.MeshPath{Interface: "drover0", Remote: mesh.toB})
+		})
+	}
+}
+
+func testRenumber(w edges, toA, toB driver.MeshPath) {
+	ctx := w.Context()
+	w.echo("g")
+	beforeA, beforeB := w.state("ea"), w.state("eb")
+	a, b := w.open("ea"), w.open("eb")
+	w.ok(a.Watch(ctx, owner, both))
+
+	session4, err := w.dial("cl", "tcp", "10.1.0.5:7")
+	w.ok(err)
+	session6, err := w.dial("cl", "tcp", "[2001:db8:1::5]:7")
+	w.ok(err)
+	beside, err := w.dial("n", "tcp", "10.1.0.5:7")
+	w.ok(err)
+	datagrams, err := w.dial("cl", "udp", "10.1.0.5:7")
+	w.ok(err)
+	sessions := map[string]net.Conn{"IPv4": session4, "IPv6": session6, "from a neighbour": beside, "UDP": datagrams}
+	for name, c := range sessions {
+		if !answers(c, 100) {
+			w.Fatalf("the session %s does not answer before the move", name)
+		}
+		defer c.Close()
+	}
+
+	// The move: the same port, with a new address beside the old one.
+	w.sh(`ip -n ea link set p-g nomaster netns eb; ip -n eb link set p-g master br-new up
+ip -n g addr add 10.2.0.5/24 dev eth0; ip -n g addr add 2001:db8:2::5/64 dev eth0 nodad
+ip -n g route replace default via 10.2.0.1; ip -n g -6 route replace default via 2001:db8:2::1; ip -n g neigh flush all`)
+	w.ok(b.AcceptOld(ctx, owner, driver.OldAccept{Addresses: both, Bridge: "br-new", From: toA, Subnets: subnets}))
+	forward := driver.OldForward{Addresses: both, Bridge: "br-web", To: toB, Limit: time.Hour}
+	w.ok(a.ForwardOld(ctx, owner, forward))
+	w.ok(a.ForwardOld(ctx, owner, forward))
+	for name, c := range sessions {
+		if size := map[bool]int{true: 100, false: 200_000}[name == "UDP"]; !answers(c, size) {
+			w.Errorf("the session %s does not go on", name)
+		}
+	}
+	w.refused("cl", "10.1.0.5:7", "[2001:db8:1::5]:7")
+	w.refused("n", "10.1.0.5:7", "[2001:db8:1::5]:7")
+	if w.pings("cl", "10.1.0.5") || w.pings("cl", "2001:db8:1::5") {
+		w.Error("a ping to the old address was answered")
+	}
+	fresh, err := w.dial("cl", "tcp", "10.2.0.5:7")
+	w.ok(err)
+	defer fresh.Close()
+	if !answers(fresh, 100) {
+		w.Error("the new address does not answer")
+	}
+	// This site's edge refuses it, rather than the old one behind the tunnel.
+	w.sh("ip netns exec ea nft 'table inet probe { chain c { type filter hook prerouting priority -300; iifname dvold tcp dport 9 counter; }; }'")
+	w.refusedFrom("g", "10.1.0.5", "198.51.100.2:9")
+	if seen := w.sh("ip netns exec ea nft list table inet probe; ip netns exec ea nft delete table inet probe"); !strings.Contains(seen, "packets 0 ") {
+		w.Errorf("a new session went through the tunnel: %s", seen)
+	}
+
+	// The sessions are known, by the edge that keeps them.
+	known, err := a.Sessions(ctx, both)
+	w.ok(err)
+	live := 0
+	for _, s := range known {
+		if s.Live {
+			live++
+		}
+	}
+	if live != 4 {
+		w.Errorf("%d live sessions, want 4: %+v", live, known)
+	}
+	if mesh := w.sh("ip -n ea -s link show dvold"); !strings.Contains(mesh, "mtu 1370") && !strings.Contains(mesh, "mtu 1350") {
+		w.Errorf("the tunnel's MTU: %s", mesh)
+	}
+
+	w.ok(a.Close())
+	w.ok(b.Close())
+	if !answers(session4, 100) || !answers(session6, 100) {
+		w.Error("the sessions have ended with the drivers")
+	}
+	a, b = w.open("ea"), w.open("eb")
+	for _, edge := range []*Addresses{a, b} {
+		all, err := edge.List(ctx)
+		w.ok(err)
+		for _, p := range all {
+			if p.Missing || p.Owner != owner {
+				w.Errorf("List: %+v", p)
+			}
+		}
+	}
+	w.endOld(a, forward, session4)
+	w.ok(a.Remove(ctx, owner))
+	w.ok(b.Remove(ctx, owner))
+	w.ok(a.Remove(ctx, owner))
+	w.unchanged("ea", beforeA)
+	w.sh("ip -n eb link set p-g nomaster netns ea; ip -n ea link set p-g master br-web up")
+	w.unchanged("eb", beforeB)
+}
+
+// endOld has the limit reached, and a session dropped.
+func (w edges) endOld(a *Addresses, f driver.OldForward, session net.Conn) {
+	w.Helper()
+	f.Limit = 100 * time.Millisecond
+	w.ok(a.ForwardOld(w.Context(), owner, f))
+	for range 50 {
+		if !answers(session, 10) {
+			break
+		}
+		w.ok(sleep(w.Context(), 20*time.Millisecond))
+	}
+	if answers(session, 10) {
+		w.Error("the session goes on beyond the limit")
+	}
+	f.Limit = time.Hour
+	w.ok(a.ForwardOld(w.Context(), owner, f))
+	n, err := a.Forget(w.Context(), both)
+	w.ok(err)
+	if n < 3 {
+		w.Errorf("%d sessions forgotten, want at least the three others", n)
+	}
+	if left, err := a.Sessions(w.Context(), both); err != nil || len(left) != 0 {
+		w.Errorf("after Forget: %+v, %v", left, err)
+	}
+}
+
+// refused wants a reset at once, not silence.
+func (w edges) refused(ns string, addresses ...string) {
+	w.Helper()
+	for _, addr := range addresses {
+		c, err := w.dial(ns, "tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			w.Errorf("a new session from %s to %s: %v, want it refused", ns, addr, err)
+		}
+	}
+}
+
+// refusedFrom is the same for a session that begins at a certain address.
+func (w edges) refusedFrom(ns, from, to string) {
+	w.Helper()
+	_, err := in(w.T, ns, func() (net.Conn, error) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: patience}
+		return d.DialContext(w.Context(), "tcp", to)
+	})
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		w.Errorf("a new session from %s to %s: %v, want it refused", from, to, err)
+	}
+}
+
+// TestRoute: an address moves to the other site without its segment; neighbours
+// on both sides, and the client, reach it.
+func TestRoute(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.echo("g")
+	beforeA, beforeB := w.state("ea"), w.state("eb")
+	a, b := w.open("ea"), w.open("eb")
+	w.ok(a.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web"}))
+	var sessions []net.Conn
+	for _, from := range []string{"cl", "n"} {
+		for _, to := range []string{"10.1.0.5:7", "[2001:db8:1::5]:7"} {
+			c, err := w.dial(from, "tcp", to)
+			w.ok(err)
+			defer c.Close()
+			if !answers(c, 100) {
+				t.Fatalf("%s does not answer %s before the move", to, from)
+			}
+			sessions = append(sessions, c)
+		}
+	}
+	w.sh("ip -n ea link set p-g nomaster netns eb; ip -n eb link set p-g master br-web up")
+	w.ok(b.ProxyRest(ctx, owner, subnets, "br-web"))
+	w.ok(b.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web", MAC: "52:54:00:00:00:05"}))
+	w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
+	// What BGP does: the router learns the host routes. The guest's switch
+	// tells it of its new port; nothing tells it of its neighbours.
+	w.sh(`ip -n r route add 10.1.0.5 via 203.0.113.6; ip -n r -6 route add 2001:db8:1::5 via 2001:db8:b0::2
+ip -n g neigh flush to 10.1.0.9; ip -n g neigh flush to 2001:db8:1::9`)
+	for i, c := range sessions {
+		if !answers(c, 50_000) {
+			t.Errorf("session %d does not go on", i)
+		}
+	}
+	for _, from := range []string{"cl", "n"} {
+		for _, to := range []string{"10.1.0.5", "2001:db8:1::5"} {
+			if !w.pings(from, to) {
+				t.Errorf("%s does not reach %s", from, to)
+			}
+		}
+	}
+	if !w.pings("g", "10.1.0.9") || !w.pings("g", "2001:db8:1::9") {
+		t.Error("the guest does not reach its neighbour at the old site")
+	}
+	// Nobody else's address is taken: who looks for a free one finds it free.
+	if n := w.sh("ip -n n neigh show 10.1.0.5; ip -n n neigh show 2001:db8:1::5"); strings.Count(n, "02:00:00:00:00:01") != 2 {
+		t.Errorf("the neighbour has not learnt the gateway's MAC: %s", n)
+	}
+
+	// Home again.
+	w.sh(`ip -n r route del 10.1.0.5; ip -n r -6 route del 2001:db8:1::5
+ip -n eb link set p-g nomaster netns ea; ip -n ea link set p-g master br-web up; ip -n g neigh flush all`)
+	w.ok(a.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web", MAC: "52:54:00:00:00:05"}))
+	w.ok(b.Remove(ctx, owner))
+	for i, c := range sessions {
+		if !answers(c, 1000) {
+			t.Errorf("session %d does not go on at home", i)
+		}
+	}
+	if n := w.sh("ip -n n neigh show 10.1.0.5; ip -n n neigh show 2001:db8:1::5"); strings.Count(n, "52:54:00:00:00:05") != 2 {
+		t.Errorf("the neighbour has not learnt the guest's MAC again: %s", n)
+	}
+	w.ok(a.Remove(ctx, owner))
+	w.unchanged("ea", beforeA)
+	w.unchanged("eb", beforeB)
+}
+
+// TestMeter: bytes are counted by their way, and what goes back into a tunnel
+// is the hairpin.
+func TestMeter(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.echo("g")
+	before := w.state("ea")
+	a := w.open("ea")
+	w.ok(a.Meter(ctx, owner, both))
+	w.ok(a.Meter(ctx, owner, both))
+	c, err := w.dial("cl", "tcp", "10.1.0.5:7")
+	w.ok(err)
+	defer c.Close()
+	if !answers(c, 100_000) {
+		t.Fatal("no answer")
+	}
+	all, err := a.Metered(ctx, []netip.Addr{guest4})
+	w.ok(err)
+	if len(all) != 1 || all[0].To.RouterBridge < 100_000 || all[0].From.BridgeRouter < 100_000 || all[0].From.RouterBridge != 0 ||
+		all[0].Hairpin(false) != 0 || all[0].Hairpin(true) != all[0].To.RouterBridge+all[0].From.BridgeRouter {
+		t.Errorf("a guest at home: %+v", all)
+	}
+	// A tunnel takes the guest's place.
+	w.sh(`ip -n ea link add dvtest type veth peer name eth1 netns g; ip -n ea link set dvtest up; ip -n g link set eth1 up
+ip -n g addr add 10.3.0.2/24 dev eth1; ip -n ea addr add 10.3.0.1/24 dev dvtest; ip -n ea route add 10.1.0.5 via 10.3.0.2
+ip -n g route add 198.51.100.0/24 via 10.3.0.1`)
+	if !answers(c, 100_000) {
+		t.Fatal("no answer through the tunnel")
+	}
+	all, err = a.Metered(ctx, nil)
+	w.ok(err)
+	if len(all) != 2 || all[0].Hairpin(false) < 200_000 || all[0].To.RouterTunnel < 100_000 || all[0].From.TunnelRouter < 100_000 {
+		t.Errorf("a guest behind a tunnel: %+v", all)
+	}
+	w.sh("ip -n ea route del 10.1.0.5; ip -n ea link del dvtest")
+	w.ok(a.Remove(ctx, owner, driver.RoleMeter))
+	w.unchanged("ea", before)
+}
+
+// TestSessions: what is reported of a session is true.
+func TestSessions(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.echo("g")
+	a := w.open("ea")
+	w.ok(a.Watch(ctx, owner, both))
+	c, err := w.dial("cl", "tcp", "[2001:db8:1::5]:7")
+	w.ok(err)
+	if !answers(c, 10_000) {
+		t.Fatal("no answer")
+	}
+	all, err := a.Sessions(ctx, both)
+	w.ok(err)
+	local := c.LocalAddr().(*net.TCPAddr).AddrPort()
+	if len(all) != 1 {
+		t.Fatalf("%+v, want one session", all)
+	}
+	s := all[0]
+	if s.Address != netip.AddrPortFrom(guest6, 7) || s.Peer != local || s.Outgoing || s.Protocol != "tcp" || s.State != "established" || !s.Live ||
+		s.Received < 10_000 || s.Sent < 10_000 || s.Expires < time.Minute || s.Idle > time.Minute || s.Age <= 0 || s.Age > time.Minute {
+		t.Errorf("%+v", s)
+	}
+	if same, err := a.Sessions(ctx, []netip.Addr{local.Addr()}); err != nil || len(same) != 1 || !same[0].Outgoing || same[0].Address != local || same[0].Sent != s.Received {
+		t.Errorf("from the other end: %+v, %v", same, err)
+	}
+	c.Close()
+	for range 100 {
+		if all, err = a.Sessions(ctx, both); err == nil && len(all) == 1 && !all[0].Live {
+			break
+		}
+		w.ok(sleep(ctx, 20*time.Millisecond))
+	}
+	if len(all) != 1 || all[0].Live {
+		t.Errorf("a session that has ended: %+v", all)
+	}
+}
+
+// TestForeign: what is in the way and is not Drover's stays, and stops the call.
+func TestForeign(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	before := w.state("ea")
+	a := w.open("ea")
+	for _, addr := range []string{"10.1.0.77", "2001:db8:1::77", "10.1.0.78", "2001:db8:1::78"} {
+		err := a.Elsewhere(ctx, owner, []netip.Addr{netip.MustParseAddr(addr)}, "br-web")
+		if drover.KindOf(err) != drover.Exists {
+			t.Errorf("%s: %v, want an error of kind exists", addr, err)
+		}
+		w.ok(a.Remove(ctx, owner))
+		w.unchanged("ea", before)
+	}
+	w.sh("ip -n ea link add dvold type bridge")
+	if err := a.ForwardOld(ctx, owner, driver.OldForward{Addresses: both, Bridge: "br-web", To: toB, Limit: time.Hour}); drover.KindOf(err) != drover.Exists {
+		t.Errorf("an interface of the name: %v, want an error of kind exists", err)
+	}
+	w.ok(a.Remove(ctx, owner))
+	if !strings.Contains(w.sh("ip -n ea -br link show dvold"), "dvold") {
+		t.Error("somebody else's interface was removed")
+	}
+	w.sh("ip -n ea link del dvold")
+	w.unchanged("ea", before)
+}
+
+// TestMending: what was taken away behind the driver's back is missing, and
+// comes back with the next call.
+func TestMending(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	before := w.state("ea")
+	a := w.open("ea")
+	w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
+	w.ok(a.ForwardOld(ctx, owner, driver.OldForward{Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.6")}, Bridge: "br-web", To: toB, Limit: time.Hour}))
+	for _, damage := range []string{
+		"ip -n ea route del 10.1.0.5", "ip -n ea -6 route del 2001:db8:1::5", "ip -n ea neigh del proxy 10.1.0.5 dev br-web",
+		"ip -n ea rule del pref 21500", "ip -n ea link del dvold", "ip netns exec ea sysctl -qw net.ipv6.conf.br-web.proxy_ndp=0",
+	} {
+		missing := func() (n int) {
+			all, err := a.List(ctx)
+			w.ok(err)
+			for _, p := range all {
+				if p.Missing {
+					n++
+				}
+			}
+			return n
+		}
+		w.sh(damage)
+		if n := missing(); n != 1 {
+			t.Errorf("after %s: %d are missing, want 1", damage, n)
+		}
+		w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
+		if n := missing(); n != 0 {
+			t.Errorf("after %s and a repeated call: %d are missing", damage, n)
+		}
+	}
+	w.ok(a.Remove(ctx, owner))
+	w.unchanged("ea", before)
+}
+
+// TestCheckFinds: what would make moves fail is found.
+func TestCheckFinds(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	a := w.open("ea")
+	bad := func() (n int) {
+		all, err := a.Check(ctx, "br-web")
+		w.ok(err)
+		for _, c := range all {
+			if !c.OK {
+				n++
+			}
+		}
+		return n
+	}
+	if n := bad(); n != 0 {
+		t.Errorf("%d findings at a good edge", n)
+	}
+	for i, damage := range []string{
+		"ip netns exec ea sysctl -qw net.ipv4.ip_forward=0", "ip netns exec ea sysctl -qw net.ipv6.conf.all.forwarding=0",
+		"ip -n ea route del default", "ip netns exec ea sysctl -qw net.ipv4.conf.all.rp_filter=1", "ip -n ea link del br-web",
+	} {
+		w.sh(damage)
+		if n := bad(); n != i+1 {
+			t.Errorf("after %s: %d findings, want %d", damage, n, i+1)
+		}
+	}
+	if err := a.Elsewhere(ctx, owner, []netip.Addr{guest4}, "br-web"); drover.KindOf(err) != drover.NotFound {
+		t.Errorf("without the bridge: %v", err)
+	}
+}
