@@ -32,7 +32,8 @@ type Leases interface {
 	// it returns the same; with other wishes drover.Exists. An address that is
 	// another's, and a MAC that is another owner's or that has another address
 	// by itself, give drover.Exists; pools without a free address
-	// drover.Exhausted. On an error nothing new stays reserved, unless ctx
+	// drover.Exhausted. A service may end what no client asks for within a day;
+	// Reserve, repeated, makes it last again. On an error nothing new stays reserved, unless ctx
 	// ended or the service was lost.
 	Reserve(ctx context.Context, owner Owner, want LeaseRequest) (Lease, error)
 	// Release ends what Reserve did; missing is fine, and so is what is not
@@ -54,7 +55,7 @@ type LeaseRequest struct {
 	// MAC of the client, six bytes in hexadecimal with colons or dashes.
 	MAC string
 	// Hostname is told to the client where the service does that; empty means
-	// none. Services may take the first label only.
+	// none.
 	Hostname string
 	// Addresses wished, at most one of each family.
 	Addresses []netip.Addr

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -44,11 +46,21 @@ func noDAD() error {
 
 // clients is a network namespace with an interface in each segment, where
 // DHCP clients run.
-type clients struct{ ns netns.NsHandle }
+type clients struct {
+	ns netns.NsHandle
+	// number is in the names of its interfaces: package net remembers an
+	// interface's index by its name for a minute, whatever the namespace.
+	number int32
+}
+
+var clientsMade atomic.Int32
+
+// iface is the name of the clients' interface in a segment.
+func (c clients) iface(segment string) string { return fmt.Sprintf("c%d-%s", c.number, segment) }
 
 func newClients(t *testing.T) clients {
 	t.Helper()
-	var c clients
+	c := clients{number: clientsMade.Add(1)}
 	onThread(t, func() error {
 		own, err := netns.Get()
 		if err != nil {
@@ -99,8 +111,9 @@ func (c clients) in(t *testing.T, f func() error) {
 }
 
 // plug gives the clients an interface whose other end is here, and is named.
-func (c clients) plug(t *testing.T, here, there string) netlink.Link {
+func (c clients) plug(t *testing.T, here, segment string) netlink.Link {
 	t.Helper()
+	there := c.iface(segment)
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: here}, PeerName: there, PeerNamespace: netlink.NsFd(c.ns)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
@@ -148,8 +161,9 @@ const (
 
 // ask gets addresses as a guest's DHCP client does. Without an answer of a
 // family there is none in the list.
-func (c clients) ask(t *testing.T, iface, mac string) []netip.Addr {
+func (c clients) ask(t *testing.T, segment, mac string) []netip.Addr {
 	t.Helper()
+	iface := c.iface(segment)
 	hw, err := net.ParseMAC(mac)
 	if err != nil {
 		t.Fatal(err)

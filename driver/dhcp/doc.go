@@ -7,14 +7,15 @@
 //
 // The open source Kea of Debian 12 (2.2) has commands for leases and none for
 // reservations, so an address is reserved by giving its client the lease
-// before it asks (hook library lease_cmds). Such a lease never ends until the
-// client has taken it; from then on the client renews it like any other. The
+// before it asks (hook library lease_cmds). Such a lease does not end, an IPv6
+// one for a day, until the client has taken it; from then on the client renews
+// it like any other, and Reserve, asked again, does for one that has ended. The
 // owner's mark is in the lease's user context, which Kea keeps in its lease
 // file and carries along when the client renews:
 //
 //	"user-context": { "drover": { "owner": "vm/UUID", "mac": "52:54:…" } }
 //
-// A lease that the client had by itself is marked too, and made endless; "had"
+// A lease that the client had by itself is marked too, and made to last; "had"
 // then says how long it was to last, so that a release gives it back. What
 // else is in the context stays. A client that gives its address back (RELEASE)
 // ends its lease, mark included: Kea's word, not ours.

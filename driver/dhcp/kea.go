@@ -262,7 +262,7 @@ func (k *Kea) reserve(ctx context.Context, s keaScope, owner driver.Owner, want 
 				return wish, nil, err
 			}
 		}
-		err := s.add(ctx, s.newLease(address, owner, want))
+		err := s.add(ctx, s.newLease(address, owner, want, now))
 		if err == nil {
 			return address, func(ctx context.Context) error { return s.remove(ctx, address) }, nil
 		}
@@ -288,11 +288,11 @@ func (k *Kea) mine(ctx context.Context, s keaScope, have keaLease, owner driver.
 	}
 	before, next := have, have
 	if !owned {
-		m = keaMark{Owner: owner, MAC: want.MAC, Had: have.ValidSeconds}
+		m = keaMark{Owner: owner, MAC: want.MAC, Hostname: want.Hostname, Had: have.ValidSeconds}
 		next = next.marked(m)
 	}
 	next.State = keaDefault
-	next.endless()
+	next.last(s.hold(), k.now())
 	if err := s.update(ctx, next); err != nil {
 		return address, nil, err
 	}
@@ -316,22 +316,23 @@ func (l keaLease) marked(m keaMark) keaLease {
 	return l
 }
 
-// endless makes the lease last.
-func (l *keaLease) endless() {
-	l.ValidSeconds = endless
+// last makes the lease last for the time from now on.
+func (l *keaLease) last(seconds int64, now time.Time) {
+	l.ValidSeconds, l.Since = seconds, now.Unix()
 	if l.Preferred != nil {
-		*l.Preferred = endless
+		l.Preferred = &seconds
 	}
 }
 
 // newLease makes the lease of a client that has not asked yet.
-func (s keaScope) newLease(address netip.Addr, owner driver.Owner, want driver.LeaseRequest) keaLease {
+func (s keaScope) newLease(address netip.Addr, owner driver.Owner, want driver.LeaseRequest, now time.Time) keaLease {
 	l := keaLease{Address: address.String(), Subnet: s.subnet.ID, MAC: want.MAC, Hostname: want.Hostname}
 	if !s.v4 {
 		l.DUID, l.IAID, l.Preferred = colons(want.DUID), &want.IAID, new(int64)
 	}
-	l.endless()
-	return l.marked(keaMark{Owner: owner, MAC: want.MAC})
+	l.last(s.hold(), now)
+	l.Since = 0 // cannot be given
+	return l.marked(keaMark{Owner: owner, MAC: want.MAC, Hostname: want.Hostname})
 }
 
 // removeEnded removes what Kea remembers of a lease that has ended, as it
@@ -375,7 +376,7 @@ func (k *Kea) Release(ctx context.Context, owner driver.Owner, segment, mac stri
 			if !owned || m.Owner != owner || m.MAC != want.MAC {
 				continue
 			}
-			if err := s.giveBack(ctx, l, m); err != nil {
+			if err := s.giveBack(ctx, l, m, k.now()); err != nil {
 				return wrap(op, err)
 			}
 			k.log.InfoContext(ctx, "address released", "segment", segment, "mac", want.MAC, "owner", owner, "address", l.Address)
@@ -386,17 +387,14 @@ func (k *Kea) Release(ctx context.Context, owner driver.Owner, segment, mac stri
 
 // giveBack ends a lease that Drover made, and takes the mark off one that the
 // client had.
-func (s keaScope) giveBack(ctx context.Context, l keaLease, m keaMark) error {
+func (s keaScope) giveBack(ctx context.Context, l keaLease, m keaMark, now time.Time) error {
 	if m.Had == 0 {
 		return s.remove(ctx, l.address())
 	}
 	l.Context = maps.Clone(l.Context)
 	delete(l.Context, markKey)
-	if l.ValidSeconds >= endless { // the client has not renewed it since
-		l.ValidSeconds = m.Had
-		if l.Preferred != nil {
-			*l.Preferred = m.Had
-		}
+	if l.ValidSeconds == s.hold() { // the client has not renewed it since
+		l.last(m.Had, now)
 	}
 	return s.update(ctx, l)
 }

@@ -52,7 +52,7 @@ func newKeaServers(t *testing.T, c clients, lifetime int) *keaServers {
 		}
 	})
 	for segment, s := range testSegments {
-		link := c.plug(t, segment, "c-"+segment)
+		link := c.plug(t, segment, segment)
 		for _, p := range []netip.Prefix{s.Subnet4, s.Subnet6} {
 			address, err := netlink.ParseAddr(netip.PrefixFrom(p.Addr().Next(), p.Bits()).String())
 			if err != nil {
@@ -178,7 +178,7 @@ func TestKea(t *testing.T) {
 			Pool:   testPool("blue", drivertest.LeasesPool),
 			Static: testStatic,
 			Open:   func(t *testing.T) driver.Leases { return k.open(t) },
-			Ask:    func(t *testing.T, segment, mac string) []netip.Addr { return c.ask(t, "c-"+segment, mac) },
+			Ask:    func(t *testing.T, segment, mac string) []netip.Addr { return c.ask(t, segment, mac) },
 			Stop:   func(*testing.T) { k.stop() },
 			Start:  k.start,
 		}

@@ -15,8 +15,15 @@ import (
 	"github.com/drover-vm/drover/driver"
 )
 
-// endless is Kea's lifetime of a lease that does not end.
-const endless = 1<<32 - 1
+const (
+	// endless is Kea's lifetime of a lease that does not end.
+	endless = 1<<32 - 1
+	// hold6 is how long an IPv6 address is held for a client that has not
+	// asked, in seconds: a day. Unlike kea-dhcp4, kea-dhcp6 tells a client that
+	// asks the lifetime which the lease has, and one that is told an endless
+	// one never renews it.
+	hold6 = 24 * 60 * 60
+)
 
 // keaDefault is the state of a lease that its client has.
 const (
@@ -29,6 +36,14 @@ const (
 type keaFamily struct {
 	v4     bool
 	socket string
+}
+
+// hold is how long an address is held for a client that has not asked.
+func (f keaFamily) hold() int64 {
+	if f.v4 {
+		return endless
+	}
+	return hold6
 }
 
 // verb returns a lease command's name.
@@ -65,6 +80,8 @@ type keaLease struct {
 type keaMark struct {
 	Owner driver.Owner `json:"owner"`
 	MAC   string       `json:"mac"`
+	// Hostname is what was asked for: the lease's becomes the client's own.
+	Hostname string `json:"hostname,omitempty"`
 	// Had is how long the lease was to last, in seconds, when the client had it
 	// before; zero when Drover made it.
 	Had int64 `json:"had,omitempty"`

@@ -53,6 +53,9 @@ func (s keaScope) observe(segment string, k *Kea, list *collection) {
 		}
 		one := driver.Lease{Owner: m.Owner, Segment: segment, MAC: l.mac(), Hostname: strings.TrimSuffix(l.Hostname, ".")}
 		one.Addresses = append(one.Addresses, l.address())
+		if m.Hostname != "" {
+			one.Hostname = m.Hostname
+		}
 		if !s.v4 {
 			one.DUID = l.duid()
 			if l.IAID != nil {
