@@ -55,7 +55,11 @@ func dnsmasqConf(f *labfile.File, seg *labfile.Segment, site string) string {
 	i := slices.IndexFunc(f.DHCP, func(d labfile.DHCP) bool { return d.Site == site && d.Segment == seg.Name })
 	hosts := ""
 	for _, g := range askingGuests(f, seg.Name) {
-		hosts += fmt.Sprintf("dhcp-host=%s,%s,%s\n", g.MAC, g.Address, g.Name)
+		own := g.Address.String()
+		if i >= 0 && g.Address6.IsValid() {
+			own += ",[" + g.Address6.String() + "]"
+		}
+		hosts += fmt.Sprintf("dhcp-host=%s,%s,%s\n", g.MAC, own, g.Name)
 	}
 	leases, ranges := "leasefile-ro", fmt.Sprintf("dhcp-range=%s,static\n", seg.Subnet.Addr())
 	switch {

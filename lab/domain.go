@@ -79,9 +79,6 @@ func cmdline(f *labfile.File, g *labfile.Guest, img *image) string {
 		seg := f.Segment(g.Segment)
 		parts = append(parts, "drover.name="+g.Name)
 		parts = append(parts, network(f, g, seg)...)
-		if g.Address6.IsValid() {
-			parts = append(parts, fmt.Sprintf("drover.ip=%s/%d", g.Address6, seg.Subnet6.Bits()), "drover.gw="+seg.Gateway6.String())
-		}
 	}
 	parts = append(parts, g.Cmdline)
 	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")

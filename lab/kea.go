@@ -68,6 +68,7 @@ type (
 		Subnet       string           `json:"subnet"`
 		Interface    string           `json:"interface"`
 		Pools        []keaPool        `json:"pools"`
+		RapidCommit  bool             `json:"rapid-commit,omitempty"`
 		Options      []keaOption      `json:"option-data,omitempty"`
 		Reservations []keaReservation `json:"reservations,omitempty"`
 	}
@@ -79,9 +80,11 @@ type (
 		Data string `json:"data"`
 	}
 	keaReservation struct {
-		MAC      string `json:"hw-address"`
-		Address  string `json:"ip-address"`
-		Hostname string `json:"hostname"`
+		MAC       string   `json:"hw-address,omitempty"`
+		DUID      string   `json:"duid,omitempty"`
+		Address   string   `json:"ip-address,omitempty"`
+		Addresses []string `json:"ip-addresses,omitempty"`
+		Hostname  string   `json:"hostname"`
 	}
 	keaLogger struct {
 		Name     string      `json:"name"`
@@ -157,18 +160,35 @@ func newKeaConfig(f *labfile.File, plan *topology.Plan, site string, v6 bool) ke
 				ID: e.SubnetID, Subnet: e.Subnet.String(), Interface: e.Interface,
 				Pools: []keaPool{{fmt.Sprintf("%s - %s", e.Pool.From, e.Pool.To)}},
 			}
+			s.Reservations = keaReservations(f, d.Segment, v6)
 			if v6 {
+				s.RapidCommit = true
 				c.Subnets6 = append(c.Subnets6, s)
 				continue
 			}
 			s.Options = []keaOption{{"routers", f.Segment(d.Segment).Gateway.String()}}
-			for _, g := range askingGuests(f, d.Segment) {
-				s.Reservations = append(s.Reservations, keaReservation{MAC: string(g.MAC), Address: g.Address.String(), Hostname: g.Name})
-			}
 			c.Subnets4 = append(c.Subnets4, s)
 		}
 	}
 	return c
+}
+
+// duidLL begins the DUID of a client that says who it is by its Ethernet address
+// (DUID-LL, RFC 8415, 11.4), as the lab's guests do.
+const duidLL = "00:03:00:01:"
+
+// keaReservations hold the addresses of the guests that ask for them.
+func keaReservations(f *labfile.File, segment string, v6 bool) []keaReservation {
+	var list []keaReservation
+	for _, g := range askingGuests(f, segment) {
+		switch {
+		case !v6:
+			list = append(list, keaReservation{MAC: string(g.MAC), Address: g.Address.String(), Hostname: g.Name})
+		case g.Address6.IsValid():
+			list = append(list, keaReservation{DUID: duidLL + string(g.MAC), Addresses: []string{g.Address6.String()}, Hostname: g.Name})
+		}
+	}
+	return list
 }
 
 // keaNames are the options about DNS that every client gets.

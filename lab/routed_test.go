@@ -3,8 +3,14 @@ package lab_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"github.com/vishvananda/netns"
 
 	"github.com/drover-vm/drover/lab"
 	"github.com/drover-vm/drover/lab/labfile"
@@ -131,6 +137,10 @@ func testHostRoutes(t *testing.T, l *lab.Lab, e lab.EdgeServices) {
 				return fmt.Errorf("no %s in %s", want, table)
 			}
 		}
+		// At first west may have heard of it from north alone.
+		if via := must(t, l, "west-router", "ip -6 route get fd00:50::200"); !strings.Contains(via, "dev wan-south") {
+			return errors.New(via)
+		}
 		return nil
 	})
 	// What else was announced came in the same updates.
@@ -141,9 +151,6 @@ func testHostRoutes(t *testing.T, l *lab.Lab, e lab.EdgeServices) {
 				t.Errorf("%s took %s from the edge:\n%s", router, bad, table)
 			}
 		}
-	}
-	if via := must(t, l, "west-router", "ip -6 route get fd00:50::200"); !strings.Contains(via, "dev wan-south") {
-		t.Errorf("west sends to the host by %s, want to south", via)
 	}
 	must(t, l, e.Edge, "kill $(cat /run/frr/bgpd.pid)")
 	eventually(t, "the host routes go with their speaker", func() error {
@@ -237,11 +244,64 @@ func testKea(t *testing.T, l *lab.Lab, north, south lab.EdgeServices) {
 			if out := ask("get", fmt.Sprintf(`, "arguments": {"ip-address": "%s"}`, free)); !strings.Contains(out, `"result": 0`) {
 				t.Errorf("%s: the lease of %s: %s", e.Edge, free, out)
 			}
-			log := must(t, l, e.Edge, "ss -Hlnup 2>/dev/null || true")
-			if family == "6" && !strings.Contains(log, ":547") {
-				t.Errorf("%s: nobody hears DHCPv6: %s", e.Edge, log)
+			if out := must(t, l, e.Edge, "ss -Hlnu"); family == "6" && !strings.Contains(out, "[ff02::1:2]%"+d.Interface+":547") {
+				t.Errorf("%s: nobody hears DHCPv6: %s", e.Edge, out)
 			}
 		}
+	}
+	pool := north.DHCP[0].Pool
+	if a := lease(t, l, "n1", "br-blue"); !pool.Contains(a) {
+		t.Errorf("a stranger got %s, want one of %s", a, pool)
+	}
+}
+
+// lease gets an address by DHCP as a stranger on an interface of a node would.
+func lease(t *testing.T, l *lab.Lab, name, iface string) netip.Addr {
+	t.Helper()
+	pid, err := l.Holder(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var client *nclient4.Client
+	inside(t, pid, func() error {
+		// The timeout is for one try of three.
+		client, err = nclient4.New(iface, nclient4.WithTimeout(10*time.Second))
+		return err
+	})
+	defer client.Close()
+	got, err := client.Request(t.Context())
+	if err != nil {
+		t.Fatalf("DHCP on %s of %s: %v", iface, name, err)
+	}
+	a, ok := netip.AddrFromSlice(got.ACK.YourIPAddr.To4())
+	if !ok {
+		t.Fatalf("DHCP on %s of %s: %s", iface, name, got.ACK.Summary())
+	}
+	if r := got.ACK.Router(); len(r) != 1 || r[0].String() != "10.50.0.1" {
+		t.Errorf("DHCP on %s of %s: routers %v, want the gateway", iface, name, r)
+	}
+	return a
+}
+
+// inside runs f in the network of process pid.
+func inside(t *testing.T, pid int, f func() error) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		// Not unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		there, err := netns.GetFromPid(pid)
+		if err == nil {
+			defer there.Close()
+			err = netns.Set(there)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -274,4 +334,54 @@ func testBalancer(t *testing.T, l *lab.Lab, b *lab.EdgeBalancer) {
 		}
 		return errors.New(out)
 	})
+}
+
+// TestKnotAndDnsmasq starts a lab with the other software and without routers:
+// two zones, of which each site leads one and follows the other.
+func TestKnotAndDnsmasq(t *testing.T) {
+	f := load(t, `
+name: other
+server: a
+sites:
+  - {name: a, transport: 10.1.0.0/24, hosts: [{name: a1}]}
+  - {name: b, transport: 10.2.0.0/24, access: 10.2.9.0/24, access6: "fd00:29::/64"}
+links:
+  - {a: a, b: b, rate: 1Gbit, delay: 2ms}
+segments:
+  - {name: blue, subnet: 10.50.0.0/24, subnet6: "fd00:50::/64", sites: [a]}
+clients:
+  - {name: ca, site: a, segment: blue, address: 10.50.0.9, address6: "fd00:50::9"}
+  - {name: cb, site: b, address: 10.2.9.10, address6: "fd00:29::10"}
+dns:
+  - {zone: one.example, primary: a, secondaries: [b], software: knot}
+  - {zone: two.example, primary: b, secondaries: [a], software: knot}
+dhcp:
+  - {site: a, segment: blue, software: dnsmasq}
+`)
+	plan, err := topology.New(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := up(t, options(t), f)
+	must(t, l, "cb", "ping -c 1 -W 5 10.50.0.9 && ping -c 1 -W 5 fd00:50::9")
+	e := lab.Services(f, plan, "a")
+	for _, z := range e.Zones {
+		must(t, l, e.Edge, fmt.Sprintf("printf 'server %s\\nzone %s\\nupdate add new.%[2]s 5 AAAA fd00:50::77\\nsend\\n' | nsupdate -k %s", z.Primary.Addr(), z.Name, z.KeyFile))
+		for _, s := range z.Servers {
+			eventually(t, "the update of "+z.Name+" reaches "+s.String(), func() error {
+				if got := must(t, l, "cb", fmt.Sprintf("dig +short @%s new.%s AAAA", s.Addr(), z.Name)); got != "fd00:50::77" {
+					return errors.New(got)
+				}
+				return nil
+			})
+		}
+	}
+	d := e.DHCP[0]
+	a := lease(t, l, "a1", "br-blue")
+	if !d.Pool.Contains(a) {
+		t.Errorf("a stranger got %s, want one of %s", a, d.Pool)
+	}
+	if out := must(t, l, e.Edge, "cat "+d.LeaseFile); !strings.Contains(out, a.String()) {
+		t.Errorf("the lease file has %q, want %s", out, a)
+	}
 }
