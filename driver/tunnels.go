@@ -120,6 +120,8 @@ type Peer struct {
 // PeerState is a peer and its session.
 type PeerState struct {
 	Peer
+	// From is where it was heard from last, or is called at; a peer may move.
+	From netip.AddrPort `json:"from,omitzero"`
 	// Active is the one of the peer's keys that the session is with.
 	Active TunnelKey `json:"active"`
 	// Handshake is when the last one was completed; zero when none was. A

@@ -211,14 +211,3 @@ func (w *world) pings(name string, to netip.Addr, n, size int) {
 	w.t.Helper()
 	w.must(w.ping(name, to, n, size))
 }
-
-// portSent is how many frames the edge's tunnel has sent into the WAN.
-func (w *world) portSent(edge, port string) int {
-	w.t.Helper()
-	var n int
-	out := w.run(edge, "cat", "/sys/class/net/"+port+"/statistics/tx_packets")
-	if _, err := fmt.Sscan(out, &n); err != nil {
-		w.t.Fatal(err)
-	}
-	return n
-}
