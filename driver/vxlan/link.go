@@ -3,6 +3,8 @@ package vxlan
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -62,7 +64,7 @@ func (s *Segments) tunnel(vni uint32) (*netlink.Vxlan, error) {
 // addTunnel makes the interface, down and in no bridge.
 func (s *Segments) addTunnel(ext driver.Extension) (*netlink.Vxlan, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = linkName(ext.VNI), mtu(ext)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = linkName(ext.VNI), mtu(ext), tunnelMAC(ext)
 	err := s.nl.LinkAdd(&netlink.Vxlan{
 		LinkAttrs: attrs, VxlanId: int(ext.VNI), SrcAddr: ext.Local.AsSlice(), Port: int(s.cfg.Port),
 	})
@@ -81,6 +83,13 @@ func (s *Segments) addTunnel(ext driver.Extension) (*netlink.Vxlan, error) {
 		return nil, fmt.Errorf("interface %s is a %s now", attrs.Name, l.Type())
 	}
 	return v, nil
+}
+
+// tunnelMAC is a MAC that no other edge has in the segment, and a great one: a
+// bridge without an address of its own takes the smallest of its ports'.
+func tunnelMAC(ext driver.Extension) net.HardwareAddr {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint32(ext.Local.AsSlice(), ext.VNI))
+	return append(net.HardwareAddr{0xfe}, sum[:macBytes-1]...)
 }
 
 func mtu(ext driver.Extension) int { return cmp.Or(ext.MTU, driver.DefaultSegmentMTU) }

@@ -36,11 +36,12 @@ func (w *world) kernel(edge string) string {
 		{"ip", "neigh", "show", "nud", "permanent"},
 		{"ip", "-6", "neigh", "show", "nud", "permanent"},
 		{"bridge", "fdb", "show", "br", bridgeName},
-		{"nft", "list", "ruleset"},
+		{"nft", "-s", "list", "ruleset"},
 	} {
 		for line := range strings.Lines(w.run(edge, args[0], args[1:]...)) {
-			// The groups that a bridge itself is in change with its carrier.
-			if !strings.Contains(line, "dev "+bridgeName+" self") {
+			// The groups that a bridge itself is in change with its carrier, and
+			// the WAN's comes a moment late.
+			if !strings.Contains(line, "dev "+bridgeName+" self") && !strings.HasPrefix(line, "wan@") {
 				all.WriteString(line)
 			}
 		}

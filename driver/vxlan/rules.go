@@ -90,10 +90,11 @@ func ifname(name string) []byte {
 
 // rule adds one to a chain; the comment tells an operator, and the counters' reader.
 func (s *Segments) rule(c *nftables.Chain, comment string, exprs []expr.Any) {
-	s.nft.AddRule(&nftables.Rule{
-		Table: c.Table, Chain: c, Exprs: exprs,
-		UserData: userdata.AppendString(nil, userdata.TypeComment, comment),
-	})
+	r := &nftables.Rule{Table: c.Table, Chain: c, Exprs: exprs}
+	if comment != "" {
+		r.UserData = userdata.AppendString(nil, userdata.TypeComment, comment)
+	}
+	s.nft.AddRule(r)
 }
 
 // addTable makes the table with its marks, filters and counters. It is sent to
