@@ -90,23 +90,30 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
-// noTransit checks that what one session of an edge has learnt does not leave
-// by the other.
+// noTransit checks that what the second edge has learnt of the other router
+// does not leave for the first, nor the other way round.
 func (r *router) noTransit(s *Speaker) {
 	r.t.Helper()
 	eventually(r.t, func() string {
-		said := r.run("vtysh -c 'show bgp ipv4 unicast neighbors fd91:2::2 advertised-routes'")
+		said, _ := r.try("vtysh --vty_socket /run/frr/other -d bgpd -c 'show bgp ipv4 unicast neighbors fd91:2::2 advertised-routes'")
 		if strings.Contains(said, "10.91.0.0/16") {
 			return ""
 		}
-		return "the router has not sent its own route: " + said
+		return "the other router has not sent its own route: " + said
 	})
-	// A route of ours sent after it is known to have come after it, too.
+	// A route of ours that is sent after it has come after it, too.
 	must(r.t, s.Announce(r.t.Context(), web, web4))
 	r.has(map[netip.Prefix]netip.Addr{web4: links[1].edge})
 	said := r.run("vtysh -c 'show bgp ipv4 unicast neighbors 10.91.2.2 routes'")
 	if !strings.Contains(said, "Displayed  1 routes") {
 		r.t.Errorf("the edge sends more than its own: %s", said)
+	}
+	list, err := s.Neighbors(r.t.Context())
+	must(r.t, err)
+	for _, n := range list {
+		if n.Advertised != 1 {
+			r.t.Errorf("%+v: want the edge's own route alone", n)
+		}
 	}
 	must(r.t, s.Withdraw(r.t.Context(), web, web4))
 	r.has(map[netip.Prefix]netip.Addr{})
@@ -266,6 +273,9 @@ func TestRefusedSessions(t *testing.T) {
 		{"another AS of ours", "refuses the session", func(c *Config) { c.AS = 65009 }},
 		{"another AS of the router's", "bad peer as", func(c *Config) {
 			c.Neighbors = []Neighbor{{Address: links[0].router, AS: 65008, Password: password}}
+		}},
+		{"not known there", "may not know the edge", func(c *Config) {
+			c.Neighbors = []Neighbor{{Address: links[0].router6, AS: otherAS, Port: otherPort}}
 		}},
 		{"no router there", "connection refused", func(c *Config) {
 			c.Neighbors = []Neighbor{{Address: links[0].router, AS: routerAS, Port: 1}}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -32,6 +33,8 @@ const (
 func TestMain(m *testing.M) {
 	kind := os.Getenv(asSpeaker)
 	if kind == "" {
+		flag.Parse()
+		_ = flag.Set("test.parallel", "8") // they wait for timers, not for the machine
 		goleak.VerifyTestMain(m)
 		return
 	}

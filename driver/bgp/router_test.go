@@ -122,7 +122,9 @@ func (n *node) namespace() string { return fmt.Sprintf("/proc/%d/ns/net", n.cmd.
 const (
 	routerAS = 65000
 	otherAS  = 64999
-	password = "between-edge-and-router"
+	// otherPort is the other router's, which is in the same namespace.
+	otherPort = 1179
+	password  = "between-edge-and-router"
 )
 
 // link is one between the router and an edge.
@@ -134,10 +136,9 @@ type link struct {
 	neighbors      []Neighbor
 }
 
-// links are the router's. The first has one session, over IPv4, with a
-// password. The second has two, over IPv4 and IPv6, and over IPv6 the router
-// says that it is of another AS, as a second router would be. Every session
-// carries both families.
+// links are the router's. The first edge has one session, over IPv4, with a
+// password. The second has two, over IPv4 and, with the other router, over
+// IPv6. Every session carries both families.
 var links = []link{
 	{
 		edge: netip.MustParseAddr("10.91.1.2"), router: netip.MustParseAddr("10.91.1.1"),
@@ -149,7 +150,7 @@ var links = []link{
 		edge6: netip.MustParseAddr("fd91:2::2"), router6: netip.MustParseAddr("fd91:2::1"), as: 4200000002, name: "b",
 		neighbors: []Neighbor{
 			{Address: netip.MustParseAddr("10.91.2.1"), AS: routerAS},
-			{Address: netip.MustParseAddr("fd91:2::1"), AS: otherAS},
+			{Address: netip.MustParseAddr("fd91:2::1"), AS: otherAS, Port: otherPort},
 		},
 	},
 }
@@ -160,13 +161,13 @@ type router struct {
 	edges []*node
 }
 
+// routerConfig is that of the site's router.
 const routerConfig = `
 hostname router
 router bgp 65000
  bgp router-id 10.91.0.1
  no bgp ebgp-requires-policy
  no bgp default ipv4-unicast
- no bgp network import-check
  neighbor 10.91.1.2 remote-as 65001
  neighbor 10.91.1.2 timers 1 3
  neighbor 10.91.1.2 timers connect 1
@@ -176,22 +177,38 @@ router bgp 65000
  neighbor 10.91.2.2 timers 1 3
  neighbor 10.91.2.2 timers connect 1
  neighbor 10.91.2.2 advertisement-interval 0
- neighbor fd91:2::2 remote-as 4200000002
- neighbor fd91:2::2 local-as 64999 no-prepend replace-as
- neighbor fd91:2::2 timers 1 3
- neighbor fd91:2::2 timers connect 1
- neighbor fd91:2::2 advertisement-interval 0
  address-family ipv4 unicast
-  network 10.91.0.0/16
   neighbor 10.91.1.2 activate
   neighbor 10.91.2.2 activate
-  neighbor fd91:2::2 activate
  exit-address-family
  address-family ipv6 unicast
   neighbor 10.91.1.2 activate
   neighbor 10.91.2.2 activate
+ exit-address-family
+exit
+`
+
+// otherConfig is that of another router, whose routes are nobody's kernel's.
+const otherConfig = `
+hostname other
+router bgp 64999
+ bgp router-id 10.91.0.99
+ no bgp ebgp-requires-policy
+ no bgp default ipv4-unicast
+ no bgp network import-check
+ neighbor fd91:2::2 remote-as 4200000002
+ neighbor fd91:2::2 timers 1 3
+ neighbor fd91:2::2 timers connect 1
+ neighbor fd91:2::2 advertisement-interval 0
+ neighbor fd91:2::2 passive
+ address-family ipv4 unicast
+  network 10.91.0.0/16
   neighbor fd91:2::2 activate
  exit-address-family
+ address-family ipv6 unicast
+  neighbor fd91:2::2 activate
+ exit-address-family
+exit
 `
 
 // newRouter starts zebra and bgpd of Debian's frr in namespaces of their own.
@@ -211,6 +228,8 @@ func newRouter(t testing.TB) *router {
 	must(t, os.Mkdir(run, 0o755))
 	must(t, os.WriteFile(filepath.Join(run, "bgpd.conf"), []byte(routerConfig), 0o644))
 	must(t, os.WriteFile(filepath.Join(run, "zebra.conf"), []byte("hostname router\n"), 0o644))
+	must(t, os.WriteFile(filepath.Join(run, "other.conf"), []byte(otherConfig), 0o644))
+	must(t, os.Mkdir(filepath.Join(run, "other"), 0o755))
 	r := &router{node: newNode(t, run)}
 	r.run("chown -R frr:frr /run/frr")
 	r.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
@@ -225,6 +244,7 @@ func newRouter(t testing.TB) *router {
 	})
 	r.start("zebra")
 	r.start("bgpd")
+	r.run(fmt.Sprintf("/usr/lib/frr/bgpd -d -Z -p %d -f /run/frr/other.conf -i /run/frr/other.pid --vty_socket /run/frr/other --log file:/run/frr/other.log", otherPort))
 	return r
 }
 
@@ -259,7 +279,7 @@ func (r *router) start(daemon string) {
 	})
 }
 
-// table is the kernel's table of host routes from BGP, with their next hops.
+// table is the kernel's table of routes from BGP, with their next hops.
 func (r *router) table() map[netip.Prefix]netip.Addr {
 	r.t.Helper()
 	table := map[netip.Prefix]netip.Addr{}
@@ -273,11 +293,14 @@ func (r *router) table() map[netip.Prefix]netip.Addr {
 			r.t.Fatalf("%s: %v", said, err)
 		}
 		for _, route := range routes {
-			dst, err := netip.ParseAddr(route.Dst) // a host route has no length
+			if !strings.Contains(route.Dst, "/") { // a host route is shown without
+				route.Dst += map[string]string{"-4": "/32", "-6": "/128"}[family]
+			}
+			dst, err := netip.ParsePrefix(route.Dst)
 			must(r.t, err)
 			hop, err := netip.ParseAddr(route.Gateway)
 			must(r.t, err)
-			table[netip.PrefixFrom(dst, dst.BitLen())] = hop
+			table[dst] = hop
 		}
 	}
 	return table

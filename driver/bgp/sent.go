@@ -20,6 +20,7 @@ const (
 	sentNLRI        = "nlri"
 	sentWithdrawals = "withdrawals"
 	sentAttributes  = "attributes"
+	closedMessage   = "outgoing connection IO error"
 	neighborKey     = "Key"
 	errorKey        = "Error"
 	codeKey         = "Code"
@@ -106,6 +107,9 @@ func appendPrefixes(to []netip.Prefix, nlris []wire.PathNLRI) []netip.Prefix {
 
 // faultOf is what a message says about why a session is not there, if it does.
 func faultOf(r slog.Record) string {
+	if r.Message == closedMessage {
+		return "the router closes the connection, it may not know the edge"
+	}
 	var cause, code string
 	var number, sub int64 = -1, 0
 	r.Attrs(func(a slog.Attr) bool {
