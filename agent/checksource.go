@@ -20,6 +20,8 @@ func (a agentService) CheckSource(ctx context.Context, req *droverv1.CheckSource
 	if err := drover.CheckName("vm", req.GetVm()); err != nil {
 		return nil, err
 	}
+	reached, stop := a.reachAside(ctx, "source-reaches-target", "clock-source", req.GetTargetAddress(), req.GetTargetHost())
+	defer stop()
 	vm, err := a.hyp.VM(ctx, req.GetVm())
 	if err != nil {
 		return nil, err
@@ -41,7 +43,7 @@ func (a agentService) CheckSource(ctx context.Context, req *droverv1.CheckSource
 		a.freeCheck("no-other-move", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-source"),
 	}
-	checks = append(checks, a.reachChecks(ctx, "source-reaches-target", "clock-source", req.GetTargetAddress(), req.GetTargetHost())...)
+	checks = append(checks, reached()...)
 	return &droverv1.CheckSourceResponse{
 		Checks: api.ChecksToProto(checks), Vm: api.VMToProto(vm), Definition: def,
 		Host: api.HostToProto(host), BackingIds: ids,

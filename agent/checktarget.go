@@ -25,6 +25,8 @@ func (a agentService) CheckTarget(ctx context.Context, req *droverv1.CheckTarget
 	if err := drover.CheckName("source.name", source.Name); err != nil {
 		return nil, err
 	}
+	reached, stop := a.reachAside(ctx, "target-reaches-source", "clock", req.GetSourceAddress(), source.Name)
+	defer stop()
 	host, vms, err := a.observe(ctx)
 	if err != nil {
 		return nil, err
@@ -39,7 +41,7 @@ func (a agentService) CheckTarget(ctx context.Context, req *droverv1.CheckTarget
 	checks = append(checks, backing, a.spaceCheck(ctx, vm, same), a.pathsCheck(ctx, vm),
 		a.freeCheck("no-other-move-target", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-target"))
-	checks = append(checks, a.reachChecks(ctx, "target-reaches-source", "clock", req.GetSourceAddress(), source.Name)...)
+	checks = append(checks, reached()...)
 	return &droverv1.CheckTargetResponse{Checks: api.ChecksToProto(checks), Host: api.HostToProto(host), SameBacking: same}, nil
 }
 

@@ -3,14 +3,17 @@ package agent
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/drover-vm/drover"
 )
 
 const (
-	// pings for one measurement: the quickest of them is the least disturbed.
-	pings = 5
+	// pings for one measurement at most: the quickest of them is the least disturbed. When one is not
+	// quicker than those before by pingGain of them, more would not tell more.
+	pings    = 5
+	pingGain = 0.05
 	// The difference of two hosts' clocks beyond which figures that compare
 	// them mislead (warn), and certificates and logs do (fail).
 	clockWarn = 2 * time.Second
@@ -42,11 +45,16 @@ func (a *Agent) measure(ctx context.Context, address, host string) (reach, error
 			return reach{}, err
 		}
 		rtt := time.Since(sent)
+		enough := best.rtt >= 0 && rtt > best.rtt-time.Duration(pingGain*float64(best.rtt))
 		if best.rtt < 0 || rtt < best.rtt {
 			theirs := time.Unix(0, resp.GetClockUnixNanos())
 			best = reach{resp.GetName(), rtt, theirs.Sub(sentWall.Add(rtt / 2))}
 		}
+		if enough {
+			break
+		}
 	}
+	a.peers.reached(address, host, best.rtt)
 	return best, nil
 }
 
@@ -63,6 +71,16 @@ func (a *Agent) reachChecks(ctx context.Context, name, clockName, address, host 
 		{Name: name, OK: true, Detail: fmt.Sprintf("agent %s answers from %s in %s", host, address, roundRTT(r.rtt))},
 		clockCheck(clockName, a.config.Name, host, r),
 	}
+}
+
+// reachAside begins reachChecks, which take a few round trips. found waits for them; stop, to be called in any case,
+// ends them.
+func (a *Agent) reachAside(ctx context.Context, name, clockName, address, host string) (found func() []drover.Check, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var checks []drover.Check
+	var group sync.WaitGroup
+	group.Go(func() { checks = a.reachChecks(ctx, name, clockName, address, host) })
+	return func() []drover.Check { group.Wait(); return checks }, func() { cancel(); group.Wait() }
 }
 
 func roundRTT(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }

@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"time"
-
-	"github.com/drover-vm/drover/api"
 )
 
 const (
@@ -32,19 +30,15 @@ func memoryPause(aim, roundTrip time.Duration) time.Duration {
 	return max(leastMemoryPause, aim-pauseTrips*roundTrip)
 }
 
-// roundTrip is the best of a few pings; zero when there was no answer, which
-// the next call will report.
-func roundTrip(ctx context.Context, peer *api.PeerClient) time.Duration {
-	const tries = 3
-	var best time.Duration
-	for range tries {
-		began := time.Now()
-		if _, err := ping(ctx, peer); err != nil {
-			return best
-		}
-		if took := time.Since(began); best == 0 || took < best {
-			best = took
-		}
+// roundTrip is that to the peer, as the preflight has measured it, or measured now; zero when there was no
+// answer, which the next call will report.
+func (a *Agent) roundTrip(ctx context.Context, address, host string) time.Duration {
+	if rtt, ok := a.peers.roundTrip(address, host); ok {
+		return rtt
 	}
-	return best
+	r, err := a.measure(ctx, address, host)
+	if err != nil {
+		return 0
+	}
+	return r.rtt
 }

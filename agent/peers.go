@@ -22,12 +22,22 @@ type peers struct {
 
 	mu      sync.Mutex
 	clients map[peerKey]*api.PeerClient
+	trips   map[peerKey]trip
 }
+
+// trip is a round trip as it was measured last.
+type trip struct {
+	rtt time.Duration
+	at  time.Time
+}
+
+// tripHolds is how long a measured round trip is good enough to set a move's pause by.
+const tripHolds = 2 * time.Minute
 
 type peerKey struct{ address, host string }
 
 func newPeers(cfg *tls.Config) *peers {
-	return &peers{tls: cfg, clients: make(map[peerKey]*api.PeerClient)}
+	return &peers{tls: cfg, clients: make(map[peerKey]*api.PeerClient), trips: make(map[peerKey]trip)}
 }
 
 // at returns the client of the agent called host at address.
@@ -43,10 +53,28 @@ func (p *peers) at(address, host string) *api.PeerClient {
 			c.Close()
 			delete(p.clients, k)
 		}
+		clear(p.trips)
 	}
 	c := api.NewPeerClient(address, p.tls, host)
 	p.clients[key] = c
 	return c
+}
+
+// reached notes a round trip.
+func (p *peers) reached(address, host string, rtt time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if key := (peerKey{address, host}); p.clients[key] != nil {
+		p.trips[key] = trip{rtt, time.Now()}
+	}
+}
+
+// roundTrip returns what was noted, if it still holds.
+func (p *peers) roundTrip(address, host string) (time.Duration, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t, ok := p.trips[peerKey{address, host}]
+	return t.rtt, ok && time.Since(t.at) < tripHolds
 }
 
 func (p *peers) close() {

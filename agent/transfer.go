@@ -212,7 +212,7 @@ func (f *flight) close() {
 
 func (f *flight) spec(ctx context.Context, disks []*droverv1.DiskPlan) driver.MigrationSpec {
 	aim := time.Duration(f.msg.GetMaxPauseMillis()) * time.Millisecond
-	spec := migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, memoryPause(aim, roundTrip(ctx, f.peer)))
+	spec := migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, memoryPause(aim, f.a.roundTrip(ctx, f.msg.GetPeerAddress(), f.msg.GetPeerHost())))
 	spec.MostPause = aim
 	spec.AutoConverge = !f.msg.GetNoThrottle()
 	if aim <= 0 {
@@ -251,6 +251,8 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	approach := a.wan.Approach(f.msg.GetPeerAddress(), f.msg.GetPeerHost())
+	defer approach.Close()
 	offer := f.out.Offer()
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
@@ -262,12 +264,12 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 		return nil, peerError(ctx, err)
 	}
 	f.token = resp.GetToken()
-	return resp.GetCookie(), f.connect(prep, resp)
+	return resp.GetCookie(), f.connect(prep, resp, approach)
 }
 
 // connect opens the data path and the sockets at which the hypervisor will
 // find it.
-func (f *flight) connect(ctx context.Context, resp *droverv1.PrepareResponse) error {
+func (f *flight) connect(ctx context.Context, resp *droverv1.PrepareResponse, approach *wan.Approach) error {
 	a := f.a
 	offered, err := sourcesFromProto(resp.GetSources())
 	if err != nil {
@@ -275,7 +277,7 @@ func (f *flight) connect(ctx context.Context, resp *droverv1.PrepareResponse) er
 	}
 	f.session, err = a.wan.Send(ctx, wan.SendOptions{
 		Address: f.msg.GetPeerAddress(), Peer: f.msg.GetPeerHost(), Token: f.token, Offered: offered,
-		Subject: f.subject, Rate: drover.BitRate(f.msg.GetBandwidthBps()),
+		Subject: f.subject, Rate: drover.BitRate(f.msg.GetBandwidthBps()), Approach: approach,
 	})
 	if err != nil {
 		return err

@@ -38,9 +38,10 @@ const (
 	mirrorLimit = 30 * time.Second
 )
 
-// lanes is how many compressors work on a guest's memory: the other half of the
-// cores is for the guests.
-var lanes = min(max(1, runtime.NumCPU()/2), reduce.MaxLanes)
+// lanes is how many compressors work on a guest's memory at most. The second one and the others work only
+// while those before have no time, which is in stretches of memory of which the destination has nothing; over a
+// whole move about half a core is busy with compression.
+var lanes = min(max(1, runtime.NumCPU()), reduce.MaxLanes)
 
 // ListenMemory makes the socket at which the hypervisor delivers the guest's
 // memory of the given size. The first connection is taken, later ones are

@@ -37,6 +37,8 @@ type SendOptions struct {
 	Subject Subject
 	// Rate bounds what is sent, memory and disks together; zero is unlimited.
 	Rate drover.BitRate
+	// Approach has connections to that address; nil: they are made as they are needed.
+	Approach *Approach
 }
 
 // Sender is the source's end of one session.
@@ -76,6 +78,11 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 	defer cancelWait()
 	b, err := bundle.Initiate(ctx, bundle.Config{
 		Dial: func(ctx context.Context) (net.Conn, error) {
+			if a := o.Approach; a != nil && a.address == o.Address && a.peer == o.Peer {
+				if conn := a.take(ctx); conn != nil {
+					return conn, nil
+				}
+			}
 			return dial(ctx, n.config.TLS, o.Address, o.Peer)
 		},
 		Token: o.Token, Conns: n.config.Connections, CutLimit: n.config.CutLimit, Rate: o.Rate, Gate: n.gate, Log: n.log,
@@ -287,7 +294,8 @@ func (s *Sender) tell() {
 	of := func(ns *atomic.Int64) time.Duration { return time.Duration(ns.Load()).Round(time.Millisecond) }
 	m, d, st := s.meter.memory, s.meter.disk, s.bundle.Stats()
 	s.node.log.Info("data path ends", "move", s.options.Subject.Move,
-		"memory_encode", of(&m.EncodeNanoseconds), "memory_compress", of(&m.CompressNanoseconds), "memory_send", of(&m.SendNanoseconds), "memory_level", s.pages.Level().String(),
+		"memory_encode", of(&m.EncodeNanoseconds), "memory_compress", of(&m.CompressNanoseconds), "memory_send", of(&m.SendNanoseconds),
+		"memory_wait", of(&m.WaitNanoseconds), "memory_retain", of(&m.RetainNanoseconds), "memory_hand", of(&m.HandNanoseconds), "memory_level", s.pages.Level().String(),
 		"disk_encode", of(&d.EncodeNanoseconds), "disk_compress", of(&d.CompressNanoseconds), "disk_send", of(&d.SendNanoseconds),
 		"connections", st.Connections, "lost", st.Lost, "corrupt", st.Corrupt, "cuts", st.Cuts, "resent", st.Resent, "err", s.Err())
 }

@@ -152,9 +152,35 @@ func (m *Memory) flush() error {
 	if len(m.run) == 0 {
 		return nil
 	}
-	_, err := m.file.WriteAt(m.run, m.first*BlockBytes)
+	if _, err := m.file.WriteAt(m.run, m.first*BlockBytes); err != nil {
+		return err // Recall still finds it here
+	}
 	m.run = m.run[:0]
-	return err
+	return nil
+}
+
+// Recall reads what a block holds, as Read does, also after a write has failed, as it was before that.
+func (m *Memory) Recall(block int64, p []byte) error {
+	const op = "recall memory"
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at := (block - m.first) * BlockBytes
+	switch {
+	case m.file == nil:
+		return drover.Errorf(drover.Refused, op, "the memory is sealed or discarded")
+	case block < 0 || block >= m.source.Blocks || len(p) != BlockBytes || !m.fresh.get(block) && block >= m.inBase:
+		return drover.Errorf(drover.Invalid, op, "block %d of %d, a buffer of %d bytes: nothing is known of it", block, m.source.Blocks, len(p))
+	case !m.fresh.get(block):
+		return m.base.ReadBlocks(block, p)
+	case m.zero.get(block):
+		clear(p)
+		return nil
+	case at >= 0 && at < int64(len(m.run)):
+		copy(p, m.run[at:])
+		return nil
+	}
+	_, err := m.file.ReadAt(p, block*BlockBytes)
+	return diskFault(op, err)
 }
 
 // Zero notes that n blocks from block on now hold zeros. It writes nothing.

@@ -341,3 +341,50 @@ func TestMemoryOnFullDisk(t *testing.T) {
 		t.Error("a memory that failed is listed")
 	}
 }
+
+// TestMemoryRecalls: what was written can be had also when a later write has failed, from the file and from
+// what still waits to be written to it.
+func TestMemoryRecalls(t *testing.T) {
+	l := openLibrary(t, t.TempDir(), Options{})
+	m, err := l.NewMemory(memorySource("m", "", "vm", 400), SourceID{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Discard()
+	p := make([]byte, BlockBytes)
+	for i := range int64(100) {
+		p[0] = byte(1 + i)
+		if err := m.Write(i, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Zero(7, 1); err != nil {
+		t.Fatal(err)
+	}
+	readOnly, err := os.Open(m.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.file.Close()
+	m.file = readOnly
+	if err := m.Write(300, p); err == nil {
+		t.Fatal("a write to a file that cannot be written has not failed")
+	}
+	if _, err := m.Read(0, p); err == nil {
+		t.Error("Read goes on after a write has failed")
+	}
+	for i := range int64(100) {
+		want := byte(1 + i)
+		if i == 7 {
+			want = 0
+		}
+		if err := m.Recall(i, p); err != nil || p[0] != want {
+			t.Fatalf("block %d begins with %d, %v; want %d", i, p[0], err, want)
+		}
+	}
+	for _, block := range []int64{-1, 150, 300, 400} {
+		if err := m.Recall(block, p); drover.KindOf(err) != drover.Invalid {
+			t.Errorf("block %d, which was never written: %v", block, err)
+		}
+	}
+}

@@ -26,6 +26,8 @@ type Draft struct {
 
 	lastOp, lastCount int
 	refArg            []byte
+	// mirror has all blocks of deps at their places, so that they need not be kept.
+	mirror Mirror
 
 	tally tally
 }
@@ -35,6 +37,8 @@ type dependent struct {
 	at     int32  // place in content
 	digest uint64 // the first 8 bytes of its BLAKE3-256, if verified
 	ref    chunk.Ref
+	// place is where a memory's mirror has it.
+	place int64
 	// verified: the batch's hash is over it. known: ref names it.
 	verified, known bool
 }
@@ -120,11 +124,16 @@ func (d *Draft) parts(write func([]byte) error) error {
 func (d *Draft) Done() *Retained {
 	var r *Retained
 	if len(d.deps) > 0 {
-		r = &Retained{Seq: d.seq, content: d.content, deps: d.deps, known: d.packer.o.Known, old: &d.packer.old, stats: d.packer.o.Stats}
-		d.content, d.deps = blockStore{pool: d.content.pool}, nil
-	} else {
-		d.content.drop()
+		r = &Retained{
+			Seq: d.seq, bytes: d.content.bytes(), deps: d.deps, mirror: d.mirror,
+			known: d.packer.o.Known, old: &d.packer.old, stats: d.packer.o.Stats,
+		}
+		d.deps = nil
+		if r.mirror == nil {
+			r.content, d.content = d.content, blockStore{pool: d.content.pool}
+		}
 	}
+	d.content.drop()
 	d.reset()
 	select {
 	case d.packer.free <- d:
@@ -138,5 +147,5 @@ func (d *Draft) reset() {
 	d.hash.Reset()
 	d.meta, d.ops, d.deltas, d.digests = d.meta[:0], d.ops[:0], d.deltas[:0], d.digests[:0]
 	d.literals, d.raws, d.deps = d.literals[:0], d.raws[:0], d.deps[:0]
-	d.blocks, d.lastCount, d.tally = 0, 0, tally{}
+	d.blocks, d.lastCount, d.tally, d.mirror = 0, 0, tally{}, nil
 }

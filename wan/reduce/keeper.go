@@ -7,17 +7,54 @@ import (
 )
 
 // keeper holds the retained blocks of the batches that are not yet known to be complete, within
-// a limit.
+// a limit of guest memory. Those that a mirror has are not to be overwritten there as long.
 type keeper struct {
-	limit int64
-
 	mu      sync.Mutex
+	limit   int64
+	covered map[int64]int // places in the mirror: by how many batches
 	held    int64
 	batches []*Retained // ascending by number, but for lanes that overtake
 	changed chan struct{}
 }
 
-func newKeeper(limit int64) *keeper { return &keeper{limit: limit, changed: make(chan struct{})} }
+func newKeeper(limit int64) *keeper {
+	return &keeper{limit: limit, covered: map[int64]int{}, changed: make(chan struct{})}
+}
+
+// allow changes the limit.
+func (k *keeper) allow(bytes int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.limit = bytes
+	k.wake()
+}
+
+// cover notes that a batch's blocks are retained in the mirror.
+func (k *keeper) cover(d *Draft) {
+	if d.mirror == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := range d.deps {
+		k.covered[d.deps[i].place]++
+	}
+}
+
+// covers reports whether one of the places is retained in the mirror.
+func (k *keeper) covers(places []placed) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.covered) == 0 {
+		return false
+	}
+	for i := range places {
+		if _, ok := k.covered[places[i].place]; ok && places[i].at != unchanged {
+			return true
+		}
+	}
+	return false
+}
 
 // try reserves bytes more if they may be held: within the limit, or as the only ones.
 func (k *keeper) try(bytes int64) bool {
@@ -37,14 +74,6 @@ func (k *keeper) reserve(bytes int64) bool {
 // wait reserves bytes more, as soon as they may be held.
 func (k *keeper) wait(ctx context.Context, bytes int64) error {
 	return k.until(ctx, func() bool { return k.reserve(bytes) })
-}
-
-// cancel gives a reservation back.
-func (k *keeper) cancel(bytes int64) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.held -= bytes
-	k.wake()
 }
 
 // wake tells those that wait. mu is held.
@@ -106,6 +135,14 @@ func (k *keeper) applied(seq uint64) {
 			return false
 		}
 		k.held -= r.Bytes()
+		if r.mirror != nil {
+			for i := range r.deps {
+				place := r.deps[i].place
+				if k.covered[place]--; k.covered[place] == 0 {
+					delete(k.covered, place)
+				}
+			}
+		}
 		r.Release()
 		return true
 	})

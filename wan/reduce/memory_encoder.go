@@ -19,6 +19,9 @@ type Mirror interface {
 	Write(block int64, p []byte) error
 	// Zero notes that n blocks from block on are zero.
 	Zero(block, n int64) error
+	// Recall reads a block like Read, also after a write has failed, as it was before that. It is called beside the
+	// other methods, by another goroutine.
+	Recall(block int64, p []byte) error
 }
 
 const (
@@ -61,6 +64,8 @@ type MemoryEncoder struct {
 	own     ownIndex
 	opaque  int
 	records int
+	deps    int  // blocks of the batch that may be missed, before the page that is added
+	beyond  bool // one of them is not in the mirror
 	urgent  bool
 	// What the mirror will be told at the batch's end: until then it is the state that
 	// the batch was encoded against, at both ends.
@@ -176,6 +181,8 @@ func (e *MemoryEncoder) page(place int64, content []byte) {
 		e.places = append(e.places, placed{place: place, at: zeroed})
 		return
 	}
+	e.deps = len(e.p.d.deps)
+	defer e.locate(place)
 	mirrored := e.mirror != nil && place < e.limit
 	if mirrored && e.before(place, content) {
 		return
@@ -184,6 +191,14 @@ func (e *MemoryEncoder) page(place int64, content []byte) {
 		e.p.Block(content)
 	}
 	e.places = append(e.places, placed{place: place, at: e.p.last()})
+}
+
+// locate notes where the mirror will have the block that was added, if the destination may miss it.
+func (e *MemoryEncoder) locate(place int64) {
+	if deps := e.p.d.deps; len(deps) > e.deps {
+		deps[e.deps].place = place
+		e.beyond = e.beyond || place >= e.limit
+	}
 }
 
 // before tries the version at the page's place.
@@ -233,11 +248,15 @@ func (e *MemoryEncoder) Seal() *Draft {
 	e.p.Meta(e.meta.buf)
 	e.meta.buf = e.meta.buf[:0]
 	d := e.p.Seal()
-	if err := e.reflect(d); err != nil || !e.p.TrustsOld() {
+	err := e.reflect(d)
+	if err == nil && !e.beyond {
+		d.mirror = e.mirror
+	}
+	if err != nil || !e.p.TrustsOld() {
 		// Never build on a page whose write may have failed, here or there.
 		e.mirror = nil
 	}
-	e.places, e.records, e.opaque = e.places[:0], 0, 0
+	e.places, e.records, e.opaque, e.beyond = e.places[:0], 0, 0, false
 	return d
 }
 

@@ -37,6 +37,14 @@ func (m *mirror) Read(block int64, p []byte) (chunk.State, error) {
 	return m.state[block], nil
 }
 
+func (m *mirror) Recall(block int64, p []byte) error {
+	if m.state[block] == chunk.Absent {
+		return errBroken
+	}
+	copy(p, m.blocks[block])
+	return nil
+}
+
 func (m *mirror) Write(block int64, p []byte) error {
 	if m.fail() {
 		m.broken = true

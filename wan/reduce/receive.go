@@ -20,6 +20,8 @@ const (
 	returnLinger = 10 * time.Second
 	// abortWait bounds how long a receiver that has failed tries to say so.
 	abortWait = time.Second
+	// outputQueue is how many pieces of the decoded stream may wait for QEMU.
+	outputQueue = 4
 	// maxFills bounds the fills of one batch: all of its blocks, twice.
 	maxFills = 2 * MaxBlocks / fillBlocks
 )
@@ -73,10 +75,53 @@ type memoryReceiver struct {
 	ch    Channel
 	o     ReceiveOptions
 	dec   *MemoryDecoder
+	// out is decoded and not yet written, spare are buffers that were.
+	out, spare chan []byte
 }
 
-// run decodes all batches.
+// run decodes all batches, while those before are written to QEMU, which takes about as long.
 func (r *memoryReceiver) run(ctx context.Context) error {
+	group, inner := errgroup.WithContext(ctx)
+	r.out, r.spare = make(chan []byte, outputQueue), make(chan []byte, outputQueue+2)
+	group.Go(func() error { return r.write(inner) })
+	group.Go(func() error {
+		defer close(r.out)
+		return r.decode(inner)
+	})
+	return group.Wait()
+}
+
+// write gives QEMU what was decoded.
+func (r *memoryReceiver) write(ctx context.Context) error {
+	for p := range r.out {
+		if _, err := r.local.Write(p); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return drover.E(drover.Unavailable, "write memory stream to QEMU", err)
+		}
+		r.spare <- p
+	}
+	return nil
+}
+
+// pass hands a piece of the stream to write.
+func (r *memoryReceiver) pass(ctx context.Context, p []byte) error {
+	var buf []byte
+	select {
+	case buf = <-r.spare:
+	default:
+	}
+	select {
+	case r.out <- append(buf[:0], p...):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// decode decodes all batches.
+func (r *memoryReceiver) decode(ctx context.Context) error {
 	for {
 		m, err := r.ch.Receive(ctx)
 		if errors.Is(err, io.EOF) {
@@ -114,15 +159,7 @@ func (r *memoryReceiver) message(ctx context.Context, m Message) error {
 			return err
 		}
 	}
-	return r.dec.Emit(func(p []byte) error {
-		if _, err := r.local.Write(p); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return drover.E(drover.Unavailable, "write memory stream to QEMU", err)
-		}
-		return nil
-	})
+	return r.dec.Emit(func(p []byte) error { return r.pass(ctx, p) })
 }
 
 // fill asks for what is missing until the batch is complete.

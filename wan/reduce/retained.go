@@ -18,19 +18,34 @@ const fillBlocks = 128
 type Retained struct {
 	// Seq is the batch's number.
 	Seq     uint64
+	bytes   int64
 	content blockStore
-	deps    []dependent
-	known   *Known
-	old     *trust
-	stats   *Stats
+	// mirror has the blocks instead of content, unless nil.
+	mirror Mirror
+	deps   []dependent
+	known  *Known
+	old    *trust
+	stats  *Stats
 }
 
-// Bytes returns the memory that is held.
-func (r *Retained) Bytes() int64 { return r.content.bytes() }
+// Bytes returns how much guest memory is held, here or in the mirror.
+func (r *Retained) Bytes() int64 { return r.bytes }
+
+// block returns the content of a dependent block.
+func (r *Retained) block(d *dependent) ([]byte, error) {
+	if r.mirror == nil {
+		return r.content.at(int(d.at)), nil
+	}
+	p := make([]byte, BlockBytes)
+	err := r.mirror.Recall(d.place, p)
+	return p, drover.E(drover.Internal, "read what the destination misses", err)
+}
 
 // Release gives the memory back. The Retained is not to be used after it.
 func (r *Retained) Release() {
-	r.content.drop()
+	if r.mirror == nil {
+		r.content.drop()
+	}
 	r.deps = nil
 }
 
@@ -61,7 +76,11 @@ func (r *Retained) Fill(miss []byte) ([][]byte, error) {
 	}
 	for _, i := range wanted {
 		if d := &r.deps[i]; d.known && d.ref.Source != OwnMemory {
-			r.known.missed(d, r.content.at(int(d.at)))
+			content, err := r.block(d)
+			if err != nil {
+				return nil, err
+			}
+			r.known.missed(d, content)
 		} else {
 			r.old.missed.Add(1)
 		}
@@ -80,7 +99,11 @@ func (r *Retained) Fill(miss []byte) ([][]byte, error) {
 		for _, i := range wanted[:n] {
 			fill = binary.AppendUvarint(fill, uint64(i-before-1))
 			before = i
-			plain = append(plain, r.content.at(int(r.deps[i].at))...)
+			content, err := r.block(&r.deps[i])
+			if err != nil {
+				return nil, err
+			}
+			plain = append(plain, content...)
 		}
 		fill = append(fill, s2.Encode(nil, plain)...)
 		r.stats.Missed.Add(int64(n))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,9 +15,20 @@ import (
 	"github.com/drover-vm/drover/wan/page"
 )
 
-// DefaultRetainBytes is how much of what the destination takes from its own storage is kept until it
-// says that it had it: 32 MiB are 8192 pages, with 100 ms round trip 330 MB/s of guest memory.
-const DefaultRetainBytes = 32 << 20
+const (
+	// DefaultRetainBytes is how much of what the destination takes from its own storage is kept until it
+	// says that it had it: 32 MiB are 8192 pages, with 100 ms round trip 330 MB/s of guest memory.
+	DefaultRetainBytes = 32 << 20
+	// retainMost is the limit for what a mirror keeps, while most of the memory is still to come: of a guest that is
+	// known by three quarters it covers what waits ahead of the link. As that, it goes down to
+	// DefaultRetainBytes with what is still to come, of which it is at most retainShare.
+	retainMost  = 256 << 20
+	retainShare = 2
+)
+
+// spareBuffers is how many batches' memory is kept for the next ones: of 100 kB each, about what may wait ahead of
+// the link.
+const spareBuffers = 40
 
 // SendOptions say how a memory stream is sent.
 type SendOptions struct {
@@ -50,6 +62,7 @@ func SendMemory(ctx context.Context, local io.ReadWriteCloser, ch Channel, o Sen
 	for i := range s.lanes {
 		group.Go(func() error { return s.compress(inner, i) })
 	}
+	group.Go(func() error { s.fetch.run(inner); return nil })
 	group.Go(func() error { return s.transmit(inner) })
 	group.Go(func() error {
 		// When the fills' server ends because all is acknowledged, that is no failure.
@@ -89,19 +102,28 @@ func closeAfter(ctx context.Context, c io.Closer) func() {
 
 // memorySender is one run of SendMemory.
 //
-//	QEMU ─▶ read: parse, encode ─▶ compress (lanes) ─▶ transmit ─▶ channel
+//	QEMU ─▶ read: parse, encode ─▶ compress (lanes) ─▶ ahead ─▶ transmit ─▶ channel
 //
-// There are no queues between the three: each holds one batch at most.
+// Each of the three holds one batch at most; what waits ahead of the link is bounded by how much of the
+// first round is still to come.
 type memorySender struct {
 	local io.ReadWriteCloser
+	fetch *fetcher
 	ch    Channel
 	o     SendOptions
 	ctl   *Controller
 	kept  *keeper
 
 	lanes []*sendLane
-	spare chan []byte
-	done  chan struct{} // closed when everything has been given to the channel
+	// Drafts go to the first lane that has nothing to do, or to whichever has first: the fewer lanes are
+	// at work, the more each one's window knows.
+	drafts chan sealed
+	// idle says that the reader is about to wait for QEMU with a batch that has something in it.
+	idle    chan struct{}
+	ahead   *ahead
+	working atomic.Int32 // lanes that may still put batches ahead
+	spare   chan []byte
+	done    chan struct{} // closed when everything has been given to the channel
 
 	mu   sync.Mutex // of what follows; the reader holds it while it does not wait for QEMU
 	enc  *MemoryEncoder
@@ -113,11 +135,13 @@ type memorySender struct {
 // sendLane is one compressor.
 type sendLane struct {
 	c  *Compressor
-	in chan *Draft
-	// idle says that the reader is about to wait for QEMU with a batch that has something in it, and
-	// that it is this lane's turn.
-	idle chan struct{}
-	out  chan []byte
+	in chan sealed
+}
+
+// sealed is a batch and its place among all.
+type sealed struct {
+	d    *Draft
+	turn int
 }
 
 func newMemorySender(local io.ReadWriteCloser, ch Channel, o SendOptions) *memorySender {
@@ -129,8 +153,8 @@ func newMemorySender(local io.ReadWriteCloser, ch Channel, o SendOptions) *memor
 		o.Stats = new(Stats)
 	}
 	s := &memorySender{
-		local: local, ch: ch, o: o, ctl: o.Controller, kept: newKeeper(o.RetainBytes),
-		spare: make(chan []byte, 2*MaxLanes), done: make(chan struct{}),
+		local: local, fetch: newFetcher(local), ch: ch, o: o, ctl: o.Controller, kept: newKeeper(o.RetainBytes),
+		drafts: make(chan sealed), idle: make(chan struct{}, 1), ahead: newAhead(), spare: make(chan []byte, spareBuffers), done: make(chan struct{}),
 	}
 	if s.ctl == nil && o.Level == nil {
 		s.ctl = NewController(LevelS2, LevelBest, n, time.Now)
@@ -142,9 +166,10 @@ func newMemorySender(local io.ReadWriteCloser, ch Channel, o SendOptions) *memor
 	s.enc = NewMemoryEncoder(o.MemoryEncoderOptions)
 	for i := range n {
 		s.lanes = append(s.lanes, &sendLane{
-			c: NewCompressor(i, level, o.Stats), in: make(chan *Draft), idle: make(chan struct{}, 1), out: make(chan []byte),
+			c: NewCompressor(i, level, o.Stats), in: make(chan sealed),
 		})
 	}
+	s.working.Store(int32(n))
 	return s
 }
 
@@ -157,9 +182,7 @@ func (s *memorySender) read(ctx context.Context) error {
 	if failure == nil && !s.enc.Empty() {
 		failure = s.hand(ctx)
 	}
-	for _, l := range s.lanes {
-		close(l.in)
-	}
+	close(s.drafts)
 	select {
 	case <-s.done:
 	case <-ctx.Done():
@@ -185,8 +208,9 @@ func (s *memorySender) read(ctx context.Context) error {
 
 // parse encodes to the stream's end. mu is held.
 func (s *memorySender) parse(ctx context.Context) error {
-	r := page.NewReader(s.local)
+	r := page.NewReader(s.fetch)
 	var w phaseWatch
+	var first firstRound
 	for {
 		rec, err := s.next(r)
 		if ctx.Err() != nil {
@@ -209,31 +233,42 @@ func (s *memorySender) parse(ctx context.Context) error {
 			}
 		}
 		s.enc.Announce(r.Blocks())
+		if left, changed := first.see(rec, w.round, r.Blocks()); changed {
+			s.allow(left)
+		}
 		if err := s.encode(ctx, rec); err != nil {
 			return err
 		}
 	}
 }
 
+// allow bounds what is under way by what is still to come of the first round, because what is when the guest is paused
+// is added to the pause, and because the hypervisor has to see how fast the path is when it decides on the pause.
+func (s *memorySender) allow(left int64) {
+	s.ahead.allow(min(aheadBytes, left/aheadShare))
+	s.fetch.allow(min(fetchAhead, left/fetchShare))
+	if s.o.Mirror != nil {
+		s.kept.allow(max(s.o.RetainBytes, min(retainMost, left/retainShare)))
+	}
+}
+
 // next returns the next record. While it may have to wait for QEMU, a compressor that has
 // nothing to do may take the batch as it is.
 func (s *memorySender) next(r *page.Reader) (page.Record, error) {
-	if r.Buffered() > 0 {
+	if r.Buffered() > 0 || s.fetch.ready() {
 		return r.Next()
 	}
 	s.rest()
-	offered := s.lanes[s.turn%len(s.lanes)]
 	offer := !s.enc.Empty()
 	s.mu.Unlock()
+	waited := time.Now()
 	defer func() {
 		s.mu.Lock()
 		s.active = time.Now()
+		s.o.Stats.WaitNanoseconds.Add(int64(s.active.Sub(waited)))
 	}()
 	if offer {
-		select {
-		case offered.idle <- struct{}{}:
-		default:
-		}
+		s.offer()
 	}
 	return r.Next()
 }
@@ -261,22 +296,44 @@ func (s *memorySender) encode(ctx context.Context, rec page.Record) error {
 	}
 }
 
-// hand gives the batch to the lane whose turn it is. mu is held.
+// hand gives the batch to a lane. mu is held.
 func (s *memorySender) hand(ctx context.Context) error {
 	s.rest()
+	began := time.Now()
 	defer func() { s.active = time.Now() }()
+	if s.kept.covers(s.enc.places) {
+		if err := s.kept.empty(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.kept.wait(ctx, s.enc.Retains()); err != nil {
 		return err
 	}
-	d := s.enc.Seal()
-	lane := s.lanes[s.turn%len(s.lanes)]
-	s.turn++
+	retained := time.Now()
+	s.o.Stats.RetainNanoseconds.Add(int64(retained.Sub(began)))
+	defer func() { s.o.Stats.HandNanoseconds.Add(int64(time.Since(retained))) }()
+	b := s.seal()
+	for _, lane := range s.lanes {
+		select {
+		case lane.in <- b:
+			return nil
+		default:
+		}
+	}
 	select {
-	case lane.in <- d:
+	case s.drafts <- b:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// seal ends the batch. mu is held.
+func (s *memorySender) seal() sealed {
+	b := sealed{s.enc.Seal(), s.turn}
+	s.kept.cover(b.d)
+	s.turn++
+	return b
 }
 
 // ended judges the end of QEMU's stream: before the devices' state it is a migration
@@ -291,21 +348,22 @@ func ended(phase page.Phase) error {
 // compress is a lane's work.
 func (s *memorySender) compress(ctx context.Context, n int) error {
 	lane := s.lanes[n]
-	defer close(lane.out)
+	defer func() {
+		if s.working.Add(-1) == 0 {
+			s.ahead.end()
+		}
+	}()
 	for {
-		var d *Draft
+		var b sealed
+		ok := true
 		select {
-		case draft, ok := <-lane.in:
+		case b = <-lane.in:
+		case b, ok = <-s.drafts:
 			if !ok {
 				return nil
 			}
-			d = draft
-		case <-lane.idle:
-			var err error
-			if d, err = s.take(ctx, n); err != nil {
-				return err
-			}
-			if d == nil {
+		case <-s.idle:
+			if b = s.take(); b.d == nil {
 				continue
 			}
 		case <-ctx.Done():
@@ -317,59 +375,52 @@ func (s *memorySender) compress(ctx context.Context, n int) error {
 		default:
 		}
 		started := time.Now()
-		buf, err := lane.c.Append(buf[:0], d)
+		buf, err := lane.c.Append(buf[:0], b.d)
 		if err != nil {
 			return err
 		}
 		if s.ctl != nil {
 			s.ctl.Compressed(time.Since(started))
 		}
-		s.kept.add(d.Done())
-		select {
-		case lane.out <- buf:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		s.kept.add(b.d.Done())
+		if err := s.ahead.put(ctx, b.turn, buf); err != nil {
+			return err
 		}
 	}
 }
 
-// take seals the batch that waits for more while QEMU has nothing more to say, or returns nil if the reader
-// goes on. It does not wait for the reader, which may be waiting for this lane.
-func (s *memorySender) take(ctx context.Context, n int) (*Draft, error) {
-	for s.mu.TryLock() {
-		if s.enc.Empty() || s.turn%len(s.lanes) != n {
-			s.mu.Unlock()
-			return nil, nil
-		}
-		bytes := s.enc.Retains()
-		if s.kept.try(bytes) {
-			s.turn++
-			d := s.enc.Seal()
-			s.mu.Unlock()
-			return d, nil
-		}
-		s.mu.Unlock()
-		if err := s.kept.wait(ctx, bytes); err != nil {
-			return nil, err
-		}
-		s.kept.cancel(bytes)
+// take seals the batch that waits for more while QEMU has nothing more to say; its draft is nil if the reader
+// goes on, or if something has to be acknowledged first, after which it is tried again. It waits neither for the reader,
+// which may be waiting for this lane, nor for acknowledgements, of which the reader's batch may be one.
+func (s *memorySender) take() sealed {
+	if !s.mu.TryLock() {
+		return sealed{}
 	}
-	return nil, nil
+	defer s.mu.Unlock()
+	if s.enc.Empty() || s.kept.covers(s.enc.places) || !s.kept.try(s.enc.Retains()) {
+		return sealed{}
+	}
+	return s.seal()
+}
+
+// offer tells a lane that has nothing to do that there may be a batch to take.
+func (s *memorySender) offer() {
+	select {
+	case s.idle <- struct{}{}:
+	default:
+	}
 }
 
 // transmit sends the batches in order.
 func (s *memorySender) transmit(ctx context.Context) error {
-	for turn := 0; ; turn++ {
-		var batch []byte
-		select {
-		case b, ok := <-s.lanes[turn%len(s.lanes)].out:
-			if !ok {
-				close(s.done)
-				return nil
-			}
-			batch = b
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	for {
+		batch, ok, err := s.ahead.take(ctx)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			close(s.done)
+			return nil
 		}
 		started := time.Now()
 		if err := s.ch.Send(ctx, KindBatch, batch); err != nil {
@@ -377,7 +428,9 @@ func (s *memorySender) transmit(ctx context.Context) error {
 		}
 		took := time.Since(started)
 		s.o.Stats.SendNanoseconds.Add(int64(took))
+		share := s.ahead.took(len(batch), took)
 		if s.ctl != nil {
+			s.ctl.Stored(share)
 			s.ctl.Sent(took)
 		}
 		select {
@@ -416,6 +469,7 @@ func (s *memorySender) answer(ctx context.Context, m Message) error {
 		return drover.Errorf(drover.Unavailable, op, "the destination gave up: %.200q", m.Payload)
 	case KindApplied:
 		s.kept.applied(seq)
+		s.offer()
 		return nil
 	case KindMiss:
 		r := s.kept.find(seq)
@@ -486,4 +540,31 @@ func (w *phaseWatch) see(phase page.Phase, rec page.Record) (round, last bool) {
 	}
 	w.block, w.addr = rec.Block, rec.Addr
 	return round, last
+}
+
+// firstRound follows the first round of copying, in which every page comes once.
+type firstRound struct {
+	total, seen int64 // bytes
+	over        bool
+}
+
+// allowStep is how often, in bytes of guest memory, it is judged anew what may be under way.
+const allowStep = 1 << 20
+
+// see looks at a record of a round, and says now and then how much is still to come of the first one.
+func (f *firstRound) see(rec page.Record, round int, blocks []page.Block) (left int64, now bool) {
+	if rec.Kind == page.Bytes || f.over {
+		return 0, false
+	}
+	if round > 1 {
+		f.over = true
+		return 0, true
+	}
+	if f.total == 0 {
+		for _, b := range blocks {
+			f.total += int64(b.Bytes)
+		}
+	}
+	f.seen += page.PageBytes
+	return max(0, f.total-f.seen), f.seen%allowStep == 0
 }

@@ -18,6 +18,9 @@ type Stats struct {
 	FillBytes atomic.Int64
 	// Batches counts batches.
 	Batches atomic.Int64
+	// WaitNanoseconds is the time that was waited for the hypervisor, RetainNanoseconds that for what is
+	// retained to be acknowledged, HandNanoseconds that for a compressor to be free.
+	WaitNanoseconds, RetainNanoseconds, HandNanoseconds atomic.Int64
 	// EncodeNanoseconds is the time spent finding out how to send each block,
 	// CompressNanoseconds that in the compressor, SendNanoseconds that in which the channel's
 	// Send did not take more.
