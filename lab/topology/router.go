@@ -156,9 +156,10 @@ func comparePrefix(a, b netip.Prefix) int {
 }
 
 // Routed returns nil when the kernels of all routers have a route to every
-// subnet that one of them announces; the error names one that is missing.
+// subnet that one of them announces, and to those of a site that a link leads to
+// by this link: before its session is up, a longer way may be known. The error
+// names what is missing.
 func (p *Plan) Routed(pids map[string]int) error {
-	want := p.Announced()
 	for _, n := range p.Nodes {
 		if n.Router == nil {
 			continue
@@ -167,17 +168,26 @@ func (p *Plan) Routed(pids map[string]int) error {
 		if err != nil {
 			return fmt.Errorf("node %s: %w", n.Name, err)
 		}
-		for _, w := range want {
-			if !have[w] {
-				return fmt.Errorf("%s has no route to %s", n.Name, w)
+		for _, other := range p.Nodes {
+			if other.Router == nil {
+				continue
+			}
+			linked := slices.ContainsFunc(n.Router.Peers, func(r Peer) bool { return r.Name == other.Name })
+			for _, to := range other.Router.Networks {
+				switch by, ok := have[to]; {
+				case !ok:
+					return fmt.Errorf("%s has no route to %s", n.Name, to)
+				case linked && by != wanPort(other.Site):
+					return fmt.Errorf("%s sends to %s by %s, want by %s", n.Name, to, by, wanPort(other.Site))
+				}
 			}
 		}
 	}
 	return nil
 }
 
-// routesOf are the destinations of the routes in a node's main table.
-func routesOf(pid int) (map[netip.Prefix]bool, error) {
+// routesOf are the routes in a node's main table: destination and interface.
+func routesOf(pid int) (map[netip.Prefix]string, error) {
 	h, err := open(pid)
 	if err != nil {
 		return nil, err
@@ -187,14 +197,22 @@ func routesOf(pid int) (map[netip.Prefix]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	have := map[netip.Prefix]bool{}
+	links, err := h.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	have := map[netip.Prefix]string{}
 	for _, r := range routes {
 		if r.Dst == nil {
 			continue
 		}
 		if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
 			bits, _ := r.Dst.Mask.Size()
-			have[netip.PrefixFrom(a.Unmap(), bits)] = true
+			have[netip.PrefixFrom(a.Unmap(), bits)] = names[r.LinkIndex]
 		}
 	}
 	return have, nil

@@ -178,13 +178,16 @@ func (p *Plan) links(f *labfile.File) {
 			if f.BGP() {
 				end = labfile.RouterName(link.Sites[side])
 			}
-			link.Ends[side] = Port{Node: end, Interface: "wan-" + peer}
+			link.Ends[side] = Port{Node: end, Interface: wanPort(peer)}
 			link.Ends[side].Address, link.Ends[side].Address6 = wanAddresses(f, linkNets, i, side)
-			link.MACs[side] = mac(f.Name, end, "wan-"+peer)
+			link.MACs[side] = mac(f.Name, end, wanPort(peer))
 		}
 		p.Links = append(p.Links, link)
 	}
 }
+
+// wanPort is the interface of the link to another site.
+func wanPort(site string) string { return "wan-" + site }
 
 // site plans one site's edge, router, hosts and server.
 func (p *Plan) site(f *labfile.File, number int, ways ways) {
