@@ -165,14 +165,21 @@ func (w edges) open(ns string) *Addresses {
 // state is everything of an edge that Drover could have changed.
 func (w edges) state(ns string) string {
 	w.Helper()
-	return w.sh(fmt.Sprintf(`e="ip netns exec %s"
-for f in -4 -6; do $e ip $f rule; $e ip $f route show table all | grep -v "fe80\|p-g\|expires\|cache" | sed "s/ *linkdown//" | sort; $e ip $f neigh show proxy; done
-$e ip -br link | grep -v ^p-g | sed "s/DOWN\|UP\|NO-CARRIER,\|LOWER_//g" | awk '{print $1}' | sort; $e nft list ruleset | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
-for d in all br-web br-new; do for v in 4/conf/$d/proxy_arp 6/conf/$d/proxy_ndp 4/neigh/$d/proxy_delay 6/neigh/$d/proxy_delay 4/conf/$d/forwarding 6/conf/$d/forwarding 4/conf/$d/rp_filter; do
-  $e sh -c "[ ! -e /proc/sys/net/ipv$v ] || echo $v \$(cat /proc/sys/net/ipv$v)"
-done; done
-$e cat /proc/sys/net/netfilter/nf_conntrack_acct /proc/sys/net/netfilter/nf_conntrack_timestamp`, ns))
+	return w.sh("ip netns exec " + ns + " bash -euc '" + stateScript + "'")
 }
+
+// stateScript leaves out what changes by itself: link-local addresses, the
+// states of links, times, counters, and the guest's port, which moves.
+const stateScript = `
+for f in -4 -6; do
+  ip $f rule; ip $f neigh show proxy
+  ip $f route show table all | grep -v "fe80\|p-g\|expires\|cache" | sed "s/ *linkdown//" | sort
+done
+ip -br link | grep -v ^p-g | cut -d" " -f1 | sort
+nft list ruleset | sed "s/counter packets [0-9]* bytes [0-9]*/counter/; s/ expires [0-9a-z]*//g"
+cd /proc/sys/net
+grep -s . ipv4/conf/{all,br-*}/{proxy_arp,forwarding,rp_filter} ipv6/conf/{all,br-*}/{proxy_ndp,forwarding} ipv{4,6}/neigh/br-*/proxy_delay netfilter/nf_conntrack_{acct,timestamp} || true
+`
 
 // in runs f on a thread in the namespace: sockets that it makes are there.
 func in[T any](t *testing.T, ns string, f func() (T, error)) (T, error) {

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/driver/drivertest"
 )
 
 const owner = driver.Owner("vm/5f0c1d5e-6a3e-4c8b-9a59-0d8f1c1f2a01")
@@ -431,4 +433,42 @@ func TestCheckFinds(t *testing.T) {
 	if err := a.Elsewhere(ctx, owner, []netip.Addr{guest4}, "br-web"); drover.KindOf(err) != drover.NotFound {
 		t.Errorf("without the bridge: %v", err)
 	}
+}
+
+// TestAddresses shares one world: each test leaves it as it was, or the next
+// one finds out.
+func TestAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.sh("ip -n ea link add br-new type bridge; ip -n ea link set dev br-new up")
+	w.echo("g")
+	clean := w.state("ea")
+	drivertest.Addresses(t, func(t *testing.T) drivertest.Edge {
+		w := edges{t}
+		t.Cleanup(func() {
+			d, err := New(Config{Namespace: path("ea")})
+			w.ok(err)
+			defer d.Close()
+			ctx := context.Background() // the test's own has ended
+			all, err := d.List(ctx)
+			w.ok(err)
+			for _, p := range all {
+				w.ok(d.Remove(ctx, p.Owner))
+			}
+			_, err = d.Forget(ctx, both)
+			w.ok(err)
+			w.unchanged("ea", clean)
+		})
+		return drivertest.Edge{
+			Open:  func(*testing.T) driver.Addresses { return w.open("ea") },
+			State: func(*testing.T) string { return w.state("ea") },
+			Converse: func(t *testing.T) {
+				c, err := w.dial("cl", "tcp", "10.1.0.5:7")
+				w.ok(err)
+				t.Cleanup(func() { c.Close() })
+				if !answers(c, 100) {
+					t.Fatal("no answer")
+				}
+			},
+		}
+	})
 }
