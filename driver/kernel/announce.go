@@ -36,26 +36,54 @@ func (a *Addresses) announce(addresses []netip.Addr, bridge, mac string) error {
 			return err
 		}
 	}
-	var frames [][]byte
+	frames := map[netip.Addr][][]byte{}
 	for _, addr := range addresses {
-		frames = append(frames, announcements(own, of, addr)...)
+		frames[addr] = announcements(own, of, addr)
 	}
 	s, err := openRaw(link, 0)
 	if err != nil {
 		return err
 	}
-	if err := s.send(frames); err != nil {
+	said := a.supersede(addresses)
+	if err := a.say(s, said, frames); err != nil {
 		s.close()
 		return err
 	}
 	a.done.Go(func() {
 		defer s.close()
 		for _, d := range announceAgain {
-			if sleep(a.ctx, d) != nil || s.send(frames) != nil {
+			if sleep(a.ctx, d) != nil || a.say(s, said, frames) != nil {
 				return
 			}
 		}
 	})
+	return nil
+}
+
+// supersede ends what is still to be said of the addresses, which is no longer
+// true, and returns the number of what is said now.
+func (a *Addresses) supersede(addresses []netip.Addr) uint64 {
+	a.saying.Lock()
+	defer a.saying.Unlock()
+	a.said++
+	for _, addr := range addresses {
+		a.latest[addr] = a.said
+	}
+	return a.said
+}
+
+// say sends the frames of those addresses of which nothing else was said since.
+func (a *Addresses) say(s *raw, said uint64, frames map[netip.Addr][][]byte) error {
+	a.saying.Lock()
+	defer a.saying.Unlock()
+	for addr, f := range frames {
+		if a.latest[addr] != said {
+			continue
+		}
+		if err := s.send(f); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

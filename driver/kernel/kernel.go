@@ -43,6 +43,12 @@ type Addresses struct {
 	mu sync.Mutex
 	// responders answer neighbour discovery for the rest of IPv6 subnets, by bridge.
 	responders map[string]*responder
+
+	// saying guards what was announced last of each address, by a number that
+	// grows. It is as large as the addresses that this process has placed.
+	saying sync.Mutex
+	said   uint64
+	latest map[netip.Addr]uint64
 }
 
 // New returns a driver for the edge, and takes up what an earlier one left. The
@@ -51,7 +57,7 @@ func New(cfg Config) (*Addresses, error) {
 	if os.Geteuid() != 0 {
 		return nil, drover.Errorf(drover.Denied, "edge's addresses", "changing routes takes root")
 	}
-	a := &Addresses{log: cfg.Log, space: -1, responders: map[string]*responder{}}
+	a := &Addresses{log: cfg.Log, space: -1, responders: map[string]*responder{}, latest: map[netip.Addr]uint64{}}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
@@ -214,6 +220,7 @@ func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d drive
 			return err
 		}
 		if d.MAC == "" {
+			a.supersede(d.Addresses)
 			return nil
 		}
 		return a.announce(d.Addresses, d.Bridge, d.MAC)
@@ -298,7 +305,11 @@ func (a *Addresses) Remove(ctx context.Context, owner driver.Owner, roles ...dri
 	}
 	return a.change(ctx, op, func(entries []entry) ([]entry, error) {
 		return slices.DeleteFunc(entries, func(e entry) bool {
-			return e.owner == owner && (len(roles) == 0 || slices.Contains(roles, e.role))
+			gone := e.owner == owner && (len(roles) == 0 || slices.Contains(roles, e.role))
+			if gone && e.prefix.IsSingleIP() {
+				a.supersede([]netip.Addr{e.prefix.Addr()})
+			}
+			return gone
 		}), nil
 	})
 }

@@ -404,6 +404,49 @@ func TestMending(t *testing.T) {
 	w.unchanged("ea", before)
 }
 
+// TestCrash: a driver that died after it had written its lines, or before it took
+// them out, leaves nothing that the next one does not find.
+func TestCrash(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	before := w.state("ea")
+	lines := []entry{
+		{owner, driver.RoleElsewhere, hostPrefix(guest4), "br-web", netip.Addr{}, 0},
+		{owner, driver.RoleForwardOld, hostPrefix(guest6), "br-web", toB.Remote, firstTable},
+		{owner, driver.RoleRest, subnets[1], "br-web", netip.Addr{}, 0},
+		{owner, driver.RoleMeter, hostPrefix(guest4), "", netip.Addr{}, 0},
+	}
+	_, err := in(t, "ea", func() (any, error) {
+		o, err := readOwned()
+		if err != nil {
+			return nil, err
+		}
+		return nil, write(o, nil, lines, map[string]string{"net/ipv6/conf/br-web/proxy_ndp": "0"}, map[netip.Addr]time.Duration{guest6: time.Hour})
+	})
+	w.ok(err)
+	a := w.open("ea")
+	all, err := a.List(ctx)
+	w.ok(err)
+	if len(all) != len(lines) || !all[0].Missing {
+		t.Errorf("List: %+v", all)
+	}
+	w.ok(a.Remove(ctx, owner))
+	w.unchanged("ea", before)
+}
+
+// TestAnnounceLatest: what was announced of an address before it came back is
+// not repeated.
+func TestAnnounceLatest(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	a := w.open("ea")
+	w.pings("n", "10.1.0.5")
+	w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
+	w.ok(a.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web", MAC: "52:54:00:00:00:05"}))
+	w.ok(sleep(ctx, announceAgain[len(announceAgain)-1]+announceAgain[0]+100*time.Millisecond)) // beyond the last repetition
+	if n := w.sh("ip -n n neigh show 10.1.0.5"); !strings.Contains(n, "52:54:00:00:00:05") {
+		t.Errorf("the neighbour knows %s", n)
+	}
+}
+
 // TestCheckFinds: what would make moves fail is found.
 func TestCheckFinds(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
