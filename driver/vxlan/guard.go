@@ -65,6 +65,8 @@ const (
 	// listenTime is how long a tunnel that is about to open listens: more than the
 	// round trip to any site that somebody would join by layer 2.
 	listenTime = 250 * time.Millisecond
+	// questionInterval is how often it asks meanwhile: a question may be lost.
+	questionInterval = 50 * time.Millisecond
 	// heardFor is how long a remote that was heard counts as reached by another way.
 	heardFor      = 3 * beaconInterval
 	beaconBytes   = 60
@@ -268,12 +270,15 @@ func (s *Segments) listen(ctx context.Context, e *extension, bridge netlink.Link
 		return err
 	}
 	g.running.Go(g.receive)
-	g.transmit(kindQuestion)
-	wait := time.NewTimer(listenTime)
-	defer wait.Stop()
-	select {
-	case <-ctx.Done():
-	case <-wait.C:
+	for range listenTime / questionInterval {
+		g.transmit(kindQuestion)
+		select {
+		case <-ctx.Done():
+		case <-time.After(questionInterval):
+		}
+		if _, heard := g.other(); heard || ctx.Err() != nil {
+			break
+		}
 	}
 	g.stop()
 	g.running.Wait()

@@ -39,9 +39,12 @@ func (w *world) kernel(edge string) string {
 		{"nft", "-s", "list", "ruleset"},
 	} {
 		for line := range strings.Lines(w.run(edge, args[0], args[1:]...)) {
-			// The groups that a bridge itself is in change with its carrier, and
-			// the WAN's comes a moment late.
-			if !strings.Contains(line, "dev "+bridgeName+" self") && !strings.HasPrefix(line, "wan@") {
+			if args[1] == "-br" { // the carrier follows late: name and MAC only
+				f := strings.Fields(line)
+				line = f[0] + " " + f[2] + "\n"
+			}
+			// The groups that a bridge itself is in change with its carrier.
+			if !strings.Contains(line, "dev "+bridgeName+" self") {
 				all.WriteString(line)
 			}
 		}

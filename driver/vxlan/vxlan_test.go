@@ -96,11 +96,12 @@ func TestNoFlooding(t *testing.T) {
 	}
 	// A station that is not known: its frames are flooded, within the limit.
 	w.ip("g1", "neigh", "replace", g3.Addresses[0].String(), "lladdr", "52:54:00:00:00:99", "dev", "eth0")
-	w.run("g1", "sh", "-c", "ping -n -q -c 500 -i 0.001 -W 0.1 "+g3.Addresses[0].String()+" || true")
+	w.run("g1", "sh", "-c", "ping -n -q -l 300 -c 300 -w 1 "+g3.Addresses[0].String()+" || true")
 	c, err := a.Counters(t.Context(), segmentName)
 	w.must(err)
-	if c.Flooded.Frames < 200 {
-		t.Errorf("of 500 frames to an unknown station %d were held back", c.Flooded.Frames)
+	// One a second and the burst of 200 may pass.
+	if c.Flooded.Frames < 50 {
+		t.Errorf("of 300 frames to an unknown station %d were held back", c.Flooded.Frames)
 	}
 }
 
