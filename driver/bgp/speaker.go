@@ -112,6 +112,7 @@ func (s *Speaker) Announce(ctx context.Context, owner driver.Owner, prefixes ...
 	}
 	if err := s.record.save(version, s.snapshot); err != nil {
 		s.remove(owner, added)
+		s.tell(added) // a child that began meanwhile has heard of them
 		return drover.E(drover.Internal, op, err)
 	}
 	s.tell(prefixes)
@@ -130,6 +131,7 @@ func (s *Speaker) Withdraw(ctx context.Context, owner driver.Owner, prefixes ...
 		if _, _, err := s.add(owner, removed); err != nil {
 			s.log.Error("withdrawn only until the next start", "owner", owner, "prefixes", removed, "err", err)
 		}
+		s.tell(removed)
 		return drover.E(drover.Internal, op, err)
 	}
 	s.tell(removed)
