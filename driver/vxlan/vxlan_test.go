@@ -197,6 +197,10 @@ func TestLocalEgress(t *testing.T) {
 		if w.ping("g2", g, 1, 56) == nil {
 			t.Errorf("%v answered from the other site", g)
 		}
+		// Nor is its MAC told, which is the same at both.
+		if out := w.ip("g2", "neigh", "show", g.String()); strings.Contains(out, "lladdr") {
+			t.Errorf("%v was resolved by the other site: %s", g, out)
+		}
 	}
 	// What comes in at a for a station at b still reaches it, and is answered
 	// by b's own edge: here the gateway at b is the only way back.
