@@ -37,7 +37,8 @@ type Leases interface {
 	// ended or the service was lost.
 	Reserve(ctx context.Context, owner Owner, want LeaseRequest) (Lease, error)
 	// Release ends what Reserve did; missing is fine, and so is what is not
-	// the owner's.
+	// the owner's. A client that has taken its address may have it until its
+	// lease ends.
 	Release(ctx context.Context, owner Owner, segment, mac string) error
 	// Find returns what the MAC has in each segment, with and without an
 	// owner, by segment, in order; none is an empty list.

@@ -395,7 +395,6 @@ func leasesRestart(t *testing.T, c *leasesCase) {
 	c.asked("blue", leasesMAC, got.Addresses)
 	noError(t, next.Release(ctx, leasesOwnerA, "blue", leasesMAC))
 	c.listed()
-	c.free(LeasesPool)
 }
 
 // leasesConcurrent: those who ask at once get different addresses.
