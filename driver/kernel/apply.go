@@ -29,7 +29,9 @@ const (
 
 // apply makes what stands for the entries before stand for those after. Each
 // line is written before what it demands is made, and goes after that is gone.
-func apply(before, after []entry, limits map[netip.Addr]time.Duration) error {
+// What others than the owner demand is not looked at, unless it is shared, so
+// that a change takes as long with hundreds of owners as with one.
+func apply(owner driver.Owner, before, after []entry, limits map[netip.Addr]time.Duration) error {
 	o, err := readOwned()
 	if err != nil {
 		return err
@@ -45,7 +47,8 @@ func apply(before, after []entry, limits map[netip.Addr]time.Duration) error {
 	if err := write(o, before, after, save, limits); err != nil {
 		return err
 	}
-	if err := ensure(now); err != nil {
+	own := slices.DeleteFunc(slices.Clone(after), func(e entry) bool { return e.owner != owner })
+	if err := ensure(demands(own...)); err != nil {
 		return err
 	}
 	if err := remove(now, then); err != nil {

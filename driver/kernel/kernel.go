@@ -160,7 +160,7 @@ func (a *Addresses) inside(f func() error) (err error) {
 
 // change computes the entries that are to stand from those that do, and makes
 // it so.
-func (a *Addresses) change(ctx context.Context, op string, f func([]entry) ([]entry, error)) error {
+func (a *Addresses) change(ctx context.Context, op string, owner driver.Owner, f func([]entry) ([]entry, error)) error {
 	return a.run(ctx, op, func() error {
 		before, err := readEntries()
 		if err != nil {
@@ -173,7 +173,7 @@ func (a *Addresses) change(ctx context.Context, op string, f func([]entry) ([]en
 		if err := conflict(after); err != nil {
 			return err
 		}
-		return errors.Join(apply(before, after, nil), a.respond(after))
+		return errors.Join(apply(owner, before, after, nil), a.respond(after))
 	})
 }
 
@@ -202,7 +202,7 @@ func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d drive
 	if err := check(op, owner, d.Validate()); err != nil {
 		return err
 	}
-	err := a.change(ctx, op, func(entries []entry) ([]entry, error) {
+	err := a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		if _, err := needLink(d.Bridge); err != nil {
 			return nil, err
 		}
@@ -233,7 +233,7 @@ func (a *Addresses) Elsewhere(ctx context.Context, owner driver.Owner, addresses
 	if err := check(op, owner, driver.CheckPlaced(addresses, bridge)); err != nil {
 		return err
 	}
-	err := a.change(ctx, op, func(entries []entry) ([]entry, error) {
+	err := a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		if err := needBridgeAndRouter(bridge, addresses...); err != nil {
 			return nil, err
 		}
@@ -259,7 +259,7 @@ func (a *Addresses) ProxyRest(ctx context.Context, owner driver.Owner, subnets [
 	if err := check(op, owner, err); err != nil {
 		return err
 	}
-	return a.change(ctx, op, func(entries []entry) ([]entry, error) {
+	return a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		for _, p := range subnets {
 			if err := needBridgeAndRouter(bridge, p.Addr()); err != nil {
 				return nil, err
@@ -284,7 +284,7 @@ func (a *Addresses) mark(ctx context.Context, op string, owner driver.Owner, rol
 	if err := check(op, owner, driver.CheckHostAddresses(addresses)); err != nil {
 		return err
 	}
-	return a.change(ctx, op, func(entries []entry) ([]entry, error) {
+	return a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		for _, addr := range addresses {
 			entries = with(entries, entry{owner: owner, role: role, prefix: hostPrefix(addr)})
 		}
@@ -303,7 +303,7 @@ func (a *Addresses) Remove(ctx context.Context, owner driver.Owner, roles ...dri
 	if err := owner.Validate(); err != nil {
 		return err
 	}
-	return a.change(ctx, op, func(entries []entry) ([]entry, error) {
+	return a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		return slices.DeleteFunc(entries, func(e entry) bool {
 			gone := e.owner == owner && (len(roles) == 0 || slices.Contains(roles, e.role))
 			if gone && e.prefix.IsSingleIP() {

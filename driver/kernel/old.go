@@ -43,7 +43,7 @@ func (a *Addresses) ForwardOld(ctx context.Context, owner driver.Owner, f driver
 	for _, addr := range f.Addresses {
 		limits[addr] = f.Limit
 	}
-	err := a.changeOld(ctx, op, f.To, f.Bridge, limits, func(entries []entry, table int) []entry {
+	err := a.changeOld(ctx, op, owner, f.To, f.Bridge, limits, func(entries []entry, table int) []entry {
 		entries = without(entries, owner, f.Addresses, driver.RoleForwardOld)
 		for _, addr := range f.Addresses {
 			entries = with(entries, entry{owner, driver.RoleForwardOld, hostPrefix(addr), f.Bridge, f.To.Remote, table})
@@ -62,7 +62,7 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 	if err := check(op, owner, o.Validate()); err != nil {
 		return err
 	}
-	return a.changeOld(ctx, op, o.From, o.Bridge, nil, func(entries []entry, table int) []entry {
+	return a.changeOld(ctx, op, owner, o.From, o.Bridge, nil, func(entries []entry, table int) []entry {
 		entries = without(entries, owner, o.Addresses, driver.RoleAcceptOld)
 		for _, addr := range o.Addresses {
 			entries = with(entries, entry{owner, driver.RoleAcceptOld, hostPrefix(addr), o.Bridge, o.From.Remote, table})
@@ -74,7 +74,7 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 	})
 }
 
-func (a *Addresses) changeOld(ctx context.Context, op string, path driver.MeshPath, bridge string, limits map[netip.Addr]time.Duration, f func([]entry, int) []entry) error {
+func (a *Addresses) changeOld(ctx context.Context, op string, owner driver.Owner, path driver.MeshPath, bridge string, limits map[netip.Addr]time.Duration, f func([]entry, int) []entry) error {
 	return a.run(ctx, op, func() error {
 		before, err := readEntries()
 		if err != nil {
@@ -94,7 +94,7 @@ func (a *Addresses) changeOld(ctx context.Context, op string, path driver.MeshPa
 		if err := conflict(after); err != nil {
 			return err
 		}
-		return errors.Join(apply(before, after, limits), a.respond(after))
+		return errors.Join(apply(owner, before, after, limits), a.respond(after))
 	})
 }
 
