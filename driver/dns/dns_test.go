@@ -110,7 +110,7 @@ func open(t *testing.T, cfg Config) *Server {
 	if cfg.Key == (Key{}) {
 		cfg.Key = Key{Name: "drover", Algorithm: "HMAC-SHA256", Secret: secret}
 	}
-	s, err := New(slog.New(slog.NewTextHandler(testLog{t}, nil)), cfg)
+	s, err := New(testLogger(t), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,3 +124,5 @@ func (w testLog) Write(p []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(p)))
 	return len(p), nil
 }
+
+func testLogger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(testLog{t}, nil)) }

@@ -188,8 +188,10 @@ func (s *Server) primaryExchange(ctx context.Context, m *dns.Msg) (*dns.Msg, err
 	switch {
 	case signature != nil && signature.Error != 0:
 		return nil, &replyError{reply: reply, signature: signature.Error}
-	case signature == nil && reply.Rcode != dns.RcodeSuccess:
-		return nil, &replyError{reply: reply} // it did not get as far as the key
+	case signature == nil && reply.Rcode != dns.RcodeSuccess, errors.Is(err, dns.ErrAuth):
+		// It did not get as far as the key; or the library, which looks no
+		// further into the signature of a reply NOTAUTH.
+		return nil, &replyError{reply: reply}
 	case signature == nil:
 		return nil, errUnsigned
 	case err != nil:
