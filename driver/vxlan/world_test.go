@@ -207,7 +207,13 @@ func (w *world) ping(name string, to netip.Addr, n, size int) error {
 	return err
 }
 
+// pings sends n until all of them are answered. A port that is just coming up
+// may lose one; what is wrong loses them every time.
 func (w *world) pings(name string, to netip.Addr, n, size int) {
 	w.t.Helper()
-	w.must(w.ping(name, to, n, size))
+	err := w.ping(name, to, n, size)
+	for try := 0; err != nil && try < 3; try++ {
+		err = w.ping(name, to, n, size)
+	}
+	w.must(err)
 }
