@@ -22,7 +22,7 @@ func (f *guestsFixture) original() drover.VM {
 	vm := f.VM
 	vm.Name, vm.UUID = "original", retargetUUID
 	vm.Labels = map[string]string{"role": "test", "odd": `<"&>`}
-	vm.Probe = &drover.ProbeTarget{TCP: "192.0.2.7:7", Kind: "line", HTTP: "http://192.0.2.7/?a=1&b=2"}
+	vm.Probe = &drover.ProbeTarget{TCP: "192.0.2.7:7", Kind: "line", HTTP: "http://192.0.2.7/"}
 	vm.NICs = []drover.NIC{
 		{MAC: "52:54:00:d4:00:01", Network: f.Networks[0], Model: "virtio"},
 		{MAC: "52:54:00:d4:00:02", Network: f.Networks[0], Model: "virtio"},

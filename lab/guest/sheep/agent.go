@@ -37,6 +37,12 @@ const (
 	agentSentinel = 0xff
 )
 
+// How an agent can be bad.
+const (
+	agentOff  = "off"
+	agentHang = "hang"
+)
+
 // agent answers the host.
 type agent struct {
 	log   *slog.Logger
@@ -44,6 +50,8 @@ type agent struct {
 	execs execTable
 	// frozen says that the disk writer is held.
 	frozen bool
+	// hangs makes it read requests and answer none.
+	hangs bool
 }
 
 // run serves the port until ctx is done. A guest without one has no agent, which
@@ -105,7 +113,7 @@ func (a *agent) serve(ctx context.Context, port io.ReadWriter) error {
 		case err != nil:
 			return fmt.Errorf("agent port: %w", err)
 		}
-		if request := bytes.TrimSpace(line); len(request) > 0 {
+		if request := bytes.TrimSpace(line); len(request) > 0 && !a.hangs {
 			if _, err := port.Write(a.answer(request)); err != nil {
 				return fmt.Errorf("agent port: %w", err)
 			}

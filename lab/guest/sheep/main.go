@@ -22,7 +22,7 @@
 //	drover.ip=dhcp|dhcp6|ra[,…]       addresses by DHCP, DHCPv6 or router advertisements
 //	drover.gw=ADDRESS[,…]             default gateways, one per family
 //	drover.dhcp=once                  keeps its first addresses: asks DHCP never again
-//	drover.agent=off                  has no guest agent
+//	drover.agent=off|hang             has no guest agent, or one that never answers
 //	drover.dns=ADDRESS[,…]            name servers
 //	drover.mtu=BYTES                  MTU of the interface
 //	root=DEVICE rootfstype=TYPE ro init=PATH   as for the kernel
@@ -144,8 +144,8 @@ func serve(ctx context.Context, log *slog.Logger, set settings, boot journal.ID,
 	gap := newGapMeter()
 	h := &handler{log: log, name: set.name, boot: boot, started: time.Now(), sessions: sessions, disk: disk, memory: memory, gap: gap, book: book}
 	g.Go(func() error { gap.run(ctx); return nil })
-	if sys == nil && !set.agentOff { // an installed system has an agent of its own
-		agent := &agent{log: log, disk: disk}
+	if sys == nil && set.agent != agentOff { // an installed system has an agent of its own
+		agent := &agent{log: log, disk: disk, hangs: set.agent == agentHang}
 		g.Go(func() error { return agent.run(ctx) })
 	}
 	g.Go(func() error { disk.run(ctx); return nil })

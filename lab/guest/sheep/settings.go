@@ -14,7 +14,7 @@ type settings struct {
 	dhcp6    bool
 	ra       bool
 	dhcpOnce bool
-	agentOff bool
+	agent    string // "", "off" or "hang"
 	prefixes []netip.Prefix
 	gateways []netip.Addr
 	dns      []netip.Addr
@@ -66,8 +66,8 @@ func (s *settings) set(key, value string) (err error) {
 			err = fmt.Errorf("want once")
 		}
 	case "drover.agent":
-		if s.agentOff = value == "off"; !s.agentOff {
-			err = fmt.Errorf("want off")
+		if s.agent = value; value != agentOff && value != agentHang {
+			err = fmt.Errorf("want %s or %s", agentOff, agentHang)
 		}
 	case "drover.mtu":
 		s.mtu, err = strconv.Atoi(value)
