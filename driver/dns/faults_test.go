@@ -149,6 +149,22 @@ func TestRace(t *testing.T) {
 	primaryHas(t, s, name, theirs)
 	r.before = nil
 	must(t, s.Settle(t.Context(), testOwner, name))
+	// Another owner that lowers the TTL changes no address, only the mark.
+	put(t, testZone, name, oldRecords)
+	direct := open(t, Config{})
+	defer direct.Close()
+	r.before = func() {
+		if _, err := direct.Lower(t.Context(), "move/m-2", name, 2*time.Second); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = s.Lower(t.Context(), testOwner, name, time.Second)
+	wantKind(t, err, drover.Refused)
+	r.before = nil
+	if mark, err := s.Owned(t.Context(), name); err != nil || mark.Owner != "move/m-2" {
+		t.Errorf("the other owner's mark is %+v, %v", mark, err)
+	}
+	must(t, direct.Restore(t.Context(), "move/m-2", name))
 	// An alias that appears is not made unreachable either.
 	put(t, testZone, name, driver.NameRecords{})
 	r.before = func() {
