@@ -64,6 +64,8 @@ type Move struct {
 	Measured Figures      `json:"measured"`
 	Steps    []StepRecord `json:"steps"`
 	Progress *Progress    `json:"progress,omitempty"`
+	// Gate is nil for a move without one.
+	Gate *GateRecord `json:"gate,omitempty"`
 }
 
 // Place is a host at a site.
@@ -142,7 +144,8 @@ type Figures struct {
 // Progress is how far the running step has come. Sizes are guest bytes.
 type Progress struct {
 	Step string `json:"step"`
-	// Phase is "disk", "memory", "switchover", "copy", "verify" or empty.
+	// Phase is "disk", "memory", "switchover", "copy", "verify", "round 2 copy"
+	// (of a warm move, and so on) or empty.
 	Phase      string  `json:"phase,omitempty"`
 	DoneBytes  Bytes   `json:"done_bytes"`
 	TotalBytes Bytes   `json:"total_bytes"`

@@ -32,6 +32,9 @@ type Config struct {
 	Edge    *Edge    `yaml:"edge,omitempty"`
 	// Probe lets a server run the client-side probe here.
 	Probe bool `yaml:"probe,omitempty"`
+	// Checks is the folder of the programs that a move's health check may run
+	// here; absent: none.
+	Checks string `yaml:"checks,omitempty"`
 	// Metrics is "ip:port", where Prometheus reads this agent's metrics over
 	// plain HTTP; empty: nowhere.
 	Metrics string `yaml:"metrics,omitempty"`
@@ -142,6 +145,9 @@ func (c Config) Validate() error {
 		if !filepath.IsAbs(e.value) {
 			fault(e.field, "%q is not an absolute path", e.value)
 		}
+	}
+	if c.Checks != "" && !filepath.IsAbs(c.Checks) {
+		fault("checks", "%q is not an absolute path", c.Checks)
 	}
 	if n := len(c.Run) + longestSocket; n > socketPathMax {
 		fault("run", "%q is too long by %d bytes: sockets below it must have paths of at most %d", c.Run, n-socketPathMax, socketPathMax)

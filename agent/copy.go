@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -32,41 +33,89 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 	if !r.GivenUp {
 		return nil, drover.Errorf(drover.Refused, op, "the source has not given it up: its disks could change")
 	}
-	peer := a.peers.at(m.GetPeerAddress(), m.GetPeerHost())
-	prep, cancel := context.WithTimeout(ctx, prepareLimit)
-	defer cancel()
-	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{Ref: ref.proto(), Disks: m.GetDisks(), Tenant: r.Tenant})
-	if err != nil {
-		return nil, peerError(ctx, err)
+	base := int64(0)
+	if m.GetChanges() {
+		if r.Warm == nil || r.Warm.Done == 0 {
+			return nil, drover.Errorf(drover.Refused, op, "no round of it has been sent: its changes alone would be of no use")
+		}
+		base = r.Warm.Done
 	}
-	// The session ends with the job, however it ends.
-	defer a.endCopy(context.WithoutCancel(ctx), peer, ref)
-	offered, err := sourcesFromProto(resp.GetSources())
-	if err != nil {
-		return nil, err
-	}
-	session, err := a.wan.Send(prep, wan.SendOptions{
-		Address: m.GetPeerAddress(), Peer: m.GetPeerHost(), Token: resp.GetToken(), Offered: offered,
-		Subject: r.subject(), Rate: drover.BitRate(m.GetBandwidthBps()),
+	session, end, err := a.openCopy(ctx, ref, copyTo{
+		address: m.GetPeerAddress(), host: m.GetPeerHost(), tenant: r.Tenant, subject: r.subject(),
+		disks: m.GetDisks(), rate: drover.BitRate(m.GetBandwidthBps()), base: base,
 	})
 	if err != nil {
-		return nil, err
+		return nil, a.changesLost(op, err, base)
 	}
-	defer session.Close()
+	defer end()
 	defer a.flights.set(ref.move, session.SetRate)()
-	c := &copying{a: a, j: j, ref: ref, peer: peer, msg: m, session: session, began: time.Now()}
+	c := &copying{a: a, j: j, ref: ref, peer: a.peers.at(m.GetPeerAddress(), m.GetPeerHost()), session: session, began: time.Now()}
 	for _, d := range m.GetDisks() {
-		c.total += drover.Bytes(d.GetAllocatedBytes())
+		if base == 0 {
+			c.total += drover.Bytes(d.GetAllocatedBytes())
+		}
 	}
 	for _, d := range m.GetDisks() {
-		if err := c.disk(ctx, d); err != nil {
-			return nil, drover.E(drover.KindOf(err), op+": "+d.GetTarget(), err)
+		if err := c.disk(ctx, d, base); err != nil {
+			return nil, drover.E(drover.KindOf(err), op+": "+d.GetTarget(), a.changesLost(op, err, base))
 		}
 	}
 	path := c.session.Figures()
 	a.metrics.end(ref, path)
 	return &droverv1.RunResult{
 		DiskBytes: int64(c.data), PathWireBytes: int64(path.Total().WireBytes), Path: api.PathFiguresToProto(path),
+	}, nil
+}
+
+// changesLost says what it means that what changed is not to be had: the move
+// cannot go on, since copying all would take the VM down for as long as that takes.
+func (a *Agent) changesLost(op string, err error, base int64) error {
+	if base == 0 || drover.KindOf(err) != drover.NotFound {
+		return err
+	}
+	return drover.Errorf(drover.Refused, op, "what was written since the last round is not known any more, so the move has to begin anew: %w", err)
+}
+
+// copyTo is where disks are to be copied to, and what of them.
+type copyTo struct {
+	address, host string
+	tenant        string
+	subject       wan.Subject
+	disks         []*droverv1.DiskPlan
+	rate          drover.BitRate
+	round, base   int64 // see PrepareRequest
+}
+
+// openCopy opens a session for disks. The session, at both ends, is the caller's
+// to end.
+func (a *Agent) openCopy(ctx context.Context, ref moveRef, to copyTo) (session *wan.Sender, end func(), err error) {
+	peer := a.peers.at(to.address, to.host)
+	prep, cancel := context.WithTimeout(ctx, prepareLimit)
+	defer cancel()
+	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{
+		Ref: ref.proto(), Disks: to.disks, Tenant: to.tenant, Round: to.round, Base: to.base,
+	})
+	if err != nil {
+		return nil, nil, peerError(ctx, err)
+	}
+	defer func() {
+		if err != nil {
+			a.endCopy(context.WithoutCancel(ctx), peer, ref)
+		}
+	}()
+	offered, err := sourcesFromProto(resp.GetSources())
+	if err != nil {
+		return nil, nil, err
+	}
+	session, err = a.wan.Send(prep, wan.SendOptions{
+		Address: to.address, Peer: to.host, Token: resp.GetToken(), Offered: offered, Subject: to.subject, Rate: to.rate,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return session, func() {
+		_ = session.Close()
+		a.endCopy(context.WithoutCancel(ctx), peer, ref)
 	}, nil
 }
 
@@ -78,27 +127,29 @@ func (a *Agent) endCopy(ctx context.Context, peer *api.PeerClient, ref moveRef) 
 	}
 }
 
-// copying is one run of copyDisks.
+// copying is one run of copyDisks, or a round of replicate.
 type copying struct {
 	a       *Agent
 	j       *job
 	ref     moveRef
-	peer    *api.PeerClient
-	msg     *droverv1.Copy
+	peer    *api.PeerClient // for disk
 	session *wan.Sender
 	began   time.Time
+	// round is the number of replicate's; zero: none.
+	round int64
 	// total is what is to be sent as planned, before what earlier disks were,
 	// data what of it was not zeros.
 	total, before, data drover.Bytes
 }
 
-func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan) error {
-	img, err := c.a.volumes.OpenRead(ctx, d.GetPath(), d.GetTopOnly())
+// disk sends a disk of a VM that is off, or what of it has changed since a round.
+func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan, base int64) error {
+	img, err := c.open(ctx, d, base)
 	if err != nil {
 		return err
 	}
 	defer img.Close()
-	report, err := c.session.SendImage(ctx, d.GetTarget(), img, c.progress)
+	digest, err := c.send(ctx, d.GetTarget(), img)
 	if err != nil {
 		return err
 	}
@@ -108,16 +159,40 @@ func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan) error {
 	if err != nil {
 		return peerError(ctx, err)
 	}
-	if !bytes.Equal(resp.GetDigest(), report.Digest[:]) {
-		return drover.Errorf(drover.Corrupt, "compare digests", "the destination has %x in its journal, %x was sent", resp.GetDigest(), report.Digest)
+	if !bytes.Equal(resp.GetDigest(), digest[:]) {
+		return drover.Errorf(drover.Corrupt, "compare digests", "the destination has %x in its journal, %x was sent", resp.GetDigest(), digest)
 	}
-	c.before += report.DataBytes + report.ZeroBytes
-	c.data += report.DataBytes
 	return nil
 }
 
+func (c *copying) open(ctx context.Context, d *droverv1.DiskPlan, base int64) (driver.ImageReader, error) {
+	if base > 0 {
+		return c.a.volumes.OpenChanges(ctx, d.GetPath(), checkpoint(c.ref.move, base))
+	}
+	return c.a.volumes.OpenRead(ctx, d.GetPath(), d.GetTopOnly())
+}
+
+// send sends what an image has, and returns the digest that both ends found.
+func (c *copying) send(ctx context.Context, target string, img driver.ImageReader) ([32]byte, error) {
+	report, err := c.session.SendImage(ctx, target, img, c.progress)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	c.before += report.DataBytes + report.ZeroBytes
+	c.data += report.DataBytes
+	return report.Digest, nil
+}
+
+// phase is a phase's name, with its round.
+func (c *copying) phase(name string) string {
+	if c.round == 0 {
+		return name
+	}
+	return fmt.Sprintf("round %d %s", c.round, name)
+}
+
 func (c *copying) progress(phase string, done, total drover.Bytes) {
-	p := drover.Progress{Phase: phase, DoneBytes: c.before + done, TotalBytes: max(c.total, c.before+total), ETASeconds: -1}
+	p := drover.Progress{Phase: c.phase(phase), DoneBytes: c.before + done, TotalBytes: max(c.total, c.before+total), ETASeconds: -1}
 	if took := time.Since(c.began).Seconds(); took > 0 && phase == "copy" {
 		p.Rate = drover.BitRate(float64(p.DoneBytes) * 8 / took)
 		if p.Rate > 0 {
@@ -133,16 +208,23 @@ func (c *copying) progress(phase string, done, total drover.Bytes) {
 // receiveDisk opens the volume that a disk is copied to.
 func (a *Agent) receiveDisk(ctx context.Context, move, target string) (wan.Image, error) {
 	var v volumeRecord
+	var in inRecord
 	dirty := false
 	err := a.journal.update(move, "copy-begun", func(r *record) error {
+		op := "receive disk " + target
 		p := r.volume(target)
-		if p == nil || !p.Made {
-			return drover.Errorf(drover.Refused, "receive disk "+target, "move %s has made no volume for it", move)
+		switch {
+		case p == nil || !p.Made:
+			return drover.Errorf(drover.Refused, op, "move %s has made no volume for it", move)
+		case r.Defined:
+			return drover.Errorf(drover.Refused, op, "the vm is defined already")
+		case r.In == nil || p.Round < r.In.Base:
+			return drover.Errorf(drover.Refused, op, "it does not have the round that this one is based on")
 		}
-		if r.Defined {
-			return drover.Errorf(drover.Refused, "receive disk "+target, "the vm is defined already")
+		in = *r.In
+		if in.Base == 0 {
+			dirty, p.Dirty, p.Round = p.Dirty, true, 0
 		}
-		dirty, p.Dirty = p.Dirty, true
 		delete(r.Copied, target)
 		v = *p
 		return nil
@@ -161,7 +243,7 @@ func (a *Agent) receiveDisk(ctx context.Context, move, target string) (wan.Image
 	if err != nil {
 		return nil, err
 	}
-	return receivedImage{img, a, move, target}, nil
+	return receivedImage{img, a, move, target, in.Round}, nil
 }
 
 // receivedImage is a volume that a disk is copied to.
@@ -169,11 +251,21 @@ type receivedImage struct {
 	driver.ImageWriter
 	a            *Agent
 	move, target string
+	// round that it brings; zero: the last, or the only one.
+	round int64
 }
 
-// Seal journals that the copy is there.
+// Seal journals that the copy is there, or a round of it.
 func (i receivedImage) Seal(r wan.CopyReport) error {
 	err := i.a.journal.update(i.move, "copied", func(rec *record) error {
+		if i.round > 0 {
+			v := rec.volume(i.target)
+			if v == nil {
+				return drover.Errorf(drover.Refused, "receive disk "+i.target, "its volume is gone")
+			}
+			v.Round = i.round
+			return nil
+		}
 		if rec.Copied == nil {
 			rec.Copied = make(map[string]copyRecord)
 		}
@@ -181,7 +273,7 @@ func (i receivedImage) Seal(r wan.CopyReport) error {
 		return nil
 	})
 	if err == nil {
-		i.a.log.Info("disk received", "move", i.move, "disk", i.target, "data", r.DataBytes.String())
+		i.a.log.Info("disk received", "move", i.move, "disk", i.target, "round", i.round, "data", r.DataBytes.String())
 	}
 	return err
 }

@@ -127,9 +127,8 @@ func (a peerService) Prepare(ctx context.Context, req *droverv1.PrepareRequest) 
 		return nil, err
 	}
 	token := newToken(randomBytes)
-	copying := len(req.GetDefinition()) == 0
 	if err := a.journal.update(ref.move, "prepared", func(r *record) error {
-		return r.prepare(ref, caller, token, copying)
+		return r.prepare(ref, caller, token, req)
 	}); err != nil {
 		return nil, err
 	}
@@ -144,7 +143,7 @@ func (a peerService) Prepare(ctx context.Context, req *droverv1.PrepareRequest) 
 }
 
 // prepare admits an attempt to the record.
-func (r *record) prepare(ref moveRef, caller string, token []byte, copying bool) error {
+func (r *record) prepare(ref moveRef, caller string, token []byte, req *droverv1.PrepareRequest) error {
 	op := "prepare move " + ref.move
 	if err := r.fence(ref); err != nil {
 		return err
@@ -156,11 +155,21 @@ func (r *record) prepare(ref moveRef, caller string, token []byte, copying bool)
 		return drover.Errorf(drover.Refused, op, "the guest has arrived already")
 	case ref.generation <= r.RefusedGeneration:
 		return drover.Errorf(drover.Refused, op, "generation %d has been refused for good", r.RefusedGeneration)
+	case req.GetBase() < 0 || req.GetRound() < 0 || req.GetRound() > 0 && req.GetRound() <= req.GetBase():
+		return drover.Errorf(drover.Invalid, op, "round %d based on %d: want a later one", req.GetRound(), req.GetBase())
 	}
 	if err := r.bind(caller); err != nil {
 		return err
 	}
-	r.In = &inRecord{State: inPrepared, Generation: ref.generation, Token: token, Copying: copying}
+	for _, d := range req.GetDisks() {
+		if v := r.volume(d.GetTarget()); req.GetBase() > 0 && (v == nil || v.Round < req.GetBase()) {
+			return drover.Errorf(drover.NotFound, op, "disk %s does not have round %d here", d.GetTarget(), req.GetBase())
+		}
+	}
+	r.In = &inRecord{
+		State: inPrepared, Generation: ref.generation, Token: token, Copying: len(req.GetDefinition()) == 0,
+		Round: req.GetRound(), Base: req.GetBase(),
+	}
 	return nil
 }
 

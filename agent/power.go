@@ -163,6 +163,13 @@ func (a *Agent) takeBack(ctx context.Context, _ *job, ref moveRef, m *droverv1.T
 		}
 		start = start || r.WasRunning != nil && *r.WasRunning
 		if r.GivenUp {
+			if r.Warm != nil {
+				// The manager has forgotten what it recorded, and nothing may
+				// load the records any more.
+				if err := a.dropBitmaps(ctx, r); err != nil {
+					return nil, err
+				}
+			}
 			if _, err := a.hyp.Define(ctx, r.Definition); err != nil {
 				return nil, err
 			}
@@ -239,6 +246,8 @@ func (a *Agent) undefine(ctx context.Context, _ *job, ref moveRef, _ *droverv1.U
 		// Whatever the journal says, or has lost: the caller must not start it
 		// elsewhere.
 		return nil, drover.Errorf(drover.Refused, op, "it is %s here", vm.State)
+	case r != nil && r.Committed:
+		return nil, drover.Errorf(drover.Refused, op, "it has been committed")
 	case r == nil || !r.Target || !r.Defined:
 		return resultNow(), nil
 	case err == nil && r.Started:

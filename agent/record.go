@@ -32,6 +32,10 @@ type record struct {
 	// accepted any more. At the source, no Transfer.
 	RefusedGeneration int64 `json:"refused_generation,omitempty"`
 
+	// Warm is set from the first round of a warm move until nothing of its rounds
+	// is left here.
+	Warm *warmRecord `json:"warm,omitempty"`
+
 	// Volumes that CreateVolumes has made or was about to make.
 	Volumes []volumeRecord `json:"volumes,omitempty"`
 	// Copied disks at the destination, by target.
@@ -45,6 +49,10 @@ type record struct {
 	// Defined and Started at the destination, written before each is done.
 	Defined bool `json:"defined,omitempty"`
 	Started bool `json:"started,omitempty"`
+	// Committed: the VM at the destination counts, for good. Uncommitted: it
+	// never will, by this move.
+	Committed   bool `json:"committed,omitempty"`
+	Uncommitted bool `json:"uncommitted,omitempty"`
 }
 
 // The states of an outgoing transfer.
@@ -97,8 +105,11 @@ type inRecord struct {
 	Cookie     []byte    `json:"cookie,omitempty"` // of Finish, for Confirm
 	Resumed    time.Time `json:"resumed,omitzero"`
 	Fault      string    `json:"fault,omitempty"`
-	// Copying is true for a session that carries disks only.
-	Copying bool `json:"copying,omitempty"`
+	// Copying is true for a session that carries disks only. Round and Base are
+	// those of PrepareRequest.
+	Copying bool  `json:"copying,omitempty"`
+	Round   int64 `json:"round,omitempty"`
+	Base    int64 `json:"base,omitempty"`
 }
 
 // owns reports whether the guest is, or may be, this host's by this transfer.
@@ -114,6 +125,9 @@ type volumeRecord struct {
 	// Dirty says that a copy into it has begun: another begins with an empty
 	// volume.
 	Dirty bool `json:"dirty,omitempty"`
+	// Round is the newest of the source's rounds that it is known to hold in
+	// full, together with parts of later ones maybe; zero: none.
+	Round int64 `json:"round,omitempty"`
 }
 
 // copyRecord is a disk that was copied, read back and found the same.

@@ -193,6 +193,12 @@ func (a *Agent) releaseSourceRecord(ctx context.Context, r *record) (moved bool,
 			return false, err
 		}
 	}
+	if r.Warm != nil && !r.GivenUp {
+		ref := moveRef{move: r.Move, vm: r.VM, uuid: r.VMUUID}
+		if err := a.endWarm(ctx, ref, r); err != nil {
+			return false, err
+		}
+	}
 	if r.GivenUp {
 		return false, drover.Errorf(drover.Refused, "release move "+r.Move,
 			"the definition of vm %s is only in this agent's journal: take it back or release the source first", r.VM)

@@ -40,6 +40,13 @@ var kinds = map[string]kind{
 	"start":          {forgets: []string{"undefine"}},
 	"verify":         {fresh: true, free: true},
 	"release-source": {},
+
+	"replicate":        {forgets: []string{"stop-replication"}},
+	"stop-replication": {undo: true, free: true, forgets: []string{"replicate"}},
+	"stop-vm":          {undo: true, free: true, forgets: []string{"start"}},
+	"check-health":     {free: true},
+	"commit":           {},
+	"abort-commit":     {undo: true, free: true},
 }
 
 const (
@@ -162,6 +169,18 @@ func (a *Agent) actionOf(ref moveRef, req *droverv1.RunRequest) (string, action,
 		return bind("verify", with(a.verify, act.Verify))
 	case *droverv1.RunRequest_ReleaseSource:
 		return bind("release-source", with(a.releaseSource, act.ReleaseSource))
+	case *droverv1.RunRequest_Replicate:
+		return bind("replicate", with(a.replicate, act.Replicate))
+	case *droverv1.RunRequest_StopReplication:
+		return bind("stop-replication", with(a.stopReplication, act.StopReplication))
+	case *droverv1.RunRequest_StopVm:
+		return bind("stop-vm", with(a.stopVM, act.StopVm))
+	case *droverv1.RunRequest_CheckHealth:
+		return bind("check-health", with(a.checkHealth, act.CheckHealth))
+	case *droverv1.RunRequest_Commit:
+		return bind("commit", with(a.commit, act.Commit))
+	case *droverv1.RunRequest_AbortCommit:
+		return bind("abort-commit", with(a.abortCommit, act.AbortCommit))
 	default:
 		return "", nil, drover.Errorf(drover.Invalid, "run", "action: missing or unknown to this agent")
 	}

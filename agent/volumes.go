@@ -111,7 +111,7 @@ func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskP
 	}
 	err = a.journal.update(ref.move, "volume", func(r *record) error {
 		if v := r.volume(d.GetTarget()); v != nil {
-			v.Made = false
+			v.Made, v.Round = false, 0
 		} else {
 			r.Volumes = append(r.Volumes, volumeRecord{Target: d.GetTarget(), Spec: spec})
 		}
@@ -131,7 +131,7 @@ func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskP
 	}
 	return a.journal.update(ref.move, "volume-made", func(r *record) error {
 		if v := r.volume(d.GetTarget()); v != nil {
-			v.Made, v.Dirty = true, false
+			v.Made, v.Dirty, v.Round = true, false, 0
 		}
 		return nil
 	})
@@ -260,6 +260,12 @@ func (a *Agent) releaseSource(ctx context.Context, _ *job, ref moveRef, m *drove
 		}
 	case err != nil && drover.KindOf(err) != drover.NotFound:
 		return nil, err
+	}
+	if r.Warm != nil {
+		// Whether its images are kept or go: nothing of the move stays in them.
+		if err := a.endWarm(ctx, ref, r); err != nil {
+			return nil, err
+		}
 	}
 	if !m.GetKeepVolumes() {
 		if err := a.clearSourceDisks(ctx, op, r, m.GetDisks()); err != nil {

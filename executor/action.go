@@ -31,10 +31,10 @@ type Ref struct {
 //   - An error made by CallCut says that the call broke, while the action, if it
 //     was begun, goes on. Any other comes from the agent.
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
-//     TakeBack, Undefine) first end every other action of the same move on
+//     TakeBack, Undefine, StopReplication, StopVM, AbortCommit) first end every other action of the same move on
 //     their host, and wait for that.
-//   - Actions other than Reserve and Release need the move's reservation on
-//     their host. After Release, a late Reserve of the same move is refused.
+//   - Actions other than Reserve, Release and CheckHealth need the move's
+//     reservation on their host. After Release, a late Reserve of the same move is refused.
 type Agents interface {
 	// Run starts or finds the action, calls progress (never after it has
 	// returned) while the action runs, and returns when it has ended.
@@ -136,7 +136,44 @@ type Copy struct {
 	PeerAddress, PeerHost string
 	Disks                 []DiskPlan
 	Bandwidth             drover.BitRate // zero: unlimited
+	// Changes sends only what was written since the last round of Replicate.
+	Changes bool
 }
+
+// Replicate sends the disks of a VM that runs on, in rounds: first all, then what
+// was written meanwhile, until what is left can be sent in MaxDowntime or does not
+// become less. What the destination has of an earlier attempt is kept.
+type Replicate struct {
+	PeerAddress, PeerHost string
+	Disks                 []DiskPlan
+	Bandwidth             drover.BitRate // zero: unlimited
+	MaxDowntime           time.Duration  // zero: the agent's choice
+}
+
+// StopReplication ends what Replicate has begun at the source, the recording of
+// changes included. Nothing begun is fine.
+type StopReplication struct{}
+
+// StopVM ends the VM's execution at the target and gives up what it wrote there;
+// off or missing is fine. One that was committed gives drover.Refused.
+type StopVM struct{}
+
+// CheckHealth asks until the VM is well, or Limit is over: its Result says
+// Healthy, and Detail. At the target it also looks whether the VM runs; without a
+// Kind that is all. It needs no reservation.
+type CheckHealth struct {
+	Kind   drover.HealthKind
+	Target string
+	Limit  time.Duration
+}
+
+// Commit makes the VM at the target the one that counts: StopVM and Undefine are
+// refused from then on. Refused after AbortCommit.
+type Commit struct{}
+
+// AbortCommit makes sure that no Commit of this move is or will be accepted; or
+// its Result says Moved: it has been.
+type AbortCommit struct{}
 
 // Define makes the definition known at the target.
 type Define struct{ Definition []byte }
@@ -161,28 +198,37 @@ type ReleaseSource struct {
 	Disks       []DiskPlan
 }
 
-func (Reserve) isAction()       {}
-func (Release) isAction()       {}
-func (CreateVolumes) isAction() {}
-func (DeleteVolumes) isAction() {}
-func (Transfer) isAction()      {}
-func (AbortTransfer) isAction() {}
-func (Shutdown) isAction()      {}
-func (GiveUp) isAction()        {}
-func (TakeBack) isAction()      {}
-func (Copy) isAction()          {}
-func (Define) isAction()        {}
-func (Undefine) isAction()      {}
-func (StartVM) isAction()       {}
-func (Verify) isAction()        {}
-func (ReleaseSource) isAction() {}
+func (Reserve) isAction()         {}
+func (Release) isAction()         {}
+func (CreateVolumes) isAction()   {}
+func (DeleteVolumes) isAction()   {}
+func (Replicate) isAction()       {}
+func (StopReplication) isAction() {}
+func (StopVM) isAction()          {}
+func (CheckHealth) isAction()     {}
+func (Commit) isAction()          {}
+func (AbortCommit) isAction()     {}
+func (Transfer) isAction()        {}
+func (AbortTransfer) isAction()   {}
+func (Shutdown) isAction()        {}
+func (GiveUp) isAction()          {}
+func (TakeBack) isAction()        {}
+func (Copy) isAction()            {}
+func (Define) isAction()          {}
+func (Undefine) isAction()        {}
+func (StartVM) isAction()         {}
+func (Verify) isAction()          {}
+func (ReleaseSource) isAction()   {}
 
 // Result is what an action that succeeded says. Fields that the action does
 // not fill are zero.
 type Result struct {
-	// Moved: for Transfer and AbortTransfer, whether the VM is at the
-	// destination.
+	// Moved: for Transfer, AbortTransfer and AbortCommit, whether the VM is at
+	// the destination, for good.
 	Moved bool
+	// Healthy and Detail: for CheckHealth, how it ended and what was seen last.
+	Healthy bool
+	Detail  string
 	// WasRunning: for Shutdown and GiveUp, whether the VM was running before.
 	WasRunning bool
 	// Definition: for GiveUp.

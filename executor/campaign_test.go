@@ -19,7 +19,16 @@ var moves = map[string]scenario{
 	"cold":          {method: drover.Cold},
 	"cold off":      {method: drover.Cold, off: true},
 	"cold off kept": {method: drover.Cold, off: true, keep: true},
+
+	"cold gated":      {method: drover.Cold, gate: &drover.Gate{Health: httpCheck}},
+	"cold gated off":  {method: drover.Cold, gate: &drover.Gate{Manual: true}, word: "commit", off: true},
+	"warm":            {method: drover.Warm},
+	"warm kept":       {method: drover.Warm, keep: true},
+	"warm gated":      {method: drover.Warm, gate: &drover.Gate{}},
+	"warm gated kept": {method: drover.Warm, gate: &drover.Gate{Manual: true}, word: "commit", keep: true},
 }
+
+var httpCheck = &drover.HealthCheck{Kind: drover.HealthHTTP, Target: "http://192.0.2.7/"}
 
 // kinds are all kinds of failure.
 var kinds = []drover.Kind{
@@ -55,9 +64,9 @@ func at(step string, after bool) func(executortest.Call) bool {
 	return func(c executortest.Call) bool { return c.Step == step && c.After == after }
 }
 
-func stepsOf(t *testing.T, m drover.Method) []string {
+func stepsOf(t *testing.T, sc scenario) []string {
 	t.Helper()
-	table, err := executor.Table(m)
+	table, err := executor.Table(request(sc))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,9 +81,9 @@ func stepsOf(t *testing.T, m drover.Method) []string {
 // all of the two methods; of their variants only the pivot, about which the
 // variants differ.
 func failings(t *testing.T, sc scenario) []string {
-	steps := stepsOf(t, sc.method)
+	steps := stepsOf(t, sc)
 	if sc.off || sc.keep {
-		table, _ := executor.Table(sc.method)
+		table, _ := executor.Table(request(sc))
 		steps = steps[table.Pivot() : table.Pivot()+1]
 	}
 	return append(steps, "")
@@ -111,7 +120,7 @@ func TestNothingBefalls(t *testing.T) {
 // nobody knows; from the pivot on it is done in the end.
 func TestEveryStepFailsOnce(t *testing.T) {
 	for name, sc := range moves {
-		table, err := executor.Table(sc.method)
+		table, err := executor.Table(request(sc))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +138,7 @@ func TestEveryStepFailsOnce(t *testing.T) {
 					switch pivot := table.Pivot(); {
 					case kind.Retryable(), i > pivot:
 						want(t, name, st, drover.MoveDone)
-					case i < pivot, !after, sc.off:
+					case i < pivot, !after, sc.off && sc.gate == nil:
 						// A VM that stays off has not passed until that is known.
 						want(t, name, st, drover.MoveUndone)
 					default: // the pivot has passed, though its answer says otherwise
@@ -155,8 +164,8 @@ func wantStuck(t *testing.T, name string, sc scenario, why string) {
 // after it has done its work.
 func TestEveryUndoFailsTwice(t *testing.T) {
 	for name, sc := range moves {
-		steps := stepsOf(t, sc.method)
-		table, _ := executor.Table(sc.method)
+		steps := stepsOf(t, sc)
+		table, _ := executor.Table(request(sc))
 		for _, step := range steps[:table.Pivot()+1] {
 			for _, kind := range []drover.Kind{drover.Internal, drover.Unavailable, drover.Unknown, drover.Refused} {
 				for _, after := range []bool{false, true} {
@@ -192,10 +201,10 @@ func TestEveryUndoFailsTwice(t *testing.T) {
 // does.
 func TestPivotPassesUnheard(t *testing.T) {
 	for name, sc := range moves {
-		if sc.off {
+		if sc.off && sc.gate == nil {
 			continue // nothing happens in its pivot that could go unheard
 		}
-		table, _ := executor.Table(sc.method)
+		table, _ := executor.Table(request(sc))
 		pivot := table[table.Pivot()].Name
 		for _, kind := range kinds {
 			for _, after := range []bool{false, true} {
@@ -223,7 +232,7 @@ func TestPivotPassesUnheard(t *testing.T) {
 // undoing are repeatable.
 func TestEveryAnswerLostOnce(t *testing.T) {
 	for name, sc := range moves {
-		for _, failing := range append(stepsOf(t, sc.method), "") {
+		for _, failing := range append(stepsOf(t, sc), "") {
 			name := fmt.Sprintf("%s: every answer is lost once, %q fails", name, failing)
 			sc := sc
 			var mu sync.Mutex

@@ -38,7 +38,12 @@ import (
 // The disks are copied after give-up, not only after shutdown: nothing at the
 // source can then change them behind the copy's back.
 func coldMethod() method {
-	return method{id: "cold/1", steps: []step{
+	return method{id: "cold/1", steps: append(coldSteps(), ungated()...)}
+}
+
+// coldSteps are those before the VM is started.
+func coldSteps() []step {
+	return []step{
 		reserveTarget(),
 		reserveSource(),
 		createVolumes("before the shutdown, so that a full disk costs no downtime"),
@@ -46,11 +51,7 @@ func coldMethod() method {
 		giveUp(),
 		copyDisks(),
 		define(),
-		start(),
-		verify(),
-		releaseSource(),
-		release(),
-	}}
+	}
 }
 
 func shutdown() step {

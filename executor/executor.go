@@ -87,7 +87,7 @@ func (e *Executor) Start(ctx context.Context, r Request) (drover.Move, error) {
 	if err := r.Validate(); err != nil {
 		return drover.Move{}, err
 	}
-	m, err := methodOf(r.Method)
+	m, err := methodOf(r)
 	if err != nil {
 		return drover.Move{}, err
 	}
@@ -123,7 +123,7 @@ func (e *Executor) Start(ctx context.Context, r Request) (drover.Move, error) {
 // create journals a new move under a name that is free.
 func (e *Executor) create(ctx context.Context, r Request, m method) (store.Record, bool, error) {
 	const tries = 3 // names are random; two clashes in a row are no coincidence
-	s := &state{Version: stateVersion, Table: m.id, Request: r, Journal: saga.New(m.table())}
+	s := &state{Version: stateVersion, Table: m.id, Request: r, Journal: saga.New(m.table()), Gate: newGate(r)}
 	for try := 1; ; try++ {
 		rec := store.Record{RequestID: r.ID, Move: drover.Move{
 			Name: e.newName(), VM: r.VM.Name, VMUUID: r.VM.UUID,

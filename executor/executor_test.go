@@ -80,8 +80,8 @@ func nth(n int, from, to string) executor.Request {
 }
 
 func TestTablesKeepTheRules(t *testing.T) {
-	for _, m := range []drover.Method{drover.Live, drover.Cold} {
-		table, err := executor.Table(m)
+	for m, sc := range moves {
+		table, err := executor.Table(request(sc))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,8 +94,10 @@ func TestTablesKeepTheRules(t *testing.T) {
 			}
 		}
 	}
-	if _, err := executor.Table(drover.Warm); drover.KindOf(err) != drover.Invalid {
-		t.Errorf("a method without a table: %v, want invalid", err)
+	for _, sc := range []scenario{{method: drover.Stay}, {method: drover.Live, gate: &drover.Gate{}}} {
+		if _, err := executor.Table(request(sc)); drover.KindOf(err) != drover.Invalid {
+			t.Errorf("a method without a table: %v, want invalid", err)
+		}
 	}
 }
 

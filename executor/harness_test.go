@@ -27,6 +27,11 @@ type scenario struct {
 	method drover.Method
 	// off: the VM is off before; keep: its disks are kept at the source.
 	off, keep bool
+	// gate is what the VM has to pass; sick is why it is not well then; word is
+	// what the operator says at a gate that waits: "commit" or "return".
+	gate *drover.Gate
+	sick string
+	word string
 	// fault befalls agents' calls.
 	fault func(*executortest.World, executortest.Call) error
 	// killAt is the number of the point at which the executor dies; zero: it
@@ -61,7 +66,7 @@ func request(sc scenario) executor.Request {
 		},
 		From: drover.Place{Site: "west", Host: "west1"}, To: drover.Place{Site: "east", Host: "east1"},
 		FromAddress: "10.0.0.1:7000", ToAddress: "10.0.0.2:7000",
-		Method: sc.method, KeepSource: sc.keep,
+		Method: sc.method, KeepSource: sc.keep, Gate: sc.gate,
 		Definition: []byte("definition of web1"),
 		Disks: []executor.DiskPlan{
 			{Target: "vda", Path: disk.Path, Format: "qcow2", VirtualBytes: drover.GiB},
@@ -82,6 +87,7 @@ func play(sc scenario) *story {
 	w.Pace = 100 * time.Millisecond
 	req := request(sc)
 	w.AddVM(req.VM)
+	w.SetSick(req.VM.Name, sc.sick)
 	if sc.fault != nil {
 		w.SetFault(func(c executortest.Call) error { return sc.fault(w, c) })
 	}
@@ -258,12 +264,34 @@ func (l *life) live(ctx context.Context, r executor.Request) (m drover.Move, end
 	if err != nil {
 		return m, false, err
 	}
+	said := false
 	for m = range seen {
 		if m.State.Final() {
 			return m, true, nil
 		}
+		if m.Gate != nil && m.Gate.State == drover.GateWaiting && !said {
+			said = true
+			wg.Go(func() { l.say(ctx, name) })
+		}
 	}
 	return m, false, fmt.Errorf("the watch has ended: %w", context.Cause(ctx))
+}
+
+// say is the operator's word at the gate, said until it is heard.
+func (l *life) say(ctx context.Context, name string) {
+	for ctx.Err() == nil {
+		var err error
+		switch l.sc.word {
+		case "commit":
+			err = l.exec.Commit(ctx, name)
+		case "return":
+			err = l.exec.Return(ctx, name)
+		}
+		if err == nil || !drover.KindOf(err).Retryable() {
+			return
+		}
+		time.Sleep(time.Second)
+	}
 }
 
 type mortalJournal struct {

@@ -29,6 +29,15 @@ type step struct {
 	// not pass any more if it has not. Any error means: ask again. For the
 	// pivot only.
 	settle func(context.Context, *state, asker) (passed bool, err error)
+	// patient steps are asked for again for as long as it takes when nobody
+	// answers: only a definite failure undoes the move.
+	patient bool
+	// idle says that from here on no guest bytes cross, so that the link is
+	// free for other moves.
+	idle bool
+	// hold is asked once the calls have succeeded, and again with each change of
+	// the state as long as it says wait. An error fails the step.
+	hold func(*state) (wait bool, err error)
 	// lost says, per verb, what drover.NotFound means there: that the VM or its
 	// definition is gone and no retry will bring it back.
 	lost map[saga.Verb]string
@@ -59,21 +68,35 @@ func (m method) table() saga.Table {
 	return t
 }
 
-// methodOf returns the table by which a new move of that method is made.
-func methodOf(m drover.Method) (method, error) {
-	switch m {
-	case drover.Live:
+// methods are all tables by which moves are made.
+func methods() []method {
+	return []method{liveMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod()}
+}
+
+// methodOf returns the table by which a new move is made.
+func methodOf(r Request) (method, error) {
+	gated := r.Gate != nil
+	switch {
+	case r.Method == drover.Live && !gated:
 		return liveMethod(), nil
-	case drover.Cold:
+	case r.Method == drover.Cold && !gated:
 		return coldMethod(), nil
+	case r.Method == drover.Cold:
+		return coldGatedMethod(), nil
+	case r.Method == drover.Warm && !gated:
+		return warmMethod(), nil
+	case r.Method == drover.Warm:
+		return warmGatedMethod(), nil
+	case r.Method == drover.Live:
+		return method{}, drover.Errorf(drover.Invalid, "gate", "method %s has none: its guest goes on where it was; want it for %s or %s", r.Method, drover.Warm, drover.Cold)
 	default:
-		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s or %s", m, drover.Live, drover.Cold)
+		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s or %s", r.Method, drover.Live, drover.Warm, drover.Cold)
 	}
 }
 
 // methodByID returns the table that a journal names.
 func methodByID(id string) (method, error) {
-	for _, m := range []method{liveMethod(), coldMethod()} {
+	for _, m := range methods() {
 		if m.id == id {
 			return m, nil
 		}
@@ -81,9 +104,9 @@ func methodByID(id string) (method, error) {
 	return method{}, drover.Errorf(drover.Corrupt, "method", "this Drover has no step table %q", id)
 }
 
-// Table returns the steps of a method, for showing them.
-func Table(m drover.Method) (saga.Table, error) {
-	way, err := methodOf(m)
+// Table returns the steps of a request's method, for showing them.
+func Table(r Request) (saga.Table, error) {
+	way, err := methodOf(r)
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,7 @@ func project(rec *store.Record, s *state, t saga.Table, now time.Time) {
 		rec.Move.State = st
 	}
 	rec.Move.Fault = fault(s, rec.Move.State)
+	rec.Move.Gate = projectGate(s)
 }
 
 func projectStep(r drover.StepRecord, e saga.Entry, now time.Time) drover.StepRecord {

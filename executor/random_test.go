@@ -36,6 +36,17 @@ func misfortune(seed uint64) scenario {
 	if r.IntN(2) == 0 {
 		sc.method, sc.off = drover.Cold, r.IntN(3) == 0
 	}
+	if r.IntN(3) == 0 && sc.method == drover.Live {
+		sc.method = drover.Warm
+	}
+	if r.IntN(2) == 0 && sc.method != drover.Live {
+		sc.gate = &drover.Gate{
+			Health: httpCheck, Manual: r.IntN(2) == 0,
+			OnUnhealthy: []drover.Unhealthy{drover.UnhealthyReturn, drover.UnhealthyKeep, drover.UnhealthyCommit}[r.IntN(3)],
+		}
+		sc.sick = []string{"", "it does not answer"}[r.IntN(2)]
+		sc.word = []string{"commit", "return"}[r.IntN(2)]
+	}
 	if r.IntN(2) == 0 {
 		sc.killAt = 1 + r.IntN(80)
 	}

@@ -44,6 +44,12 @@ type Request struct {
 	ShutdownForce bool          `json:"shutdown_force,omitempty"`
 	// KeepSource keeps the disks at the source after the move.
 	KeepSource bool `json:"keep_source,omitempty"`
+	// MaxDowntime is how long the last changes of a warm move may take to be
+	// sent; zero leaves it to the agent.
+	MaxDowntime time.Duration `json:"max_downtime_ns,omitempty"`
+	// Gate is what a warm or cold move's VM has to pass at its destination; nil:
+	// that it was started.
+	Gate *drover.Gate `json:"gate,omitempty"`
 }
 
 // DefaultShutdownGrace is what most guests need to power off: systemd gives
@@ -84,12 +90,19 @@ func (r Request) Validate() error {
 		return bad("max_pause %v: want 0 (the agent's choice) or more", r.MaxPause)
 	case r.ShutdownGrace < 0:
 		return bad("shutdown_grace %v: want 0 (%v) or more", r.ShutdownGrace, DefaultShutdownGrace)
+	case r.MaxDowntime < 0:
+		return bad("max_downtime %v: want 0 (the agent's choice) or more", r.MaxDowntime)
 	}
-	if _, err := methodOf(r.Method); err != nil {
+	if _, err := methodOf(r); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
-	if r.Method == drover.Live && r.VM.State != drover.VMRunning {
-		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves live, take the method cold", r.VM.State)
+	if (r.Method == drover.Live || r.Method == drover.Warm) && r.VM.State != drover.VMRunning {
+		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves %s, take the method cold", r.VM.State, r.Method)
+	}
+	if r.Gate != nil {
+		if err := r.Gate.Validate(); err != nil {
+			return drover.E(drover.Invalid, op, err)
+		}
 	}
 	return r.checkDisks(bad)
 }

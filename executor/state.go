@@ -28,6 +28,11 @@ type state struct {
 	// RateSet says that Request.Bandwidth was changed after the move began.
 	RateSet bool `json:"rate_set,omitempty"`
 
+	// Gate is nil for a move without one. Committed is the operator's word that
+	// opens it.
+	Gate      *drover.GateRecord `json:"gate,omitempty"`
+	Committed bool               `json:"committed,omitempty"`
+
 	// What steps have found out.
 
 	WasRunning *bool     `json:"was_running,omitempty"`

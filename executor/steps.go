@@ -20,6 +20,9 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 	if err := w.apply(ctx, saga.Event{What: saga.Begin, Step: d.Step}, nil); err != nil {
 		return err
 	}
+	if st.idle {
+		w.ticket.leave()
+	}
 	noted := w.now().clone()
 	err := w.each(ctx, d, st.do(noted), func(n int, r Result) error {
 		if st.note == nil {
@@ -27,13 +30,19 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		}
 		return st.note(noted, n, r)
 	})
+	if st.hold != nil && w.now().Committed {
+		err = nil // the operator's word counts, whatever the check says
+	}
+	if err == nil && st.hold != nil {
+		err = w.hold(ctx, st, noted)
+	}
 	if stop := mustStop(ctx, err); stop != nil {
 		return stop
 	}
 	if err == nil {
 		w.succeeded()
 		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
-			s.WasRunning, s.Definition = noted.WasRunning, noted.Definition
+			s.WasRunning, s.Definition, s.Gate = noted.WasRunning, noted.Definition, noted.Gate
 			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
 			s.Trouble = ""
 			if st.Pivot {
@@ -54,7 +63,7 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		// in the end. One of which nobody knows is asked for without end: to
 		// settle it, the same agent would have to be asked.
 		ended := pivot == saga.Unknown && drover.KindOf(err) == drover.Unavailable && !isCut(err)
-		if (before || ended) && w.impatient() {
+		if (before && !st.patient || ended) && w.impatient() {
 			what = saga.Fail
 			err = fmt.Errorf("no answer for %v: %w", w.e.limits.StepPatience, err)
 		}
@@ -162,7 +171,10 @@ func (w *worker) ask(ctx context.Context, d saga.Decision, c call) (Result, erro
 	var wg sync.WaitGroup
 	answered := make(chan struct{})
 	if d.Verb == saga.Do && d.Step <= w.table.Pivot() {
-		wg.Go(func() { w.passOn(ctx, answered, c.host, ref, name) })
+		wg.Go(func() { w.passOn(ctx, w.wish, answered, c.host, ref, name) })
+	}
+	if _, asks := c.action.(CheckHealth); asks {
+		wg.Go(func() { w.passOn(ctx, w.open, answered, c.host, ref, name) })
 	}
 	if sends(c.action) {
 		wg.Go(func() { w.keepRate(ctx, answered, c.host, ref) })
@@ -188,9 +200,9 @@ func stepName(v saga.Verb, step string) string {
 
 // passOn asks the agent to end the action once an operator wishes so, until
 // it has been heard or the action has ended.
-func (w *worker) passOn(ctx context.Context, answered <-chan struct{}, host string, ref Ref, step string) {
+func (w *worker) passOn(ctx context.Context, wish, answered <-chan struct{}, host string, ref Ref, step string) {
 	select {
-	case <-w.wish:
+	case <-wish:
 	case <-answered:
 		return
 	case <-ctx.Done():

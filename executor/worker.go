@@ -40,6 +40,10 @@ type worker struct {
 	// changed is closed, and replaced, at each change of the five above.
 	changed chan struct{}
 
+	// open is closed when an operator has opened the gate.
+	open     chan struct{}
+	openOnce sync.Once
+
 	// try belongs to the goroutine of run.
 	try try
 }
@@ -65,11 +69,14 @@ func newWorker(e *Executor, rec store.Record, s *state, m method, t *ticket) *wo
 	w := &worker{
 		e: e, method: m, table: m.table(), ticket: t,
 		log:     e.log.With("move", rec.Move.Name, "vm", rec.Move.VM, "generation", rec.Move.Generation),
-		writing: make(chan struct{}, 1), wish: make(chan struct{}), over: make(chan struct{}),
+		writing: make(chan struct{}, 1), wish: make(chan struct{}), over: make(chan struct{}), open: make(chan struct{}),
 		rec: rec, state: s, changed: make(chan struct{}),
 	}
 	if s.Journal.Cancel {
 		w.wished()
+	}
+	if s.Committed {
+		w.opened()
 	}
 	return w
 }
@@ -319,6 +326,8 @@ func (e *Executor) backoff(n int) time.Duration {
 	return d - time.Duration(e.random()*float64(d)/2)
 }
 
+func (w *worker) opened() { w.openOnce.Do(func() { close(w.open) }) }
+
 func (w *worker) wished() { w.wishOnce.Do(func() { close(w.wish) }) }
 
 // cancel journals the wish and tells the goroutine that carries the move out.
@@ -326,7 +335,7 @@ func (w *worker) cancel(ctx context.Context) error {
 	return w.journaled(ctx, "cancel move "+w.move().Name, func() error {
 		err := w.apply(w.e.life, saga.Event{What: saga.Cancel}, func(s *state, _ *store.Record) {
 			if s.Cause == "" {
-				s.Cause = "canceled by an operator"
+				s.Cause = s.canceledBecause(w.table)
 			}
 		})
 		if err == nil {

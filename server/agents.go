@@ -108,8 +108,25 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 		req.Action = &droverv1.RunRequest_TakeBack{TakeBack: &droverv1.TakeBack{Start: v.Start}}
 	case executor.Copy:
 		req.Action = &droverv1.RunRequest_Copy{Copy: &droverv1.Copy{
-			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks), BandwidthBps: int64(v.Bandwidth),
+			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks), BandwidthBps: int64(v.Bandwidth), Changes: v.Changes,
 		}}
+	case executor.Replicate:
+		req.Action = &droverv1.RunRequest_Replicate{Replicate: &droverv1.Replicate{
+			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks), BandwidthBps: int64(v.Bandwidth),
+			MaxDowntimeMillis: v.MaxDowntime.Milliseconds(),
+		}}
+	case executor.StopReplication:
+		req.Action = &droverv1.RunRequest_StopReplication{StopReplication: &droverv1.StopReplication{}}
+	case executor.StopVM:
+		req.Action = &droverv1.RunRequest_StopVm{StopVm: &droverv1.StopVM{}}
+	case executor.CheckHealth:
+		req.Action = &droverv1.RunRequest_CheckHealth{CheckHealth: &droverv1.CheckHealth{
+			Kind: string(v.Kind), Target: v.Target, LimitMillis: v.Limit.Milliseconds(),
+		}}
+	case executor.Commit:
+		req.Action = &droverv1.RunRequest_Commit{Commit: &droverv1.Commit{}}
+	case executor.AbortCommit:
+		req.Action = &droverv1.RunRequest_AbortCommit{AbortCommit: &droverv1.AbortCommit{}}
 	case executor.Define:
 		req.Action = &droverv1.RunRequest_Define{Define: &droverv1.Define{Definition: v.Definition}}
 	case executor.Undefine:
@@ -142,7 +159,7 @@ func plansToProto(in []executor.DiskPlan) []*droverv1.DiskPlan {
 
 func resultFromProto(r *droverv1.RunResult) executor.Result {
 	return executor.Result{
-		Moved: r.GetMoved(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
+		Moved: r.GetMoved(), Healthy: r.GetHealthy(), Detail: r.GetDetail(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
 		Pause:       time.Duration(r.GetPauseNanos()),
 		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),
 		PathWireBytes: drover.Bytes(r.GetPathWireBytes()), Path: api.OptionalPathFromProto(r.GetPath()),

@@ -29,7 +29,13 @@ func TestEveryActionCrosses(t *testing.T) {
 		executor.Shutdown{Grace: time.Second, Force: true},
 		executor.GiveUp{},
 		executor.TakeBack{Start: true},
-		executor.Copy{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1},
+		executor.Copy{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, Changes: true},
+		executor.Replicate{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxDowntime: time.Second},
+		executor.StopReplication{},
+		executor.StopVM{},
+		executor.CheckHealth{Kind: drover.HealthTCP, Target: "t", Limit: time.Second},
+		executor.Commit{},
+		executor.AbortCommit{},
 		executor.Define{Definition: []byte("x")},
 		executor.Undefine{},
 		executor.StartVM{},
@@ -72,7 +78,7 @@ func wantFull(t *testing.T, m protoreflect.Message) {
 func TestEveryResultCrosses(t *testing.T) {
 	sent := &droverv1.RunResult{
 		Moved: true, WasRunning: true, Definition: []byte("x"), PauseNanos: 1, MemoryBytes: 2, DiskBytes: 3,
-		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6,
+		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6, Healthy: true, Detail: "d",
 		Path: &droverv1.PathFigures{ThrottlePercent: 7},
 	}
 	wantFull(t, sent.ProtoReflect())
@@ -86,7 +92,7 @@ func TestEveryResultCrosses(t *testing.T) {
 	}
 	want := executor.Result{
 		Moved: true, WasRunning: true, Definition: []byte("x"), Pause: 1, MemoryBytes: 2, DiskBytes: 3,
-		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(),
+		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(), Healthy: true, Detail: "d",
 		Path: &drover.PathFigures{ThrottlePercent: 7},
 	}
 	if diff := cmp.Diff(want, resultFromProto(&received)); diff != "" {

@@ -177,10 +177,10 @@ func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Ho
 		reasons = []string{fmt.Sprintf("method %s was asked for", method)}
 	}
 	switch {
-	case method != drover.Live && method != drover.Cold:
-		c.bad("method", "take live or cold", "method %s is not available in this version", method)
-	case method == drover.Live && vm.State != drover.VMRunning:
-		c.bad("method", "take cold", "%s is %s, and only a running VM moves live", vm.Name, vm.State)
+	case method != drover.Live && method != drover.Warm && method != drover.Cold:
+		c.bad("method", "take live, warm or cold", "method %s is not available in this version", method)
+	case method != drover.Cold && vm.State != drover.VMRunning:
+		c.bad("method", "take cold", "%s is %s, and only a running VM moves %s", vm.Name, vm.State, method)
 	default:
 		c.ok("method", "%s: %s", method, strings.Join(reasons, ", "))
 	}

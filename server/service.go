@@ -122,7 +122,7 @@ func readTarget(vm string, p *droverv1.Place, method string) (drover.Place, drov
 	case "", drover.Live, drover.Stretch, drover.Route, drover.Renumber, drover.Redirect, drover.Warm, drover.Cold, drover.Spawn:
 		return to, m, nil
 	default:
-		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live or cold, or nothing to leave the choice to the server", method)
+		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live, warm or cold, or nothing to leave the choice to the server", method)
 	}
 }
 
@@ -149,6 +149,9 @@ func checkStart(r *droverv1.StartMoveRequest) error {
 		return drover.Errorf(drover.Invalid, "request_id", "%d bytes: want at most %d", len(r.GetRequestId()), maxRequestID)
 	}
 	if err := between("max_pause_millis", r.GetMaxPauseMillis(), maxPauseLimit); err != nil {
+		return err
+	}
+	if err := between("max_downtime_millis", r.GetMaxDowntimeMillis(), maxGrace); err != nil {
 		return err
 	}
 	return between("shutdown_grace_millis", r.GetShutdownGraceMillis(), maxGrace)
@@ -189,6 +192,10 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	q.ShutdownGrace = time.Duration(r.GetShutdownGraceMillis()) * time.Millisecond
 	q.ShutdownForce = r.GetForceShutdown()
 	q.NoThrottle = r.GetNoThrottle()
+	q.MaxDowntime = time.Duration(r.GetMaxDowntimeMillis()) * time.Millisecond
+	if q.Gate, err = s.gateOf(r.GetGate(), q.VM); err != nil {
+		return nil, err
+	}
 	m, err := s.exec.Start(ctx, q)
 	if err != nil {
 		return nil, err

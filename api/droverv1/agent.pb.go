@@ -604,6 +604,15 @@ type RunRequest struct {
 	//	*RunRequest_Verify
 	//	*RunRequest_ReleaseSource
 	//	*RunRequest_AbortTransfer
+	//	*RunRequest_Replicate
+	//	*RunRequest_StopReplication
+	//	*RunRequest_StopVm
+	//	*RunRequest_CheckHealth
+	//	*RunRequest_Commit
+	//	*RunRequest_AbortCommit
+	//	*RunRequest_Edge
+	//	*RunRequest_StageEdge
+	//	*RunRequest_CountSessions
 	Action        isRunRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -795,6 +804,87 @@ func (x *RunRequest) GetAbortTransfer() *AbortTransfer {
 	return nil
 }
 
+func (x *RunRequest) GetReplicate() *Replicate {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_Replicate); ok {
+			return x.Replicate
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetStopReplication() *StopReplication {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_StopReplication); ok {
+			return x.StopReplication
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetStopVm() *StopVM {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_StopVm); ok {
+			return x.StopVm
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetCheckHealth() *CheckHealth {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_CheckHealth); ok {
+			return x.CheckHealth
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetCommit() *Commit {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_Commit); ok {
+			return x.Commit
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetAbortCommit() *AbortCommit {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_AbortCommit); ok {
+			return x.AbortCommit
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetEdge() *Edge {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_Edge); ok {
+			return x.Edge
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetStageEdge() *StageEdge {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_StageEdge); ok {
+			return x.StageEdge
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetCountSessions() *CountSessions {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_CountSessions); ok {
+			return x.CountSessions
+		}
+	}
+	return nil
+}
+
 type isRunRequest_Action interface {
 	isRunRequest_Action()
 }
@@ -859,6 +949,42 @@ type RunRequest_AbortTransfer struct {
 	AbortTransfer *AbortTransfer `protobuf:"bytes,24,opt,name=abort_transfer,json=abortTransfer,proto3,oneof"`
 }
 
+type RunRequest_Replicate struct {
+	Replicate *Replicate `protobuf:"bytes,30,opt,name=replicate,proto3,oneof"`
+}
+
+type RunRequest_StopReplication struct {
+	StopReplication *StopReplication `protobuf:"bytes,31,opt,name=stop_replication,json=stopReplication,proto3,oneof"`
+}
+
+type RunRequest_StopVm struct {
+	StopVm *StopVM `protobuf:"bytes,32,opt,name=stop_vm,json=stopVm,proto3,oneof"`
+}
+
+type RunRequest_CheckHealth struct {
+	CheckHealth *CheckHealth `protobuf:"bytes,33,opt,name=check_health,json=checkHealth,proto3,oneof"`
+}
+
+type RunRequest_Commit struct {
+	Commit *Commit `protobuf:"bytes,34,opt,name=commit,proto3,oneof"`
+}
+
+type RunRequest_AbortCommit struct {
+	AbortCommit *AbortCommit `protobuf:"bytes,35,opt,name=abort_commit,json=abortCommit,proto3,oneof"`
+}
+
+type RunRequest_Edge struct {
+	Edge *Edge `protobuf:"bytes,40,opt,name=edge,proto3,oneof"`
+}
+
+type RunRequest_StageEdge struct {
+	StageEdge *StageEdge `protobuf:"bytes,41,opt,name=stage_edge,json=stageEdge,proto3,oneof"`
+}
+
+type RunRequest_CountSessions struct {
+	CountSessions *CountSessions `protobuf:"bytes,42,opt,name=count_sessions,json=countSessions,proto3,oneof"`
+}
+
 func (*RunRequest_Reserve) isRunRequest_Action() {}
 
 func (*RunRequest_Release) isRunRequest_Action() {}
@@ -888,6 +1014,24 @@ func (*RunRequest_Verify) isRunRequest_Action() {}
 func (*RunRequest_ReleaseSource) isRunRequest_Action() {}
 
 func (*RunRequest_AbortTransfer) isRunRequest_Action() {}
+
+func (*RunRequest_Replicate) isRunRequest_Action() {}
+
+func (*RunRequest_StopReplication) isRunRequest_Action() {}
+
+func (*RunRequest_StopVm) isRunRequest_Action() {}
+
+func (*RunRequest_CheckHealth) isRunRequest_Action() {}
+
+func (*RunRequest_Commit) isRunRequest_Action() {}
+
+func (*RunRequest_AbortCommit) isRunRequest_Action() {}
+
+func (*RunRequest_Edge) isRunRequest_Action() {}
+
+func (*RunRequest_StageEdge) isRunRequest_Action() {}
+
+func (*RunRequest_CountSessions) isRunRequest_Action() {}
 
 // Reserve admits a move to this host: no VM of that name or identity may be
 // here (target), or it must be (source), and no other move may have it.
@@ -1183,7 +1327,11 @@ type Transfer struct {
 	MaxPauseMillis int64                  `protobuf:"varint,5,opt,name=max_pause_millis,json=maxPauseMillis,proto3" json:"max_pause_millis,omitempty"`
 	// Do not hold the guest's processors back when its memory changes faster
 	// than it can be carried.
-	NoThrottle    bool `protobuf:"varint,6,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	NoThrottle bool `protobuf:"varint,6,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	// The edges that are told of the switchover, each by the agent of its own
+	// site; absent: nobody is.
+	SourceEdge    *EdgeAgent `protobuf:"bytes,40,opt,name=source_edge,json=sourceEdge,proto3" json:"source_edge,omitempty"`
+	TargetEdge    *EdgeAgent `protobuf:"bytes,41,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1260,6 +1408,73 @@ func (x *Transfer) GetNoThrottle() bool {
 	return false
 }
 
+func (x *Transfer) GetSourceEdge() *EdgeAgent {
+	if x != nil {
+		return x.SourceEdge
+	}
+	return nil
+}
+
+func (x *Transfer) GetTargetEdge() *EdgeAgent {
+	if x != nil {
+		return x.TargetEdge
+	}
+	return nil
+}
+
+// EdgeAgent is a site's edge, as the hosts of the site reach it.
+type EdgeAgent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeAgent) Reset() {
+	*x = EdgeAgent{}
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeAgent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeAgent) ProtoMessage() {}
+
+func (x *EdgeAgent) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeAgent.ProtoReflect.Descriptor instead.
+func (*EdgeAgent) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EdgeAgent) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *EdgeAgent) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 // AbortTransfer makes sure that no transfer of this move is under way or will
 // be, and that the VM runs at the source, or says that it has moved.
 type AbortTransfer struct {
@@ -1272,7 +1487,7 @@ type AbortTransfer struct {
 
 func (x *AbortTransfer) Reset() {
 	*x = AbortTransfer{}
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1499,7 @@ func (x *AbortTransfer) String() string {
 func (*AbortTransfer) ProtoMessage() {}
 
 func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1512,7 @@ func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortTransfer.ProtoReflect.Descriptor instead.
 func (*AbortTransfer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AbortTransfer) GetPeerAddress() string {
@@ -1325,7 +1540,7 @@ type Shutdown struct {
 
 func (x *Shutdown) Reset() {
 	*x = Shutdown{}
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1552,7 @@ func (x *Shutdown) String() string {
 func (*Shutdown) ProtoMessage() {}
 
 func (x *Shutdown) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1565,7 @@ func (x *Shutdown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shutdown.ProtoReflect.Descriptor instead.
 func (*Shutdown) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Shutdown) GetGraceMillis() int64 {
@@ -1377,7 +1592,7 @@ type GiveUp struct {
 
 func (x *GiveUp) Reset() {
 	*x = GiveUp{}
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1389,7 +1604,7 @@ func (x *GiveUp) String() string {
 func (*GiveUp) ProtoMessage() {}
 
 func (x *GiveUp) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1402,7 +1617,7 @@ func (x *GiveUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUp.ProtoReflect.Descriptor instead.
 func (*GiveUp) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 // TakeBack undoes GiveUp, and starts the VM where it ran before.
@@ -1415,7 +1630,7 @@ type TakeBack struct {
 
 func (x *TakeBack) Reset() {
 	*x = TakeBack{}
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1642,7 @@ func (x *TakeBack) String() string {
 func (*TakeBack) ProtoMessage() {}
 
 func (x *TakeBack) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1655,7 @@ func (x *TakeBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeBack.ProtoReflect.Descriptor instead.
 func (*TakeBack) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TakeBack) GetStart() bool {
@@ -1452,18 +1667,20 @@ func (x *TakeBack) GetStart() bool {
 
 // Copy sends disks to the peer and compares digests.
 type Copy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PeerAddress   string                 `protobuf:"bytes,1,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
-	PeerHost      string                 `protobuf:"bytes,2,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
-	Disks         []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
-	BandwidthBps  int64                  `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	PeerAddress  string                 `protobuf:"bytes,1,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	PeerHost     string                 `protobuf:"bytes,2,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	Disks        []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
+	BandwidthBps int64                  `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	// Only what has changed since the last round of Replicate.
+	Changes       bool `protobuf:"varint,5,opt,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1692,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1705,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Copy) GetPeerAddress() string {
@@ -1519,6 +1736,305 @@ func (x *Copy) GetBandwidthBps() int64 {
 	return 0
 }
 
+func (x *Copy) GetChanges() bool {
+	if x != nil {
+		return x.Changes
+	}
+	return false
+}
+
+// Replicate sends the disks of a VM that runs on, in rounds: first all, then
+// what was written meanwhile, until what is left can be sent in max_downtime or
+// does not become less.
+type Replicate struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	PeerAddress       string                 `protobuf:"bytes,1,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	PeerHost          string                 `protobuf:"bytes,2,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	Disks             []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
+	BandwidthBps      int64                  `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	MaxDowntimeMillis int64                  `protobuf:"varint,5,opt,name=max_downtime_millis,json=maxDowntimeMillis,proto3" json:"max_downtime_millis,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Replicate) Reset() {
+	*x = Replicate{}
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replicate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replicate) ProtoMessage() {}
+
+func (x *Replicate) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replicate.ProtoReflect.Descriptor instead.
+func (*Replicate) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Replicate) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return ""
+}
+
+func (x *Replicate) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *Replicate) GetDisks() []*DiskPlan {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *Replicate) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+func (x *Replicate) GetMaxDowntimeMillis() int64 {
+	if x != nil {
+		return x.MaxDowntimeMillis
+	}
+	return 0
+}
+
+// StopReplication ends Replicate and the recording of changes.
+type StopReplication struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopReplication) Reset() {
+	*x = StopReplication{}
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopReplication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopReplication) ProtoMessage() {}
+
+func (x *StopReplication) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopReplication.ProtoReflect.Descriptor instead.
+func (*StopReplication) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+// StopVM ends the VM's execution at the target, where it has not been
+// committed: what it wrote here is given up.
+type StopVM struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopVM) Reset() {
+	*x = StopVM{}
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopVM) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopVM) ProtoMessage() {}
+
+func (x *StopVM) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopVM.ProtoReflect.Descriptor instead.
+func (*StopVM) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
+}
+
+// CheckHealth asks until the VM is well or the time is over. On a host that is
+// the move's target it also looks whether the VM runs.
+type CheckHealth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: only that the VM runs.
+	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Target        string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	LimitMillis   int64  `protobuf:"varint,3,opt,name=limit_millis,json=limitMillis,proto3" json:"limit_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckHealth) Reset() {
+	*x = CheckHealth{}
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckHealth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckHealth) ProtoMessage() {}
+
+func (x *CheckHealth) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckHealth.ProtoReflect.Descriptor instead.
+func (*CheckHealth) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CheckHealth) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CheckHealth) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *CheckHealth) GetLimitMillis() int64 {
+	if x != nil {
+		return x.LimitMillis
+	}
+	return 0
+}
+
+// Commit makes the target's VM the one that counts, for good.
+type Commit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Commit) Reset() {
+	*x = Commit{}
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Commit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Commit) ProtoMessage() {}
+
+func (x *Commit) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Commit.ProtoReflect.Descriptor instead.
+func (*Commit) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
+}
+
+// AbortCommit makes sure that no Commit of this move is or will be accepted, or
+// says that it has been (moved).
+type AbortCommit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortCommit) Reset() {
+	*x = AbortCommit{}
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortCommit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortCommit) ProtoMessage() {}
+
+func (x *AbortCommit) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortCommit.ProtoReflect.Descriptor instead.
+func (*AbortCommit) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
+}
+
 type Define struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Definition    []byte                 `protobuf:"bytes,1,opt,name=definition,proto3" json:"definition,omitempty"`
@@ -1528,7 +2044,7 @@ type Define struct {
 
 func (x *Define) Reset() {
 	*x = Define{}
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +2056,7 @@ func (x *Define) String() string {
 func (*Define) ProtoMessage() {}
 
 func (x *Define) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +2069,7 @@ func (x *Define) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Define.ProtoReflect.Descriptor instead.
 func (*Define) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Define) GetDefinition() []byte {
@@ -1571,7 +2087,7 @@ type Undefine struct {
 
 func (x *Undefine) Reset() {
 	*x = Undefine{}
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +2099,7 @@ func (x *Undefine) String() string {
 func (*Undefine) ProtoMessage() {}
 
 func (x *Undefine) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,18 +2112,20 @@ func (x *Undefine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Undefine.ProtoReflect.Descriptor instead.
 func (*Undefine) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type StartVM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The edge that is told when the VM has started; absent: none is.
+	TargetEdge    *EdgeAgent `protobuf:"bytes,40,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartVM) Reset() {
 	*x = StartVM{}
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +2137,7 @@ func (x *StartVM) String() string {
 func (*StartVM) ProtoMessage() {}
 
 func (x *StartVM) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +2150,14 @@ func (x *StartVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVM.ProtoReflect.Descriptor instead.
 func (*StartVM) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *StartVM) GetTargetEdge() *EdgeAgent {
+	if x != nil {
+		return x.TargetEdge
+	}
+	return nil
 }
 
 // Verify reads the VM's real state here.
@@ -1645,7 +2170,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +2182,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +2195,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Verify) GetRunning() bool {
@@ -1691,7 +2216,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +2228,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +2241,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReleaseSource) GetKeepVolumes() bool {
@@ -1733,6 +2258,169 @@ func (x *ReleaseSource) GetDisks() []*DiskPlan {
 	return nil
 }
 
+// Edge has a site's edge carry out operations, in their order. It needs no
+// reservation.
+type Edge struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ops   []*EdgeOp              `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	// Ends every other action of the move on this edge first.
+	Undo          bool `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Edge) Reset() {
+	*x = Edge{}
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Edge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Edge) ProtoMessage() {}
+
+func (x *Edge) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Edge.ProtoReflect.Descriptor instead.
+func (*Edge) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Edge) GetOps() []*EdgeOp {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+func (x *Edge) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+// StageEdge keeps operations for the move's cut-over; they replace those that
+// were staged before. None: nothing is staged any more.
+type StageEdge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ops           []*EdgeOp              `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageEdge) Reset() {
+	*x = StageEdge{}
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageEdge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageEdge) ProtoMessage() {}
+
+func (x *StageEdge) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageEdge.ProtoReflect.Descriptor instead.
+func (*StageEdge) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *StageEdge) GetOps() []*EdgeOp {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+// CountSessions counts the sessions of addresses, or of a load balancer's
+// server.
+type CountSessions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addresses     []string               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Backend       string                 `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
+	Server        string                 `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountSessions) Reset() {
+	*x = CountSessions{}
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountSessions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountSessions) ProtoMessage() {}
+
+func (x *CountSessions) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountSessions.ProtoReflect.Descriptor instead.
+func (*CountSessions) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CountSessions) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *CountSessions) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *CountSessions) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set while the action runs.
@@ -1745,7 +2433,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +2445,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +2458,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RunResponse) GetProgress() *Progress {
@@ -1803,14 +2491,23 @@ type RunResult struct {
 	StoppedUnixNanos int64 `protobuf:"varint,8,opt,name=stopped_unix_nanos,json=stoppedUnixNanos,proto3" json:"stopped_unix_nanos,omitempty"`
 	ResumedUnixNanos int64 `protobuf:"varint,9,opt,name=resumed_unix_nanos,json=resumedUnixNanos,proto3" json:"resumed_unix_nanos,omitempty"`
 	// What the data path did; absent where there was none.
-	Path          *PathFigures `protobuf:"bytes,10,opt,name=path,proto3" json:"path,omitempty"`
+	Path *PathFigures `protobuf:"bytes,10,opt,name=path,proto3" json:"path,omitempty"`
+	// For CheckHealth: how it ended, and what was seen last.
+	Healthy bool   `protobuf:"varint,30,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Detail  string `protobuf:"bytes,31,opt,name=detail,proto3" json:"detail,omitempty"`
+	// For Edge with reserve-lease: the addresses, with the length of their subnet,
+	// and the gateways of those.
+	Addresses []string `protobuf:"bytes,40,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Gateways  []string `protobuf:"bytes,41,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// For CountSessions, and for Edge: sessions that were ended.
+	Sessions      int64 `protobuf:"varint,42,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunResult) Reset() {
 	*x = RunResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +2519,7 @@ func (x *RunResult) String() string {
 func (*RunResult) ProtoMessage() {}
 
 func (x *RunResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +2532,7 @@ func (x *RunResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResult.ProtoReflect.Descriptor instead.
 func (*RunResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RunResult) GetMoved() bool {
@@ -1908,6 +2605,41 @@ func (x *RunResult) GetPath() *PathFigures {
 	return nil
 }
 
+func (x *RunResult) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *RunResult) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *RunResult) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *RunResult) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *RunResult) GetSessions() int64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
 type CancelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1918,7 +2650,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2662,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2675,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CancelRequest) GetRef() *MoveRef {
@@ -1968,7 +2700,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2712,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2725,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type SetRateRequest struct {
@@ -2007,7 +2739,7 @@ type SetRateRequest struct {
 
 func (x *SetRateRequest) Reset() {
 	*x = SetRateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2751,7 @@ func (x *SetRateRequest) String() string {
 func (*SetRateRequest) ProtoMessage() {}
 
 func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2764,7 @@ func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateRequest.ProtoReflect.Descriptor instead.
 func (*SetRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetRateRequest) GetRef() *MoveRef {
@@ -2057,7 +2789,7 @@ type SetRateResponse struct {
 
 func (x *SetRateResponse) Reset() {
 	*x = SetRateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2801,7 @@ func (x *SetRateResponse) String() string {
 func (*SetRateResponse) ProtoMessage() {}
 
 func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2814,7 @@ func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateResponse.ProtoReflect.Descriptor instead.
 func (*SetRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 type ProbeStartRequest struct {
@@ -2095,7 +2827,7 @@ type ProbeStartRequest struct {
 
 func (x *ProbeStartRequest) Reset() {
 	*x = ProbeStartRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2839,7 @@ func (x *ProbeStartRequest) String() string {
 func (*ProbeStartRequest) ProtoMessage() {}
 
 func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2852,7 @@ func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStartRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ProbeStartRequest) GetMove() string {
@@ -2145,7 +2877,7 @@ type ProbeStartResponse struct {
 
 func (x *ProbeStartResponse) Reset() {
 	*x = ProbeStartResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2889,7 @@ func (x *ProbeStartResponse) String() string {
 func (*ProbeStartResponse) ProtoMessage() {}
 
 func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2902,7 @@ func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStartResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type ProbeStopRequest struct {
@@ -2182,7 +2914,7 @@ type ProbeStopRequest struct {
 
 func (x *ProbeStopRequest) Reset() {
 	*x = ProbeStopRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2926,7 @@ func (x *ProbeStopRequest) String() string {
 func (*ProbeStopRequest) ProtoMessage() {}
 
 func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2939,7 @@ func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStopRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ProbeStopRequest) GetMove() string {
@@ -2227,7 +2959,7 @@ type ProbeStopResponse struct {
 
 func (x *ProbeStopResponse) Reset() {
 	*x = ProbeStopResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2971,7 @@ func (x *ProbeStopResponse) String() string {
 func (*ProbeStopResponse) ProtoMessage() {}
 
 func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2984,7 @@ func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStopResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ProbeStopResponse) GetFound() bool {
@@ -2287,7 +3019,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +3031,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +3044,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ProbeResult) GetOutageMs() float64 {
@@ -2393,7 +3125,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +3137,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +3150,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type PingResponse struct {
@@ -2432,7 +3164,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +3176,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +3189,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PingResponse) GetName() string {
@@ -2491,14 +3223,21 @@ type PrepareRequest struct {
 	MaxPauseMillis int64                  `protobuf:"varint,6,opt,name=max_pause_millis,json=maxPauseMillis,proto3" json:"max_pause_millis,omitempty"`
 	// Tenant is the VM's, by its label: it decides what content of the
 	// destination the source may refer to.
-	Tenant        string `protobuf:"bytes,7,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Tenant string `protobuf:"bytes,7,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// For disks that are sent in rounds: the number of this one, zero for the last
+	// that leaves nothing to be sent; and the one that it is based on, which the
+	// destination must have complete, zero for a round of everything.
+	Round int64 `protobuf:"varint,30,opt,name=round,proto3" json:"round,omitempty"`
+	Base  int64 `protobuf:"varint,31,opt,name=base,proto3" json:"base,omitempty"`
+	// The edge of the destination's site, told when the guest runs; absent: none is.
+	TargetEdge    *EdgeAgent `protobuf:"bytes,40,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +3249,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +3262,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PrepareRequest) GetRef() *MoveRef {
@@ -2575,6 +3314,27 @@ func (x *PrepareRequest) GetTenant() string {
 	return ""
 }
 
+func (x *PrepareRequest) GetRound() int64 {
+	if x != nil {
+		return x.Round
+	}
+	return 0
+}
+
+func (x *PrepareRequest) GetBase() int64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
+func (x *PrepareRequest) GetTargetEdge() *EdgeAgent {
+	if x != nil {
+		return x.TargetEdge
+	}
+	return nil
+}
+
 type PrepareResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Cookie []byte                 `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
@@ -2589,7 +3349,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +3361,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +3374,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PrepareResponse) GetCookie() []byte {
@@ -2651,7 +3411,7 @@ type ContentSource struct {
 
 func (x *ContentSource) Reset() {
 	*x = ContentSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2663,7 +3423,7 @@ func (x *ContentSource) String() string {
 func (*ContentSource) ProtoMessage() {}
 
 func (x *ContentSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2676,7 +3436,7 @@ func (x *ContentSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentSource.ProtoReflect.Descriptor instead.
 func (*ContentSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ContentSource) GetId() []byte {
@@ -2714,7 +3474,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +3486,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +3499,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *FinishRequest) GetRef() *MoveRef {
@@ -2782,7 +3542,7 @@ type DiskPosition struct {
 
 func (x *DiskPosition) Reset() {
 	*x = DiskPosition{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2794,7 +3554,7 @@ func (x *DiskPosition) String() string {
 func (*DiskPosition) ProtoMessage() {}
 
 func (x *DiskPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2807,7 +3567,7 @@ func (x *DiskPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskPosition.ProtoReflect.Descriptor instead.
 func (*DiskPosition) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DiskPosition) GetExport() string {
@@ -2844,7 +3604,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +3616,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +3629,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -2909,7 +3669,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3681,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3694,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -2957,7 +3717,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3729,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3742,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -3015,7 +3775,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3787,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3800,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -3060,7 +3820,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3072,7 +3832,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3085,7 +3845,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -3105,7 +3865,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3877,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3890,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -3156,7 +3916,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3168,7 +3928,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3181,7 +3941,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -3189,6 +3949,486 @@ func (x *DigestResponse) GetDigest() []byte {
 		return x.Digest
 	}
 	return nil
+}
+
+type CutOverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CutOverRequest) Reset() {
+	*x = CutOverRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CutOverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CutOverRequest) ProtoMessage() {}
+
+func (x *CutOverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CutOverRequest.ProtoReflect.Descriptor instead.
+func (*CutOverRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *CutOverRequest) GetRef() *MoveRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+type CutOverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was done, by the edge's clock.
+	AtUnixNanos   int64 `protobuf:"varint,1,opt,name=at_unix_nanos,json=atUnixNanos,proto3" json:"at_unix_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CutOverResponse) Reset() {
+	*x = CutOverResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CutOverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CutOverResponse) ProtoMessage() {}
+
+func (x *CutOverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CutOverResponse.ProtoReflect.Descriptor instead.
+func (*CutOverResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CutOverResponse) GetAtUnixNanos() int64 {
+	if x != nil {
+		return x.AtUnixNanos
+	}
+	return 0
+}
+
+type EdgeStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeStatusRequest) Reset() {
+	*x = EdgeStatusRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeStatusRequest) ProtoMessage() {}
+
+func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeStatusRequest.ProtoReflect.Descriptor instead.
+func (*EdgeStatusRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
+}
+
+type EdgeStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         *EdgeState             `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeStatusResponse) Reset() {
+	*x = EdgeStatusResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeStatusResponse) ProtoMessage() {}
+
+func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeStatusResponse.ProtoReflect.Descriptor instead.
+func (*EdgeStatusResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *EdgeStatusResponse) GetState() *EdgeState {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type SetMeshRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         []*MeshPeer            `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMeshRequest) Reset() {
+	*x = SetMeshRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMeshRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMeshRequest) ProtoMessage() {}
+
+func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMeshRequest.ProtoReflect.Descriptor instead.
+func (*SetMeshRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *SetMeshRequest) GetPeers() []*MeshPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+type SetMeshResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetMeshResponse) Reset() {
+	*x = SetMeshResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetMeshResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetMeshResponse) ProtoMessage() {}
+
+func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetMeshResponse.ProtoReflect.Descriptor instead.
+func (*SetMeshResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
+}
+
+type OwnedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnedRequest) Reset() {
+	*x = OwnedRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnedRequest) ProtoMessage() {}
+
+func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnedRequest.ProtoReflect.Descriptor instead.
+func (*OwnedRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
+}
+
+type OwnedResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Things []*OwnedThing          `protobuf:"bytes,1,rep,name=things,proto3" json:"things,omitempty"`
+	// What could not be looked at, one line each.
+	Faults        []string `protobuf:"bytes,2,rep,name=faults,proto3" json:"faults,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnedResponse) Reset() {
+	*x = OwnedResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnedResponse) ProtoMessage() {}
+
+func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnedResponse.ProtoReflect.Descriptor instead.
+func (*OwnedResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *OwnedResponse) GetThings() []*OwnedThing {
+	if x != nil {
+		return x.Things
+	}
+	return nil
+}
+
+func (x *OwnedResponse) GetFaults() []string {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+// OwnedThing stands on a host or an edge.
+type OwnedThing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// "vm/UUID" or "move/NAME"; empty for what a crash has left without one.
+	Owner         string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	What          string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OwnedThing) Reset() {
+	*x = OwnedThing{}
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OwnedThing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OwnedThing) ProtoMessage() {}
+
+func (x *OwnedThing) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OwnedThing.ProtoReflect.Descriptor instead.
+func (*OwnedThing) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *OwnedThing) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *OwnedThing) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *OwnedThing) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+type RemoveOwnedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveOwnedRequest) Reset() {
+	*x = RemoveOwnedRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveOwnedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveOwnedRequest) ProtoMessage() {}
+
+func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveOwnedRequest.ProtoReflect.Descriptor instead.
+func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *RemoveOwnedRequest) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+type RemoveOwnedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveOwnedResponse) Reset() {
+	*x = RemoveOwnedResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveOwnedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveOwnedResponse) ProtoMessage() {}
+
+func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveOwnedResponse.ProtoReflect.Descriptor instead.
+func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
@@ -3256,7 +4496,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x0e\n" +
 	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x17\n" +
-	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xe4\x06\n" +
+	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xd9\n" +
+	"\n" +
 	"\n" +
 	"RunRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
@@ -3276,7 +4517,17 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05start\x18\x15 \x01(\v2\x12.drover.v1.StartVMH\x00R\x05start\x12+\n" +
 	"\x06verify\x18\x16 \x01(\v2\x11.drover.v1.VerifyH\x00R\x06verify\x12A\n" +
 	"\x0erelease_source\x18\x17 \x01(\v2\x18.drover.v1.ReleaseSourceH\x00R\rreleaseSource\x12A\n" +
-	"\x0eabort_transfer\x18\x18 \x01(\v2\x18.drover.v1.AbortTransferH\x00R\rabortTransferB\b\n" +
+	"\x0eabort_transfer\x18\x18 \x01(\v2\x18.drover.v1.AbortTransferH\x00R\rabortTransfer\x124\n" +
+	"\treplicate\x18\x1e \x01(\v2\x14.drover.v1.ReplicateH\x00R\treplicate\x12G\n" +
+	"\x10stop_replication\x18\x1f \x01(\v2\x1a.drover.v1.StopReplicationH\x00R\x0fstopReplication\x12,\n" +
+	"\astop_vm\x18  \x01(\v2\x11.drover.v1.StopVMH\x00R\x06stopVm\x12;\n" +
+	"\fcheck_health\x18! \x01(\v2\x16.drover.v1.CheckHealthH\x00R\vcheckHealth\x12+\n" +
+	"\x06commit\x18\" \x01(\v2\x11.drover.v1.CommitH\x00R\x06commit\x12;\n" +
+	"\fabort_commit\x18# \x01(\v2\x16.drover.v1.AbortCommitH\x00R\vabortCommit\x12%\n" +
+	"\x04edge\x18( \x01(\v2\x0f.drover.v1.EdgeH\x00R\x04edge\x125\n" +
+	"\n" +
+	"stage_edge\x18) \x01(\v2\x14.drover.v1.StageEdgeH\x00R\tstageEdge\x12A\n" +
+	"\x0ecount_sessions\x18* \x01(\v2\x18.drover.v1.CountSessionsH\x00R\rcountSessionsB\b\n" +
 	"\x06action\"D\n" +
 	"\aReserve\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\bR\x06target\x12!\n" +
@@ -3294,7 +4545,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fbacking_path\x18\x05 \x01(\tR\vbackingPath\x12%\n" +
 	"\x0ebacking_format\x18\x06 \x01(\tR\rbackingFormat\x12\x19\n" +
 	"\btop_only\x18\a \x01(\bR\atopOnly\x12'\n" +
-	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\"\xe5\x01\n" +
+	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\"\xd3\x02\n" +
 	"\bTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
@@ -3302,7 +4553,14 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12(\n" +
 	"\x10max_pause_millis\x18\x05 \x01(\x03R\x0emaxPauseMillis\x12\x1f\n" +
 	"\vno_throttle\x18\x06 \x01(\bR\n" +
-	"noThrottle\"O\n" +
+	"noThrottle\x125\n" +
+	"\vsource_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
+	"sourceEdge\x125\n" +
+	"\vtarget_edge\x18) \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
+	"targetEdge\"9\n" +
+	"\tEdgeAgent\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"O\n" +
 	"\rAbortTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\"C\n" +
@@ -3311,27 +4569,53 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\b\n" +
 	"\x06GiveUp\" \n" +
 	"\bTakeBack\x12\x14\n" +
-	"\x05start\x18\x01 \x01(\bR\x05start\"\x96\x01\n" +
+	"\x05start\x18\x01 \x01(\bR\x05start\"\xb0\x01\n" +
 	"\x04Copy\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
 	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
-	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\"(\n" +
+	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12\x18\n" +
+	"\achanges\x18\x05 \x01(\bR\achanges\"\xcb\x01\n" +
+	"\tReplicate\x12!\n" +
+	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
+	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
+	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
+	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12.\n" +
+	"\x13max_downtime_millis\x18\x05 \x01(\x03R\x11maxDowntimeMillis\"\x11\n" +
+	"\x0fStopReplication\"\b\n" +
+	"\x06StopVM\"\\\n" +
+	"\vCheckHealth\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12!\n" +
+	"\flimit_millis\x18\x03 \x01(\x03R\vlimitMillis\"\b\n" +
+	"\x06Commit\"\r\n" +
+	"\vAbortCommit\"(\n" +
 	"\x06Define\x12\x1e\n" +
 	"\n" +
 	"definition\x18\x01 \x01(\fR\n" +
 	"definition\"\n" +
 	"\n" +
-	"\bUndefine\"\t\n" +
-	"\aStartVM\"\"\n" +
+	"\bUndefine\"@\n" +
+	"\aStartVM\x125\n" +
+	"\vtarget_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
+	"targetEdge\"\"\n" +
 	"\x06Verify\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\"]\n" +
 	"\rReleaseSource\x12!\n" +
 	"\fkeep_volumes\x18\x01 \x01(\bR\vkeepVolumes\x12)\n" +
-	"\x05disks\x18\x02 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"l\n" +
+	"\x05disks\x18\x02 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"?\n" +
+	"\x04Edge\x12#\n" +
+	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"0\n" +
+	"\tStageEdge\x12#\n" +
+	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\"_\n" +
+	"\rCountSessions\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x18\n" +
+	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\"l\n" +
 	"\vRunResponse\x12/\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12,\n" +
-	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xf5\x02\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xfd\x03\n" +
 	"\tRunResult\x12\x14\n" +
 	"\x05moved\x18\x01 \x01(\bR\x05moved\x12\x1f\n" +
 	"\vwas_running\x18\x02 \x01(\bR\n" +
@@ -3348,7 +4632,12 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x12stopped_unix_nanos\x18\b \x01(\x03R\x10stoppedUnixNanos\x12,\n" +
 	"\x12resumed_unix_nanos\x18\t \x01(\x03R\x10resumedUnixNanos\x12*\n" +
 	"\x04path\x18\n" +
-	" \x01(\v2\x16.drover.v1.PathFiguresR\x04path\"I\n" +
+	" \x01(\v2\x16.drover.v1.PathFiguresR\x04path\x12\x18\n" +
+	"\ahealthy\x18\x1e \x01(\bR\ahealthy\x12\x16\n" +
+	"\x06detail\x18\x1f \x01(\tR\x06detail\x12\x1c\n" +
+	"\taddresses\x18( \x03(\tR\taddresses\x12\x1a\n" +
+	"\bgateways\x18) \x03(\tR\bgateways\x12\x1a\n" +
+	"\bsessions\x18* \x01(\x03R\bsessions\"I\n" +
 	"\rCancelRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\"\x10\n" +
@@ -3385,7 +4674,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fPingResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12(\n" +
-	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\x80\x02\n" +
+	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\xe1\x02\n" +
 	"\x0ePrepareRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x1e\n" +
 	"\n" +
@@ -3395,7 +4684,11 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05disks\x18\x04 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
 	"\rbandwidth_bps\x18\x05 \x01(\x03R\fbandwidthBps\x12(\n" +
 	"\x10max_pause_millis\x18\x06 \x01(\x03R\x0emaxPauseMillis\x12\x16\n" +
-	"\x06tenant\x18\a \x01(\tR\x06tenant\"s\n" +
+	"\x06tenant\x18\a \x01(\tR\x06tenant\x12\x14\n" +
+	"\x05round\x18\x1e \x01(\x03R\x05round\x12\x12\n" +
+	"\x04base\x18\x1f \x01(\x03R\x04base\x125\n" +
+	"\vtarget_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
+	"targetEdge\"s\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\fR\x06cookie\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x122\n" +
@@ -3434,7 +4727,29 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"(\n" +
 	"\x0eDigestResponse\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\fR\x06digest2\xff\x04\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"6\n" +
+	"\x0eCutOverRequest\x12$\n" +
+	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\"5\n" +
+	"\x0fCutOverResponse\x12\"\n" +
+	"\rat_unix_nanos\x18\x01 \x01(\x03R\vatUnixNanos\"\x13\n" +
+	"\x11EdgeStatusRequest\"@\n" +
+	"\x12EdgeStatusResponse\x12*\n" +
+	"\x05state\x18\x01 \x01(\v2\x14.drover.v1.EdgeStateR\x05state\";\n" +
+	"\x0eSetMeshRequest\x12)\n" +
+	"\x05peers\x18\x01 \x03(\v2\x13.drover.v1.MeshPeerR\x05peers\"\x11\n" +
+	"\x0fSetMeshResponse\"\x0e\n" +
+	"\fOwnedRequest\"V\n" +
+	"\rOwnedResponse\x12-\n" +
+	"\x06things\x18\x01 \x03(\v2\x15.drover.v1.OwnedThingR\x06things\x12\x16\n" +
+	"\x06faults\x18\x02 \x03(\tR\x06faults\"J\n" +
+	"\n" +
+	"OwnedThing\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\"*\n" +
+	"\x12RemoveOwnedRequest\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\"\x15\n" +
+	"\x13RemoveOwnedResponse2\x96\a\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -3445,14 +4760,20 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\aSetRate\x12\x19.drover.v1.SetRateRequest\x1a\x1a.drover.v1.SetRateResponse\x12I\n" +
 	"\n" +
 	"ProbeStart\x12\x1c.drover.v1.ProbeStartRequest\x1a\x1d.drover.v1.ProbeStartResponse\x12F\n" +
-	"\tProbeStop\x12\x1b.drover.v1.ProbeStopRequest\x1a\x1c.drover.v1.ProbeStopResponse2\x81\x03\n" +
+	"\tProbeStop\x12\x1b.drover.v1.ProbeStopRequest\x1a\x1c.drover.v1.ProbeStopResponse\x12I\n" +
+	"\n" +
+	"EdgeStatus\x12\x1c.drover.v1.EdgeStatusRequest\x1a\x1d.drover.v1.EdgeStatusResponse\x12@\n" +
+	"\aSetMesh\x12\x19.drover.v1.SetMeshRequest\x1a\x1a.drover.v1.SetMeshResponse\x12:\n" +
+	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
+	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse2\xc3\x03\n" +
 	"\vPeerService\x127\n" +
 	"\x04Ping\x12\x16.drover.v1.PingRequest\x1a\x17.drover.v1.PingResponse\x12@\n" +
 	"\aPrepare\x12\x19.drover.v1.PrepareRequest\x1a\x1a.drover.v1.PrepareResponse\x12=\n" +
 	"\x06Finish\x12\x18.drover.v1.FinishRequest\x1a\x19.drover.v1.FinishResponse\x127\n" +
 	"\x04Fate\x12\x16.drover.v1.FateRequest\x1a\x17.drover.v1.FateResponse\x12@\n" +
 	"\aAbandon\x12\x19.drover.v1.AbandonRequest\x1a\x1a.drover.v1.AbandonResponse\x12=\n" +
-	"\x06Digest\x12\x18.drover.v1.DigestRequest\x1a\x19.drover.v1.DigestResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\x06Digest\x12\x18.drover.v1.DigestRequest\x1a\x19.drover.v1.DigestResponse\x12@\n" +
+	"\aCutOver\x12\x19.drover.v1.CutOverRequest\x1a\x1a.drover.v1.CutOverResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_agent_proto_rawDescOnce sync.Once
@@ -3466,7 +4787,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -3483,135 +4804,189 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*DeleteVolumes)(nil),       // 12: drover.v1.DeleteVolumes
 	(*DiskPlan)(nil),            // 13: drover.v1.DiskPlan
 	(*Transfer)(nil),            // 14: drover.v1.Transfer
-	(*AbortTransfer)(nil),       // 15: drover.v1.AbortTransfer
-	(*Shutdown)(nil),            // 16: drover.v1.Shutdown
-	(*GiveUp)(nil),              // 17: drover.v1.GiveUp
-	(*TakeBack)(nil),            // 18: drover.v1.TakeBack
-	(*Copy)(nil),                // 19: drover.v1.Copy
-	(*Define)(nil),              // 20: drover.v1.Define
-	(*Undefine)(nil),            // 21: drover.v1.Undefine
-	(*StartVM)(nil),             // 22: drover.v1.StartVM
-	(*Verify)(nil),              // 23: drover.v1.Verify
-	(*ReleaseSource)(nil),       // 24: drover.v1.ReleaseSource
-	(*RunResponse)(nil),         // 25: drover.v1.RunResponse
-	(*RunResult)(nil),           // 26: drover.v1.RunResult
-	(*CancelRequest)(nil),       // 27: drover.v1.CancelRequest
-	(*CancelResponse)(nil),      // 28: drover.v1.CancelResponse
-	(*SetRateRequest)(nil),      // 29: drover.v1.SetRateRequest
-	(*SetRateResponse)(nil),     // 30: drover.v1.SetRateResponse
-	(*ProbeStartRequest)(nil),   // 31: drover.v1.ProbeStartRequest
-	(*ProbeStartResponse)(nil),  // 32: drover.v1.ProbeStartResponse
-	(*ProbeStopRequest)(nil),    // 33: drover.v1.ProbeStopRequest
-	(*ProbeStopResponse)(nil),   // 34: drover.v1.ProbeStopResponse
-	(*ProbeResult)(nil),         // 35: drover.v1.ProbeResult
-	(*PingRequest)(nil),         // 36: drover.v1.PingRequest
-	(*PingResponse)(nil),        // 37: drover.v1.PingResponse
-	(*PrepareRequest)(nil),      // 38: drover.v1.PrepareRequest
-	(*PrepareResponse)(nil),     // 39: drover.v1.PrepareResponse
-	(*ContentSource)(nil),       // 40: drover.v1.ContentSource
-	(*FinishRequest)(nil),       // 41: drover.v1.FinishRequest
-	(*DiskPosition)(nil),        // 42: drover.v1.DiskPosition
-	(*FinishResponse)(nil),      // 43: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 44: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 45: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 46: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 47: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 48: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 49: drover.v1.DigestResponse
-	nil,                         // 50: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 51: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 52: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 53: drover.v1.Host
-	(*VM)(nil),                  // 54: drover.v1.VM
-	(*Check)(nil),               // 55: drover.v1.Check
-	(*Progress)(nil),            // 56: drover.v1.Progress
-	(*PathFigures)(nil),         // 57: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 58: drover.v1.ProbeTarget
+	(*EdgeAgent)(nil),           // 15: drover.v1.EdgeAgent
+	(*AbortTransfer)(nil),       // 16: drover.v1.AbortTransfer
+	(*Shutdown)(nil),            // 17: drover.v1.Shutdown
+	(*GiveUp)(nil),              // 18: drover.v1.GiveUp
+	(*TakeBack)(nil),            // 19: drover.v1.TakeBack
+	(*Copy)(nil),                // 20: drover.v1.Copy
+	(*Replicate)(nil),           // 21: drover.v1.Replicate
+	(*StopReplication)(nil),     // 22: drover.v1.StopReplication
+	(*StopVM)(nil),              // 23: drover.v1.StopVM
+	(*CheckHealth)(nil),         // 24: drover.v1.CheckHealth
+	(*Commit)(nil),              // 25: drover.v1.Commit
+	(*AbortCommit)(nil),         // 26: drover.v1.AbortCommit
+	(*Define)(nil),              // 27: drover.v1.Define
+	(*Undefine)(nil),            // 28: drover.v1.Undefine
+	(*StartVM)(nil),             // 29: drover.v1.StartVM
+	(*Verify)(nil),              // 30: drover.v1.Verify
+	(*ReleaseSource)(nil),       // 31: drover.v1.ReleaseSource
+	(*Edge)(nil),                // 32: drover.v1.Edge
+	(*StageEdge)(nil),           // 33: drover.v1.StageEdge
+	(*CountSessions)(nil),       // 34: drover.v1.CountSessions
+	(*RunResponse)(nil),         // 35: drover.v1.RunResponse
+	(*RunResult)(nil),           // 36: drover.v1.RunResult
+	(*CancelRequest)(nil),       // 37: drover.v1.CancelRequest
+	(*CancelResponse)(nil),      // 38: drover.v1.CancelResponse
+	(*SetRateRequest)(nil),      // 39: drover.v1.SetRateRequest
+	(*SetRateResponse)(nil),     // 40: drover.v1.SetRateResponse
+	(*ProbeStartRequest)(nil),   // 41: drover.v1.ProbeStartRequest
+	(*ProbeStartResponse)(nil),  // 42: drover.v1.ProbeStartResponse
+	(*ProbeStopRequest)(nil),    // 43: drover.v1.ProbeStopRequest
+	(*ProbeStopResponse)(nil),   // 44: drover.v1.ProbeStopResponse
+	(*ProbeResult)(nil),         // 45: drover.v1.ProbeResult
+	(*PingRequest)(nil),         // 46: drover.v1.PingRequest
+	(*PingResponse)(nil),        // 47: drover.v1.PingResponse
+	(*PrepareRequest)(nil),      // 48: drover.v1.PrepareRequest
+	(*PrepareResponse)(nil),     // 49: drover.v1.PrepareResponse
+	(*ContentSource)(nil),       // 50: drover.v1.ContentSource
+	(*FinishRequest)(nil),       // 51: drover.v1.FinishRequest
+	(*DiskPosition)(nil),        // 52: drover.v1.DiskPosition
+	(*FinishResponse)(nil),      // 53: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 54: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 55: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 56: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 57: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 58: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 59: drover.v1.DigestResponse
+	(*CutOverRequest)(nil),      // 60: drover.v1.CutOverRequest
+	(*CutOverResponse)(nil),     // 61: drover.v1.CutOverResponse
+	(*EdgeStatusRequest)(nil),   // 62: drover.v1.EdgeStatusRequest
+	(*EdgeStatusResponse)(nil),  // 63: drover.v1.EdgeStatusResponse
+	(*SetMeshRequest)(nil),      // 64: drover.v1.SetMeshRequest
+	(*SetMeshResponse)(nil),     // 65: drover.v1.SetMeshResponse
+	(*OwnedRequest)(nil),        // 66: drover.v1.OwnedRequest
+	(*OwnedResponse)(nil),       // 67: drover.v1.OwnedResponse
+	(*OwnedThing)(nil),          // 68: drover.v1.OwnedThing
+	(*RemoveOwnedRequest)(nil),  // 69: drover.v1.RemoveOwnedRequest
+	(*RemoveOwnedResponse)(nil), // 70: drover.v1.RemoveOwnedResponse
+	nil,                         // 71: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 72: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 73: drover.v1.CheckTargetResponse.SameBackingEntry
+	(*Host)(nil),                // 74: drover.v1.Host
+	(*VM)(nil),                  // 75: drover.v1.VM
+	(*Check)(nil),               // 76: drover.v1.Check
+	(*EdgeOp)(nil),              // 77: drover.v1.EdgeOp
+	(*Progress)(nil),            // 78: drover.v1.Progress
+	(*PathFigures)(nil),         // 79: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 80: drover.v1.ProbeTarget
+	(*EdgeState)(nil),           // 81: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 82: drover.v1.MeshPeer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	53, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	54, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	74, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	75, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	55, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	54, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	53, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	50, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	54, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	53, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	51, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	55, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	53, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	52, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	76, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	75, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	74, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	71, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	75, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	74, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	72, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	76, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	74, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	73, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,  // 13: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,  // 14: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10, // 15: drover.v1.RunRequest.release:type_name -> drover.v1.Release
 	11, // 16: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
 	12, // 17: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
 	14, // 18: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
-	16, // 19: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
-	17, // 20: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
-	18, // 21: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
-	19, // 22: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
-	20, // 23: drover.v1.RunRequest.define:type_name -> drover.v1.Define
-	21, // 24: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
-	22, // 25: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
-	23, // 26: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
-	24, // 27: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
-	15, // 28: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
-	13, // 29: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
-	13, // 30: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
-	13, // 31: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
-	13, // 32: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	56, // 33: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
-	26, // 34: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	57, // 35: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
-	7,  // 36: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 37: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	58, // 38: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	35, // 39: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,  // 40: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13, // 41: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	40, // 42: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
-	7,  // 43: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	42, // 44: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
-	7,  // 45: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 46: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 47: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	0,  // 48: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 49: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 50: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 51: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 52: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	27, // 53: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	29, // 54: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	31, // 55: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	33, // 56: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	36, // 57: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	38, // 58: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	41, // 59: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	44, // 60: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	46, // 61: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	48, // 62: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	1,  // 63: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 64: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 65: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 66: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	25, // 67: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	28, // 68: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	30, // 69: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	32, // 70: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	34, // 71: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	37, // 72: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	39, // 73: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	43, // 74: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	45, // 75: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	47, // 76: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	49, // 77: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	63, // [63:78] is the sub-list for method output_type
-	48, // [48:63] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	17, // 19: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
+	18, // 20: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
+	19, // 21: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
+	20, // 22: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
+	27, // 23: drover.v1.RunRequest.define:type_name -> drover.v1.Define
+	28, // 24: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
+	29, // 25: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
+	30, // 26: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
+	31, // 27: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
+	16, // 28: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
+	21, // 29: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
+	22, // 30: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
+	23, // 31: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
+	24, // 32: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
+	25, // 33: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
+	26, // 34: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
+	32, // 35: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
+	33, // 36: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
+	34, // 37: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
+	13, // 38: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
+	13, // 39: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
+	15, // 40: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
+	15, // 41: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
+	13, // 42: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
+	13, // 43: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
+	15, // 44: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
+	13, // 45: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
+	77, // 46: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	77, // 47: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	78, // 48: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	36, // 49: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
+	79, // 50: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	7,  // 51: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 52: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	80, // 53: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	45, // 54: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,  // 55: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13, // 56: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	15, // 57: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
+	50, // 58: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,  // 59: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	52, // 60: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,  // 61: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 62: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 63: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 64: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
+	81, // 65: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	82, // 66: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	68, // 67: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,  // 68: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 69: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 70: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 71: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 72: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	37, // 73: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	39, // 74: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	41, // 75: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	43, // 76: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	62, // 77: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	64, // 78: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	66, // 79: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	69, // 80: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	46, // 81: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	48, // 82: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	51, // 83: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	54, // 84: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	56, // 85: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	58, // 86: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	60, // 87: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,  // 88: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 89: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 90: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 91: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	35, // 92: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	38, // 93: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	40, // 94: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	42, // 95: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	44, // 96: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	63, // 97: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	65, // 98: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	67, // 99: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	70, // 100: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	47, // 101: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	49, // 102: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	53, // 103: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	55, // 104: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	57, // 105: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	59, // 106: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	61, // 107: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	88, // [88:108] is the sub-list for method output_type
+	68, // [68:88] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -3636,6 +5011,15 @@ func file_drover_v1_agent_proto_init() {
 		(*RunRequest_Verify)(nil),
 		(*RunRequest_ReleaseSource)(nil),
 		(*RunRequest_AbortTransfer)(nil),
+		(*RunRequest_Replicate)(nil),
+		(*RunRequest_StopReplication)(nil),
+		(*RunRequest_StopVm)(nil),
+		(*RunRequest_CheckHealth)(nil),
+		(*RunRequest_Commit)(nil),
+		(*RunRequest_AbortCommit)(nil),
+		(*RunRequest_Edge)(nil),
+		(*RunRequest_StageEdge)(nil),
+		(*RunRequest_CountSessions)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3643,7 +5027,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   53,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

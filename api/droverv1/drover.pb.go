@@ -423,6 +423,263 @@ func (x *ListServicesResponse) GetServices() []*Service {
 	return nil
 }
 
+type ListSegmentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSegmentsRequest) Reset() {
+	*x = ListSegmentsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSegmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSegmentsRequest) ProtoMessage() {}
+
+func (x *ListSegmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSegmentsRequest.ProtoReflect.Descriptor instead.
+func (*ListSegmentsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{10}
+}
+
+type ListSegmentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segments      []*Segment             `protobuf:"bytes,1,rep,name=segments,proto3" json:"segments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSegmentsResponse) Reset() {
+	*x = ListSegmentsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSegmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSegmentsResponse) ProtoMessage() {}
+
+func (x *ListSegmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSegmentsResponse.ProtoReflect.Descriptor instead.
+func (*ListSegmentsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListSegmentsResponse) GetSegments() []*Segment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+type ListEdgesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEdgesRequest) Reset() {
+	*x = ListEdgesRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEdgesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEdgesRequest) ProtoMessage() {}
+
+func (x *ListEdgesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEdgesRequest.ProtoReflect.Descriptor instead.
+func (*ListEdgesRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{12}
+}
+
+type ListEdgesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edges         []*EdgeState           `protobuf:"bytes,1,rep,name=edges,proto3" json:"edges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEdgesResponse) Reset() {
+	*x = ListEdgesResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEdgesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEdgesResponse) ProtoMessage() {}
+
+func (x *ListEdgesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEdgesResponse.ProtoReflect.Descriptor instead.
+func (*ListEdgesResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListEdgesResponse) GetEdges() []*EdgeState {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+type DiagnoseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Remove what belongs to VMs and moves that are no more.
+	Remove        bool `protobuf:"varint,1,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiagnoseRequest) Reset() {
+	*x = DiagnoseRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiagnoseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiagnoseRequest) ProtoMessage() {}
+
+func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
+func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DiagnoseRequest) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+type DiagnoseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ok            bool                   `protobuf:"varint,1,opt,name=ok,proto3" json:"ok,omitempty"`
+	Findings      []*Finding             `protobuf:"bytes,2,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiagnoseResponse) Reset() {
+	*x = DiagnoseResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiagnoseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiagnoseResponse) ProtoMessage() {}
+
+func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiagnoseResponse.ProtoReflect.Descriptor instead.
+func (*DiagnoseResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DiagnoseResponse) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *DiagnoseResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 type ListMovesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only moves of this VM; empty means all.
@@ -433,7 +690,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[10]
+	mi := &file_drover_v1_drover_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +702,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[10]
+	mi := &file_drover_v1_drover_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +715,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListMovesRequest) GetVm() string {
@@ -477,7 +734,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[11]
+	mi := &file_drover_v1_drover_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +746,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[11]
+	mi := &file_drover_v1_drover_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +759,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -521,7 +778,7 @@ type GetMoveRequest struct {
 
 func (x *GetMoveRequest) Reset() {
 	*x = GetMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[12]
+	mi := &file_drover_v1_drover_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +790,7 @@ func (x *GetMoveRequest) String() string {
 func (*GetMoveRequest) ProtoMessage() {}
 
 func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[12]
+	mi := &file_drover_v1_drover_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +803,7 @@ func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveRequest.ProtoReflect.Descriptor instead.
 func (*GetMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetMoveRequest) GetName() string {
@@ -565,7 +822,7 @@ type GetMoveResponse struct {
 
 func (x *GetMoveResponse) Reset() {
 	*x = GetMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[13]
+	mi := &file_drover_v1_drover_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +834,7 @@ func (x *GetMoveResponse) String() string {
 func (*GetMoveResponse) ProtoMessage() {}
 
 func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[13]
+	mi := &file_drover_v1_drover_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +847,7 @@ func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveResponse.ProtoReflect.Descriptor instead.
 func (*GetMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetMoveResponse) GetMove() *Move {
@@ -612,7 +869,7 @@ type PreflightRequest struct {
 
 func (x *PreflightRequest) Reset() {
 	*x = PreflightRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	mi := &file_drover_v1_drover_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +881,7 @@ func (x *PreflightRequest) String() string {
 func (*PreflightRequest) ProtoMessage() {}
 
 func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	mi := &file_drover_v1_drover_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +894,7 @@ func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightRequest.ProtoReflect.Descriptor instead.
 func (*PreflightRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PreflightRequest) GetVm() string {
@@ -670,7 +927,7 @@ type PreflightResponse struct {
 
 func (x *PreflightResponse) Reset() {
 	*x = PreflightResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	mi := &file_drover_v1_drover_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +939,7 @@ func (x *PreflightResponse) String() string {
 func (*PreflightResponse) ProtoMessage() {}
 
 func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	mi := &file_drover_v1_drover_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +952,7 @@ func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightResponse.ProtoReflect.Descriptor instead.
 func (*PreflightResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PreflightResponse) GetPreflight() *Preflight {
@@ -720,14 +977,20 @@ type StartMoveRequest struct {
 	ForceShutdown       bool  `protobuf:"varint,9,opt,name=force_shutdown,json=forceShutdown,proto3" json:"force_shutdown,omitempty"`
 	// For live: do not hold the guest's processors back when its memory changes
 	// faster than it can be carried.
-	NoThrottle    bool `protobuf:"varint,10,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	NoThrottle bool `protobuf:"varint,10,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
+	// For warm: how long sending the last changes may take.
+	MaxDowntimeMillis int64 `protobuf:"varint,30,opt,name=max_downtime_millis,json=maxDowntimeMillis,proto3" json:"max_downtime_millis,omitempty"`
+	// For warm and cold: what must be before the source is released; absent: that
+	// the VM was started. Targets of health "tcp:PORT" are completed with the VM's
+	// address.
+	Gate          *Gate `protobuf:"bytes,31,opt,name=gate,proto3" json:"gate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StartMoveRequest) Reset() {
 	*x = StartMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[16]
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +1002,7 @@ func (x *StartMoveRequest) String() string {
 func (*StartMoveRequest) ProtoMessage() {}
 
 func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[16]
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +1015,7 @@ func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveRequest.ProtoReflect.Descriptor instead.
 func (*StartMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartMoveRequest) GetVm() string {
@@ -825,6 +1088,20 @@ func (x *StartMoveRequest) GetNoThrottle() bool {
 	return false
 }
 
+func (x *StartMoveRequest) GetMaxDowntimeMillis() int64 {
+	if x != nil {
+		return x.MaxDowntimeMillis
+	}
+	return 0
+}
+
+func (x *StartMoveRequest) GetGate() *Gate {
+	if x != nil {
+		return x.Gate
+	}
+	return nil
+}
+
 type StartMoveResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Absent when the preflight failed.
@@ -836,7 +1113,7 @@ type StartMoveResponse struct {
 
 func (x *StartMoveResponse) Reset() {
 	*x = StartMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[17]
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1125,7 @@ func (x *StartMoveResponse) String() string {
 func (*StartMoveResponse) ProtoMessage() {}
 
 func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[17]
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1138,7 @@ func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveResponse.ProtoReflect.Descriptor instead.
 func (*StartMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StartMoveResponse) GetMove() *Move {
@@ -887,7 +1164,7 @@ type WatchMoveRequest struct {
 
 func (x *WatchMoveRequest) Reset() {
 	*x = WatchMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[18]
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1176,7 @@ func (x *WatchMoveRequest) String() string {
 func (*WatchMoveRequest) ProtoMessage() {}
 
 func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[18]
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1189,7 @@ func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveRequest.ProtoReflect.Descriptor instead.
 func (*WatchMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchMoveRequest) GetName() string {
@@ -931,7 +1208,7 @@ type WatchMoveResponse struct {
 
 func (x *WatchMoveResponse) Reset() {
 	*x = WatchMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[19]
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1220,7 @@ func (x *WatchMoveResponse) String() string {
 func (*WatchMoveResponse) ProtoMessage() {}
 
 func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[19]
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1233,7 @@ func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveResponse.ProtoReflect.Descriptor instead.
 func (*WatchMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchMoveResponse) GetMove() *Move {
@@ -975,7 +1252,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[20]
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1264,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[20]
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1277,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CancelMoveRequest) GetName() string {
@@ -1019,7 +1296,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[21]
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1308,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[21]
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1321,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CancelMoveResponse) GetMove() *Move {
@@ -1065,7 +1342,7 @@ type SetMoveRateRequest struct {
 
 func (x *SetMoveRateRequest) Reset() {
 	*x = SetMoveRateRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1354,7 @@ func (x *SetMoveRateRequest) String() string {
 func (*SetMoveRateRequest) ProtoMessage() {}
 
 func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1367,7 @@ func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateRequest.ProtoReflect.Descriptor instead.
 func (*SetMoveRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetMoveRateRequest) GetName() string {
@@ -1116,7 +1393,7 @@ type SetMoveRateResponse struct {
 
 func (x *SetMoveRateResponse) Reset() {
 	*x = SetMoveRateResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1405,7 @@ func (x *SetMoveRateResponse) String() string {
 func (*SetMoveRateResponse) ProtoMessage() {}
 
 func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,10 +1418,186 @@ func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateResponse.ProtoReflect.Descriptor instead.
 func (*SetMoveRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SetMoveRateResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+type CommitMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitMoveRequest) Reset() {
+	*x = CommitMoveRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitMoveRequest) ProtoMessage() {}
+
+func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitMoveRequest.ProtoReflect.Descriptor instead.
+func (*CommitMoveRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *CommitMoveRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CommitMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitMoveResponse) Reset() {
+	*x = CommitMoveResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitMoveResponse) ProtoMessage() {}
+
+func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitMoveResponse.ProtoReflect.Descriptor instead.
+func (*CommitMoveResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CommitMoveResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
+type ReturnMoveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnMoveRequest) Reset() {
+	*x = ReturnMoveRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnMoveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnMoveRequest) ProtoMessage() {}
+
+func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnMoveRequest.ProtoReflect.Descriptor instead.
+func (*ReturnMoveRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ReturnMoveRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ReturnMoveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnMoveResponse) Reset() {
+	*x = ReturnMoveResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnMoveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnMoveResponse) ProtoMessage() {}
+
+func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnMoveResponse.ProtoReflect.Descriptor instead.
+func (*ReturnMoveResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ReturnMoveResponse) GetMove() *Move {
 	if x != nil {
 		return x.Move
 	}
@@ -1170,7 +1623,18 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x03vms\x18\x01 \x03(\v2\r.drover.v1.VMR\x03vms\"\x15\n" +
 	"\x13ListServicesRequest\"F\n" +
 	"\x14ListServicesResponse\x12.\n" +
-	"\bservices\x18\x01 \x03(\v2\x12.drover.v1.ServiceR\bservices\"\"\n" +
+	"\bservices\x18\x01 \x03(\v2\x12.drover.v1.ServiceR\bservices\"\x15\n" +
+	"\x13ListSegmentsRequest\"F\n" +
+	"\x14ListSegmentsResponse\x12.\n" +
+	"\bsegments\x18\x01 \x03(\v2\x12.drover.v1.SegmentR\bsegments\"\x12\n" +
+	"\x10ListEdgesRequest\"?\n" +
+	"\x11ListEdgesResponse\x12*\n" +
+	"\x05edges\x18\x01 \x03(\v2\x14.drover.v1.EdgeStateR\x05edges\")\n" +
+	"\x0fDiagnoseRequest\x12\x16\n" +
+	"\x06remove\x18\x01 \x01(\bR\x06remove\"R\n" +
+	"\x10DiagnoseResponse\x12\x0e\n" +
+	"\x02ok\x18\x01 \x01(\bR\x02ok\x12.\n" +
+	"\bfindings\x18\x02 \x03(\v2\x12.drover.v1.FindingR\bfindings\"\"\n" +
 	"\x10ListMovesRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\":\n" +
 	"\x11ListMovesResponse\x12%\n" +
@@ -1184,7 +1648,7 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
 	"\x06method\x18\x03 \x01(\tR\x06method\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xe7\x02\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xbc\x03\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1199,7 +1663,9 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x0eforce_shutdown\x18\t \x01(\bR\rforceShutdown\x12\x1f\n" +
 	"\vno_throttle\x18\n" +
 	" \x01(\bR\n" +
-	"noThrottle\"l\n" +
+	"noThrottle\x12.\n" +
+	"\x13max_downtime_millis\x18\x1e \x01(\x03R\x11maxDowntimeMillis\x12#\n" +
+	"\x04gate\x18\x1f \x01(\v2\x0f.drover.v1.GateR\x04gate\"l\n" +
 	"\x11StartMoveResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\x122\n" +
 	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +
@@ -1215,13 +1681,24 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\rbandwidth_bps\x18\x02 \x01(\x03R\fbandwidthBps\":\n" +
 	"\x13SetMoveRateResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xf7\x06\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"'\n" +
+	"\x11CommitMoveRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
+	"\x12CommitMoveResponse\x12#\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"'\n" +
+	"\x11ReturnMoveRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
+	"\x12ReturnMoveResponse\x12#\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xeb\t\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
 	"\tListLinks\x12\x1b.drover.v1.ListLinksRequest\x1a\x1c.drover.v1.ListLinksResponse\x12@\n" +
 	"\aListVMs\x12\x19.drover.v1.ListVMsRequest\x1a\x1a.drover.v1.ListVMsResponse\x12O\n" +
-	"\fListServices\x12\x1e.drover.v1.ListServicesRequest\x1a\x1f.drover.v1.ListServicesResponse\x12F\n" +
+	"\fListServices\x12\x1e.drover.v1.ListServicesRequest\x1a\x1f.drover.v1.ListServicesResponse\x12O\n" +
+	"\fListSegments\x12\x1e.drover.v1.ListSegmentsRequest\x1a\x1f.drover.v1.ListSegmentsResponse\x12F\n" +
+	"\tListEdges\x12\x1b.drover.v1.ListEdgesRequest\x1a\x1c.drover.v1.ListEdgesResponse\x12C\n" +
+	"\bDiagnose\x12\x1a.drover.v1.DiagnoseRequest\x1a\x1b.drover.v1.DiagnoseResponse\x12F\n" +
 	"\tListMoves\x12\x1b.drover.v1.ListMovesRequest\x1a\x1c.drover.v1.ListMovesResponse\x12@\n" +
 	"\aGetMove\x12\x19.drover.v1.GetMoveRequest\x1a\x1a.drover.v1.GetMoveResponse\x12F\n" +
 	"\tPreflight\x12\x1b.drover.v1.PreflightRequest\x1a\x1c.drover.v1.PreflightResponse\x12F\n" +
@@ -1229,7 +1706,11 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\tWatchMove\x12\x1b.drover.v1.WatchMoveRequest\x1a\x1c.drover.v1.WatchMoveResponse0\x01\x12I\n" +
 	"\n" +
 	"CancelMove\x12\x1c.drover.v1.CancelMoveRequest\x1a\x1d.drover.v1.CancelMoveResponse\x12L\n" +
-	"\vSetMoveRate\x12\x1d.drover.v1.SetMoveRateRequest\x1a\x1e.drover.v1.SetMoveRateResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\vSetMoveRate\x12\x1d.drover.v1.SetMoveRateRequest\x1a\x1e.drover.v1.SetMoveRateResponse\x12I\n" +
+	"\n" +
+	"CommitMove\x12\x1c.drover.v1.CommitMoveRequest\x1a\x1d.drover.v1.CommitMoveResponse\x12I\n" +
+	"\n" +
+	"ReturnMove\x12\x1c.drover.v1.ReturnMoveRequest\x1a\x1d.drover.v1.ReturnMoveResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_drover_proto_rawDescOnce sync.Once
@@ -1243,7 +1724,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),     // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),    // 1: drover.v1.ListSitesResponse
@@ -1255,74 +1736,104 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListVMsResponse)(nil),      // 7: drover.v1.ListVMsResponse
 	(*ListServicesRequest)(nil),  // 8: drover.v1.ListServicesRequest
 	(*ListServicesResponse)(nil), // 9: drover.v1.ListServicesResponse
-	(*ListMovesRequest)(nil),     // 10: drover.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),    // 11: drover.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),       // 12: drover.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),      // 13: drover.v1.GetMoveResponse
-	(*PreflightRequest)(nil),     // 14: drover.v1.PreflightRequest
-	(*PreflightResponse)(nil),    // 15: drover.v1.PreflightResponse
-	(*StartMoveRequest)(nil),     // 16: drover.v1.StartMoveRequest
-	(*StartMoveResponse)(nil),    // 17: drover.v1.StartMoveResponse
-	(*WatchMoveRequest)(nil),     // 18: drover.v1.WatchMoveRequest
-	(*WatchMoveResponse)(nil),    // 19: drover.v1.WatchMoveResponse
-	(*CancelMoveRequest)(nil),    // 20: drover.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),   // 21: drover.v1.CancelMoveResponse
-	(*SetMoveRateRequest)(nil),   // 22: drover.v1.SetMoveRateRequest
-	(*SetMoveRateResponse)(nil),  // 23: drover.v1.SetMoveRateResponse
-	(*Site)(nil),                 // 24: drover.v1.Site
-	(*Host)(nil),                 // 25: drover.v1.Host
-	(*Link)(nil),                 // 26: drover.v1.Link
-	(*VM)(nil),                   // 27: drover.v1.VM
-	(*Service)(nil),              // 28: drover.v1.Service
-	(*Move)(nil),                 // 29: drover.v1.Move
-	(*Place)(nil),                // 30: drover.v1.Place
-	(*Preflight)(nil),            // 31: drover.v1.Preflight
+	(*ListSegmentsRequest)(nil),  // 10: drover.v1.ListSegmentsRequest
+	(*ListSegmentsResponse)(nil), // 11: drover.v1.ListSegmentsResponse
+	(*ListEdgesRequest)(nil),     // 12: drover.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),    // 13: drover.v1.ListEdgesResponse
+	(*DiagnoseRequest)(nil),      // 14: drover.v1.DiagnoseRequest
+	(*DiagnoseResponse)(nil),     // 15: drover.v1.DiagnoseResponse
+	(*ListMovesRequest)(nil),     // 16: drover.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),    // 17: drover.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),       // 18: drover.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),      // 19: drover.v1.GetMoveResponse
+	(*PreflightRequest)(nil),     // 20: drover.v1.PreflightRequest
+	(*PreflightResponse)(nil),    // 21: drover.v1.PreflightResponse
+	(*StartMoveRequest)(nil),     // 22: drover.v1.StartMoveRequest
+	(*StartMoveResponse)(nil),    // 23: drover.v1.StartMoveResponse
+	(*WatchMoveRequest)(nil),     // 24: drover.v1.WatchMoveRequest
+	(*WatchMoveResponse)(nil),    // 25: drover.v1.WatchMoveResponse
+	(*CancelMoveRequest)(nil),    // 26: drover.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),   // 27: drover.v1.CancelMoveResponse
+	(*SetMoveRateRequest)(nil),   // 28: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),  // 29: drover.v1.SetMoveRateResponse
+	(*CommitMoveRequest)(nil),    // 30: drover.v1.CommitMoveRequest
+	(*CommitMoveResponse)(nil),   // 31: drover.v1.CommitMoveResponse
+	(*ReturnMoveRequest)(nil),    // 32: drover.v1.ReturnMoveRequest
+	(*ReturnMoveResponse)(nil),   // 33: drover.v1.ReturnMoveResponse
+	(*Site)(nil),                 // 34: drover.v1.Site
+	(*Host)(nil),                 // 35: drover.v1.Host
+	(*Link)(nil),                 // 36: drover.v1.Link
+	(*VM)(nil),                   // 37: drover.v1.VM
+	(*Service)(nil),              // 38: drover.v1.Service
+	(*Segment)(nil),              // 39: drover.v1.Segment
+	(*EdgeState)(nil),            // 40: drover.v1.EdgeState
+	(*Finding)(nil),              // 41: drover.v1.Finding
+	(*Move)(nil),                 // 42: drover.v1.Move
+	(*Place)(nil),                // 43: drover.v1.Place
+	(*Preflight)(nil),            // 44: drover.v1.Preflight
+	(*Gate)(nil),                 // 45: drover.v1.Gate
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	24, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	25, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	26, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	27, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	28, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	29, // 5: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	29, // 6: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	30, // 7: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	31, // 8: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	30, // 9: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	29, // 10: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	31, // 11: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	29, // 12: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	29, // 13: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	29, // 14: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	0,  // 15: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 16: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 17: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 18: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 19: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 20: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	12, // 21: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	14, // 22: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	16, // 23: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	18, // 24: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	20, // 25: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	22, // 26: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	1,  // 27: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 28: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 29: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 30: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 31: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 32: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	13, // 33: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	15, // 34: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	17, // 35: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	19, // 36: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	21, // 37: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	23, // 38: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	27, // [27:39] is the sub-list for method output_type
-	15, // [15:27] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	34, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	35, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	36, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	37, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	38, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	39, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	40, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	41, // 7: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	42, // 8: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	42, // 9: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	43, // 10: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	44, // 11: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	43, // 12: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	45, // 13: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	42, // 14: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	44, // 15: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	42, // 16: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	42, // 17: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	42, // 18: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	42, // 19: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	42, // 20: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	0,  // 21: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 22: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 23: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 24: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 25: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 26: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 27: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 28: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	16, // 29: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	18, // 30: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	20, // 31: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	22, // 32: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	24, // 33: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	26, // 34: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	28, // 35: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	30, // 36: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	32, // 37: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	1,  // 38: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 39: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 40: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 41: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 42: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 43: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 44: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 45: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	17, // 46: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	19, // 47: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	21, // 48: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	23, // 49: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	25, // 50: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	27, // 51: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	29, // 52: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	31, // 53: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	33, // 54: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	38, // [38:55] is the sub-list for method output_type
+	21, // [21:38] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -1337,7 +1848,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -764,10 +764,12 @@ func (x *Backing) GetVirtualBytes() int64 {
 }
 
 type NIC struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
-	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
-	Model         string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Mac     string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	Network string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Model   string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
+	// What the guest is known to have; empty where nobody has said.
+	Addresses     []string `protobuf:"bytes,40,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -823,6 +825,1089 @@ func (x *NIC) GetModel() string {
 	return ""
 }
 
+func (x *NIC) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// Segment is a layer 2 network for VMs, as the edges of its sites know it.
+type Segment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Routers send its subnets to this site by default.
+	Home       string   `protobuf:"bytes,2,opt,name=home,proto3" json:"home,omitempty"`
+	Sites      []string `protobuf:"bytes,3,rep,name=sites,proto3" json:"sites,omitempty"`
+	Subnets    []string `protobuf:"bytes,4,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Gateways   []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	GatewayMac string   `protobuf:"bytes,6,opt,name=gateway_mac,json=gatewayMac,proto3" json:"gateway_mac,omitempty"`
+	// One layer 2 network at all its sites without Drover's doing.
+	Joined        bool   `protobuf:"varint,7,opt,name=joined,proto3" json:"joined,omitempty"`
+	Bridge        string `protobuf:"bytes,8,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Vni           uint32 `protobuf:"varint,9,opt,name=vni,proto3" json:"vni,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Segment) Reset() {
+	*x = Segment{}
+	mi := &file_drover_v1_types_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Segment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Segment) ProtoMessage() {}
+
+func (x *Segment) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Segment.ProtoReflect.Descriptor instead.
+func (*Segment) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Segment) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Segment) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
+}
+
+func (x *Segment) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *Segment) GetSubnets() []string {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *Segment) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *Segment) GetGatewayMac() string {
+	if x != nil {
+		return x.GatewayMac
+	}
+	return ""
+}
+
+func (x *Segment) GetJoined() bool {
+	if x != nil {
+		return x.Joined
+	}
+	return false
+}
+
+func (x *Segment) GetBridge() string {
+	if x != nil {
+		return x.Bridge
+	}
+	return ""
+}
+
+func (x *Segment) GetVni() uint32 {
+	if x != nil {
+		return x.Vni
+	}
+	return 0
+}
+
+// EdgeOp is one thing that a site's edge does for a VM.
+type EdgeOp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Do            string                 `protobuf:"bytes,1,opt,name=do,proto3" json:"do,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Segment       string                 `protobuf:"bytes,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	Sites         []string               `protobuf:"bytes,4,rep,name=sites,proto3" json:"sites,omitempty"`
+	Site          string                 `protobuf:"bytes,5,opt,name=site,proto3" json:"site,omitempty"`
+	Next          string                 `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`
+	Mac           string                 `protobuf:"bytes,7,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses     []string               `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Subnets       []string               `protobuf:"bytes,9,rep,name=subnets,proto3" json:"subnets,omitempty"`
+	Name          string                 `protobuf:"bytes,10,opt,name=name,proto3" json:"name,omitempty"`
+	Backend       string                 `protobuf:"bytes,11,opt,name=backend,proto3" json:"backend,omitempty"`
+	Target        string                 `protobuf:"bytes,12,opt,name=target,proto3" json:"target,omitempty"`
+	Weight        int32                  `protobuf:"varint,13,opt,name=weight,proto3" json:"weight,omitempty"`
+	LocalEgress   bool                   `protobuf:"varint,14,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
+	LimitNanos    int64                  `protobuf:"varint,15,opt,name=limit_nanos,json=limitNanos,proto3" json:"limit_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeOp) Reset() {
+	*x = EdgeOp{}
+	mi := &file_drover_v1_types_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeOp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeOp) ProtoMessage() {}
+
+func (x *EdgeOp) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeOp.ProtoReflect.Descriptor instead.
+func (*EdgeOp) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *EdgeOp) GetDo() string {
+	if x != nil {
+		return x.Do
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *EdgeOp) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *EdgeOp) GetSubnets() []string {
+	if x != nil {
+		return x.Subnets
+	}
+	return nil
+}
+
+func (x *EdgeOp) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *EdgeOp) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *EdgeOp) GetLocalEgress() bool {
+	if x != nil {
+		return x.LocalEgress
+	}
+	return false
+}
+
+func (x *EdgeOp) GetLimitNanos() int64 {
+	if x != nil {
+		return x.LimitNanos
+	}
+	return 0
+}
+
+// EdgeState is a site's edge as its agent observes it.
+type EdgeState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Site  string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Up    bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	// Absent where the edge has no mesh.
+	Mesh      *Mesh              `protobuf:"bytes,4,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	Peers     []*MeshPeer        `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	Segments  []*Segment         `protobuf:"bytes,6,rep,name=segments,proto3" json:"segments,omitempty"`
+	Extended  []*ExtendedSegment `protobuf:"bytes,7,rep,name=extended,proto3" json:"extended,omitempty"`
+	Neighbors []*EdgeNeighbor    `protobuf:"bytes,8,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
+	Servers   []*EdgeServer      `protobuf:"bytes,9,rep,name=servers,proto3" json:"servers,omitempty"`
+	// What is wrong, one line each.
+	Faults        []string       `protobuf:"bytes,10,rep,name=faults,proto3" json:"faults,omitempty"`
+	Traffic       []*EdgeTraffic `protobuf:"bytes,11,rep,name=traffic,proto3" json:"traffic,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeState) Reset() {
+	*x = EdgeState{}
+	mi := &file_drover_v1_types_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeState) ProtoMessage() {}
+
+func (x *EdgeState) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeState.ProtoReflect.Descriptor instead.
+func (*EdgeState) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EdgeState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EdgeState) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *EdgeState) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *EdgeState) GetMesh() *Mesh {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
+func (x *EdgeState) GetPeers() []*MeshPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *EdgeState) GetSegments() []*Segment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+func (x *EdgeState) GetExtended() []*ExtendedSegment {
+	if x != nil {
+		return x.Extended
+	}
+	return nil
+}
+
+func (x *EdgeState) GetNeighbors() []*EdgeNeighbor {
+	if x != nil {
+		return x.Neighbors
+	}
+	return nil
+}
+
+func (x *EdgeState) GetServers() []*EdgeServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *EdgeState) GetFaults() []string {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *EdgeState) GetTraffic() []*EdgeTraffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+// Mesh is an edge's own end of the encrypted mesh between the sites.
+type Mesh struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Interface string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	Addresses []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Port      uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Key       string                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	// The key that is to come; empty for none.
+	NextKey       string `protobuf:"bytes,5,opt,name=next_key,json=nextKey,proto3" json:"next_key,omitempty"`
+	Mtu           int32  `protobuf:"varint,6,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Kernel        bool   `protobuf:"varint,7,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mesh) Reset() {
+	*x = Mesh{}
+	mi := &file_drover_v1_types_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mesh) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mesh) ProtoMessage() {}
+
+func (x *Mesh) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
+func (*Mesh) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Mesh) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Mesh) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Mesh) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Mesh) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Mesh) GetNextKey() string {
+	if x != nil {
+		return x.NextKey
+	}
+	return ""
+}
+
+func (x *Mesh) GetMtu() int32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Mesh) GetKernel() bool {
+	if x != nil {
+		return x.Kernel
+	}
+	return false
+}
+
+// MeshPeer is another edge in the mesh.
+type MeshPeer struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Site    string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	Key     string                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	NextKey string                 `protobuf:"bytes,3,opt,name=next_key,json=nextKey,proto3" json:"next_key,omitempty"`
+	// "ip:port"; empty when it has to call first.
+	Endpoint  string   `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Addresses []string `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The rest is what is observed.
+	HandshakeUnixNanos int64 `protobuf:"varint,6,opt,name=handshake_unix_nanos,json=handshakeUnixNanos,proto3" json:"handshake_unix_nanos,omitempty"`
+	ReceivedBytes      int64 `protobuf:"varint,7,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	SentBytes          int64 `protobuf:"varint,8,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *MeshPeer) Reset() {
+	*x = MeshPeer{}
+	mi := &file_drover_v1_types_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeshPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeshPeer) ProtoMessage() {}
+
+func (x *MeshPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeshPeer.ProtoReflect.Descriptor instead.
+func (*MeshPeer) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *MeshPeer) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *MeshPeer) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *MeshPeer) GetNextKey() string {
+	if x != nil {
+		return x.NextKey
+	}
+	return ""
+}
+
+func (x *MeshPeer) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *MeshPeer) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *MeshPeer) GetHandshakeUnixNanos() int64 {
+	if x != nil {
+		return x.HandshakeUnixNanos
+	}
+	return 0
+}
+
+func (x *MeshPeer) GetReceivedBytes() int64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *MeshPeer) GetSentBytes() int64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+// ExtendedSegment is a segment that an edge has joined with other sites.
+type ExtendedSegment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segment       string                 `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Owners        []string               `protobuf:"bytes,2,rep,name=owners,proto3" json:"owners,omitempty"`
+	Sites         []string               `protobuf:"bytes,3,rep,name=sites,proto3" json:"sites,omitempty"`
+	LocalEgress   bool                   `protobuf:"varint,4,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
+	ReceivedBytes int64                  `protobuf:"varint,5,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	SentBytes     int64                  `protobuf:"varint,6,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	// Why nothing crosses; empty is well.
+	Fault         string `protobuf:"bytes,7,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExtendedSegment) Reset() {
+	*x = ExtendedSegment{}
+	mi := &file_drover_v1_types_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExtendedSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExtendedSegment) ProtoMessage() {}
+
+func (x *ExtendedSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExtendedSegment.ProtoReflect.Descriptor instead.
+func (*ExtendedSegment) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExtendedSegment) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *ExtendedSegment) GetOwners() []string {
+	if x != nil {
+		return x.Owners
+	}
+	return nil
+}
+
+func (x *ExtendedSegment) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *ExtendedSegment) GetLocalEgress() bool {
+	if x != nil {
+		return x.LocalEgress
+	}
+	return false
+}
+
+func (x *ExtendedSegment) GetReceivedBytes() int64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *ExtendedSegment) GetSentBytes() int64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *ExtendedSegment) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+// EdgeNeighbor is a router of the site.
+type EdgeNeighbor struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Address        string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	As             uint32                 `protobuf:"varint,2,opt,name=as,proto3" json:"as,omitempty"`
+	State          string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	SinceUnixNanos int64                  `protobuf:"varint,4,opt,name=since_unix_nanos,json=sinceUnixNanos,proto3" json:"since_unix_nanos,omitempty"`
+	Advertised     int32                  `protobuf:"varint,5,opt,name=advertised,proto3" json:"advertised,omitempty"`
+	Fault          string                 `protobuf:"bytes,6,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *EdgeNeighbor) Reset() {
+	*x = EdgeNeighbor{}
+	mi := &file_drover_v1_types_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeNeighbor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeNeighbor) ProtoMessage() {}
+
+func (x *EdgeNeighbor) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeNeighbor.ProtoReflect.Descriptor instead.
+func (*EdgeNeighbor) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *EdgeNeighbor) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EdgeNeighbor) GetAs() uint32 {
+	if x != nil {
+		return x.As
+	}
+	return 0
+}
+
+func (x *EdgeNeighbor) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *EdgeNeighbor) GetSinceUnixNanos() int64 {
+	if x != nil {
+		return x.SinceUnixNanos
+	}
+	return 0
+}
+
+func (x *EdgeNeighbor) GetAdvertised() int32 {
+	if x != nil {
+		return x.Advertised
+	}
+	return 0
+}
+
+func (x *EdgeNeighbor) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+// EdgeServer is a name server, a DHCP service or a load balancer that an edge
+// works with.
+type EdgeServer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// dns, dhcp or balancer.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The zone, the segment or the backend.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty when it can be used.
+	Fault         string `protobuf:"bytes,3,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeServer) Reset() {
+	*x = EdgeServer{}
+	mi := &file_drover_v1_types_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeServer) ProtoMessage() {}
+
+func (x *EdgeServer) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeServer.ProtoReflect.Descriptor instead.
+func (*EdgeServer) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *EdgeServer) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *EdgeServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EdgeServer) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+// EdgeTraffic is the bytes of a metered address through an edge.
+type EdgeTraffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	To            *EdgePaths             `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	From          *EdgePaths             `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeTraffic) Reset() {
+	*x = EdgeTraffic{}
+	mi := &file_drover_v1_types_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeTraffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeTraffic) ProtoMessage() {}
+
+func (x *EdgeTraffic) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeTraffic.ProtoReflect.Descriptor instead.
+func (*EdgeTraffic) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *EdgeTraffic) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EdgeTraffic) GetTo() *EdgePaths {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *EdgeTraffic) GetFrom() *EdgePaths {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+type EdgePaths struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RouterBridge  int64                  `protobuf:"varint,1,opt,name=router_bridge,json=routerBridge,proto3" json:"router_bridge,omitempty"`
+	BridgeRouter  int64                  `protobuf:"varint,2,opt,name=bridge_router,json=bridgeRouter,proto3" json:"bridge_router,omitempty"`
+	RouterTunnel  int64                  `protobuf:"varint,3,opt,name=router_tunnel,json=routerTunnel,proto3" json:"router_tunnel,omitempty"`
+	TunnelRouter  int64                  `protobuf:"varint,4,opt,name=tunnel_router,json=tunnelRouter,proto3" json:"tunnel_router,omitempty"`
+	BridgeTunnel  int64                  `protobuf:"varint,5,opt,name=bridge_tunnel,json=bridgeTunnel,proto3" json:"bridge_tunnel,omitempty"`
+	TunnelBridge  int64                  `protobuf:"varint,6,opt,name=tunnel_bridge,json=tunnelBridge,proto3" json:"tunnel_bridge,omitempty"`
+	Inside        int64                  `protobuf:"varint,7,opt,name=inside,proto3" json:"inside,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgePaths) Reset() {
+	*x = EdgePaths{}
+	mi := &file_drover_v1_types_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgePaths) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgePaths) ProtoMessage() {}
+
+func (x *EdgePaths) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgePaths.ProtoReflect.Descriptor instead.
+func (*EdgePaths) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *EdgePaths) GetRouterBridge() int64 {
+	if x != nil {
+		return x.RouterBridge
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetBridgeRouter() int64 {
+	if x != nil {
+		return x.BridgeRouter
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetRouterTunnel() int64 {
+	if x != nil {
+		return x.RouterTunnel
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetTunnelRouter() int64 {
+	if x != nil {
+		return x.TunnelRouter
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetBridgeTunnel() int64 {
+	if x != nil {
+		return x.BridgeTunnel
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetTunnelBridge() int64 {
+	if x != nil {
+		return x.TunnelBridge
+	}
+	return 0
+}
+
+func (x *EdgePaths) GetInside() int64 {
+	if x != nil {
+		return x.Inside
+	}
+	return 0
+}
+
+// Finding is something that stands without being needed.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host or edge.
+	Where string `protobuf:"bytes,1,opt,name=where,proto3" json:"where,omitempty"`
+	Kind  string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	What  string `protobuf:"bytes,4,opt,name=what,proto3" json:"what,omitempty"`
+	Fix   string `protobuf:"bytes,5,opt,name=fix,proto3" json:"fix,omitempty"`
+	// Whether it was removed now.
+	Removed       bool `protobuf:"varint,6,opt,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_drover_v1_types_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Finding) GetWhere() string {
+	if x != nil {
+		return x.Where
+	}
+	return ""
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Finding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Finding) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
+func (x *Finding) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
 type Check struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -836,7 +1921,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +1933,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1946,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Check) GetName() string {
@@ -909,7 +1994,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +2006,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +2019,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Place) GetSite() string {
@@ -968,7 +2053,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +2065,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +2078,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Progress) GetStep() string {
@@ -1066,7 +2151,7 @@ type PathProgress struct {
 
 func (x *PathProgress) Reset() {
 	*x = PathProgress{}
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +2163,7 @@ func (x *PathProgress) String() string {
 func (*PathProgress) ProtoMessage() {}
 
 func (x *PathProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +2176,7 @@ func (x *PathProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProgress.ProtoReflect.Descriptor instead.
 func (*PathProgress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PathProgress) GetGuestBytes() int64 {
@@ -1148,7 +2233,7 @@ type PathCount struct {
 
 func (x *PathCount) Reset() {
 	*x = PathCount{}
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +2245,7 @@ func (x *PathCount) String() string {
 func (*PathCount) ProtoMessage() {}
 
 func (x *PathCount) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +2258,7 @@ func (x *PathCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCount.ProtoReflect.Descriptor instead.
 func (*PathCount) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PathCount) GetBlocks() int64 {
@@ -1212,7 +2297,7 @@ type PathKinds struct {
 
 func (x *PathKinds) Reset() {
 	*x = PathKinds{}
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +2309,7 @@ func (x *PathKinds) String() string {
 func (*PathKinds) ProtoMessage() {}
 
 func (x *PathKinds) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +2322,7 @@ func (x *PathKinds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathKinds.ProtoReflect.Descriptor instead.
 func (*PathKinds) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PathKinds) GetZero() *PathCount {
@@ -1306,7 +2391,7 @@ type PathPhase struct {
 
 func (x *PathPhase) Reset() {
 	*x = PathPhase{}
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +2403,7 @@ func (x *PathPhase) String() string {
 func (*PathPhase) ProtoMessage() {}
 
 func (x *PathPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +2416,7 @@ func (x *PathPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathPhase.ProtoReflect.Descriptor instead.
 func (*PathPhase) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PathPhase) GetSeconds() float64 {
@@ -1409,7 +2494,7 @@ type PathFigures struct {
 
 func (x *PathFigures) Reset() {
 	*x = PathFigures{}
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +2506,7 @@ func (x *PathFigures) String() string {
 func (*PathFigures) ProtoMessage() {}
 
 func (x *PathFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +2519,7 @@ func (x *PathFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathFigures.ProtoReflect.Descriptor instead.
 func (*PathFigures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PathFigures) GetDisk() *PathPhase {
@@ -1479,7 +2564,7 @@ type StepRecord struct {
 
 func (x *StepRecord) Reset() {
 	*x = StepRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +2576,7 @@ func (x *StepRecord) String() string {
 func (*StepRecord) ProtoMessage() {}
 
 func (x *StepRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +2589,7 @@ func (x *StepRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRecord.ProtoReflect.Descriptor instead.
 func (*StepRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StepRecord) GetName() string {
@@ -1574,7 +2659,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +2671,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +2684,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Figures) GetTotalS() float64 {
@@ -1733,13 +2818,14 @@ type Move struct {
 	Steps            []*StepRecord          `protobuf:"bytes,15,rep,name=steps,proto3" json:"steps,omitempty"`
 	Progress         *Progress              `protobuf:"bytes,16,opt,name=progress,proto3" json:"progress,omitempty"`
 	BandwidthBps     int64                  `protobuf:"varint,17,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	Gate             *GateRecord            `protobuf:"bytes,30,opt,name=gate,proto3" json:"gate,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +2837,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +2850,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Move) GetName() string {
@@ -1886,6 +2972,213 @@ func (x *Move) GetBandwidthBps() int64 {
 	return 0
 }
 
+func (x *Move) GetGate() *GateRecord {
+	if x != nil {
+		return x.Gate
+	}
+	return nil
+}
+
+// Gate is what a VM that was started at its destination has to pass.
+type Gate struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Health *HealthCheck           `protobuf:"bytes,1,opt,name=health,proto3" json:"health,omitempty"`
+	Manual bool                   `protobuf:"varint,2,opt,name=manual,proto3" json:"manual,omitempty"`
+	// return, keep or commit; empty is return.
+	OnUnhealthy   string `protobuf:"bytes,3,opt,name=on_unhealthy,json=onUnhealthy,proto3" json:"on_unhealthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gate) Reset() {
+	*x = Gate{}
+	mi := &file_drover_v1_types_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gate) ProtoMessage() {}
+
+func (x *Gate) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gate.ProtoReflect.Descriptor instead.
+func (*Gate) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Gate) GetHealth() *HealthCheck {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *Gate) GetManual() bool {
+	if x != nil {
+		return x.Manual
+	}
+	return false
+}
+
+func (x *Gate) GetOnUnhealthy() string {
+	if x != nil {
+		return x.OnUnhealthy
+	}
+	return ""
+}
+
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// tcp, http or command.
+	Kind   string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Target string `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	// The agent that checks; empty: the destination host's.
+	From          string `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	LimitNanos    int64  `protobuf:"varint,4,opt,name=limit_nanos,json=limitNanos,proto3" json:"limit_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_drover_v1_types_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *HealthCheck) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetLimitNanos() int64 {
+	if x != nil {
+		return x.LimitNanos
+	}
+	return 0
+}
+
+type GateRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gate          *Gate                  `protobuf:"bytes,1,opt,name=gate,proto3" json:"gate,omitempty"`
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Healthy       *bool                  `protobuf:"varint,3,opt,name=healthy,proto3,oneof" json:"healthy,omitempty"`
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GateRecord) Reset() {
+	*x = GateRecord{}
+	mi := &file_drover_v1_types_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GateRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GateRecord) ProtoMessage() {}
+
+func (x *GateRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GateRecord.ProtoReflect.Descriptor instead.
+func (*GateRecord) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GateRecord) GetGate() *Gate {
+	if x != nil {
+		return x.Gate
+	}
+	return nil
+}
+
+func (x *GateRecord) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *GateRecord) GetHealthy() bool {
+	if x != nil && x.Healthy != nil {
+		return *x.Healthy
+	}
+	return false
+}
+
+func (x *GateRecord) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1898,7 +3191,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +3203,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +3216,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Service) GetName() string {
@@ -1967,7 +3260,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +3272,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +3285,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Preflight) GetVm() string {
@@ -2041,7 +3334,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +3346,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +3359,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Fault) GetKind() string {
@@ -2162,11 +3455,114 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\aBacking\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x12#\n" +
-	"\rvirtual_bytes\x18\x03 \x01(\x03R\fvirtualBytes\"G\n" +
+	"\rvirtual_bytes\x18\x03 \x01(\x03R\fvirtualBytes\"e\n" +
 	"\x03NIC\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x14\n" +
-	"\x05model\x18\x03 \x01(\tR\x05model\"o\n" +
+	"\x05model\x18\x03 \x01(\tR\x05model\x12\x1c\n" +
+	"\taddresses\x18( \x03(\tR\taddresses\"\xe0\x01\n" +
+	"\aSegment\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04home\x18\x02 \x01(\tR\x04home\x12\x14\n" +
+	"\x05sites\x18\x03 \x03(\tR\x05sites\x12\x18\n" +
+	"\asubnets\x18\x04 \x03(\tR\asubnets\x12\x1a\n" +
+	"\bgateways\x18\x05 \x03(\tR\bgateways\x12\x1f\n" +
+	"\vgateway_mac\x18\x06 \x01(\tR\n" +
+	"gatewayMac\x12\x16\n" +
+	"\x06joined\x18\a \x01(\bR\x06joined\x12\x16\n" +
+	"\x06bridge\x18\b \x01(\tR\x06bridge\x12\x10\n" +
+	"\x03vni\x18\t \x01(\rR\x03vni\"\xf2\x02\n" +
+	"\x06EdgeOp\x12\x0e\n" +
+	"\x02do\x18\x01 \x01(\tR\x02do\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\asegment\x18\x03 \x01(\tR\asegment\x12\x14\n" +
+	"\x05sites\x18\x04 \x03(\tR\x05sites\x12\x12\n" +
+	"\x04site\x18\x05 \x01(\tR\x04site\x12\x12\n" +
+	"\x04next\x18\x06 \x01(\tR\x04next\x12\x10\n" +
+	"\x03mac\x18\a \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\tR\taddresses\x12\x18\n" +
+	"\asubnets\x18\t \x03(\tR\asubnets\x12\x12\n" +
+	"\x04name\x18\n" +
+	" \x01(\tR\x04name\x12\x18\n" +
+	"\abackend\x18\v \x01(\tR\abackend\x12\x16\n" +
+	"\x06target\x18\f \x01(\tR\x06target\x12\x16\n" +
+	"\x06weight\x18\r \x01(\x05R\x06weight\x12!\n" +
+	"\flocal_egress\x18\x0e \x01(\bR\vlocalEgress\x12\x1f\n" +
+	"\vlimit_nanos\x18\x0f \x01(\x03R\n" +
+	"limitNanos\"\xad\x03\n" +
+	"\tEdgeState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x0e\n" +
+	"\x02up\x18\x03 \x01(\bR\x02up\x12#\n" +
+	"\x04mesh\x18\x04 \x01(\v2\x0f.drover.v1.MeshR\x04mesh\x12)\n" +
+	"\x05peers\x18\x05 \x03(\v2\x13.drover.v1.MeshPeerR\x05peers\x12.\n" +
+	"\bsegments\x18\x06 \x03(\v2\x12.drover.v1.SegmentR\bsegments\x126\n" +
+	"\bextended\x18\a \x03(\v2\x1a.drover.v1.ExtendedSegmentR\bextended\x125\n" +
+	"\tneighbors\x18\b \x03(\v2\x17.drover.v1.EdgeNeighborR\tneighbors\x12/\n" +
+	"\aservers\x18\t \x03(\v2\x15.drover.v1.EdgeServerR\aservers\x12\x16\n" +
+	"\x06faults\x18\n" +
+	" \x03(\tR\x06faults\x120\n" +
+	"\atraffic\x18\v \x03(\v2\x16.drover.v1.EdgeTrafficR\atraffic\"\xad\x01\n" +
+	"\x04Mesh\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\x12\x19\n" +
+	"\bnext_key\x18\x05 \x01(\tR\anextKey\x12\x10\n" +
+	"\x03mtu\x18\x06 \x01(\x05R\x03mtu\x12\x16\n" +
+	"\x06kernel\x18\a \x01(\bR\x06kernel\"\xfd\x01\n" +
+	"\bMeshPeer\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x19\n" +
+	"\bnext_key\x18\x03 \x01(\tR\anextKey\x12\x1a\n" +
+	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\tR\taddresses\x120\n" +
+	"\x14handshake_unix_nanos\x18\x06 \x01(\x03R\x12handshakeUnixNanos\x12%\n" +
+	"\x0ereceived_bytes\x18\a \x01(\x03R\rreceivedBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\b \x01(\x03R\tsentBytes\"\xd8\x01\n" +
+	"\x0fExtendedSegment\x12\x18\n" +
+	"\asegment\x18\x01 \x01(\tR\asegment\x12\x16\n" +
+	"\x06owners\x18\x02 \x03(\tR\x06owners\x12\x14\n" +
+	"\x05sites\x18\x03 \x03(\tR\x05sites\x12!\n" +
+	"\flocal_egress\x18\x04 \x01(\bR\vlocalEgress\x12%\n" +
+	"\x0ereceived_bytes\x18\x05 \x01(\x03R\rreceivedBytes\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x06 \x01(\x03R\tsentBytes\x12\x14\n" +
+	"\x05fault\x18\a \x01(\tR\x05fault\"\xae\x01\n" +
+	"\fEdgeNeighbor\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x0e\n" +
+	"\x02as\x18\x02 \x01(\rR\x02as\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12(\n" +
+	"\x10since_unix_nanos\x18\x04 \x01(\x03R\x0esinceUnixNanos\x12\x1e\n" +
+	"\n" +
+	"advertised\x18\x05 \x01(\x05R\n" +
+	"advertised\x12\x14\n" +
+	"\x05fault\x18\x06 \x01(\tR\x05fault\"J\n" +
+	"\n" +
+	"EdgeServer\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05fault\x18\x03 \x01(\tR\x05fault\"w\n" +
+	"\vEdgeTraffic\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12$\n" +
+	"\x02to\x18\x02 \x01(\v2\x14.drover.v1.EdgePathsR\x02to\x12(\n" +
+	"\x04from\x18\x03 \x01(\v2\x14.drover.v1.EdgePathsR\x04from\"\x81\x02\n" +
+	"\tEdgePaths\x12#\n" +
+	"\rrouter_bridge\x18\x01 \x01(\x03R\frouterBridge\x12#\n" +
+	"\rbridge_router\x18\x02 \x01(\x03R\fbridgeRouter\x12#\n" +
+	"\rrouter_tunnel\x18\x03 \x01(\x03R\frouterTunnel\x12#\n" +
+	"\rtunnel_router\x18\x04 \x01(\x03R\ftunnelRouter\x12#\n" +
+	"\rbridge_tunnel\x18\x05 \x01(\x03R\fbridgeTunnel\x12#\n" +
+	"\rtunnel_bridge\x18\x06 \x01(\x03R\ftunnelBridge\x12\x16\n" +
+	"\x06inside\x18\a \x01(\x03R\x06inside\"\x89\x01\n" +
+	"\aFinding\x12\x14\n" +
+	"\x05where\x18\x01 \x01(\tR\x05where\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04what\x18\x04 \x01(\tR\x04what\x12\x10\n" +
+	"\x03fix\x18\x05 \x01(\tR\x03fix\x12\x18\n" +
+	"\aremoved\x18\x06 \x01(\bR\aremoved\"o\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
@@ -2281,7 +3677,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\t_sessionsB\x0f\n" +
 	"\r_memory_bytesB\r\n" +
 	"\v_disk_bytesB\x12\n" +
-	"\x10_path_wire_bytes\"\xb5\x04\n" +
+	"\x10_path_wire_bytes\"\xe0\x04\n" +
 	"\x04Move\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x17\n" +
@@ -2303,7 +3699,26 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\bmeasured\x18\x0e \x01(\v2\x12.drover.v1.FiguresR\bmeasured\x12+\n" +
 	"\x05steps\x18\x0f \x03(\v2\x15.drover.v1.StepRecordR\x05steps\x12/\n" +
 	"\bprogress\x18\x10 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12#\n" +
-	"\rbandwidth_bps\x18\x11 \x01(\x03R\fbandwidthBps\"o\n" +
+	"\rbandwidth_bps\x18\x11 \x01(\x03R\fbandwidthBps\x12)\n" +
+	"\x04gate\x18\x1e \x01(\v2\x15.drover.v1.GateRecordR\x04gate\"q\n" +
+	"\x04Gate\x12.\n" +
+	"\x06health\x18\x01 \x01(\v2\x16.drover.v1.HealthCheckR\x06health\x12\x16\n" +
+	"\x06manual\x18\x02 \x01(\bR\x06manual\x12!\n" +
+	"\fon_unhealthy\x18\x03 \x01(\tR\vonUnhealthy\"n\n" +
+	"\vHealthCheck\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x1f\n" +
+	"\vlimit_nanos\x18\x04 \x01(\x03R\n" +
+	"limitNanos\"\x8a\x01\n" +
+	"\n" +
+	"GateRecord\x12#\n" +
+	"\x04gate\x18\x01 \x01(\v2\x0f.drover.v1.GateR\x04gate\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1d\n" +
+	"\ahealthy\x18\x03 \x01(\bH\x00R\ahealthy\x88\x01\x01\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detailB\n" +
+	"\n" +
+	"\b_healthy\"o\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x12\n" +
@@ -2331,64 +3746,90 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_drover_v1_types_proto_goTypes = []any{
-	(*Site)(nil),         // 0: drover.v1.Site
-	(*Host)(nil),         // 1: drover.v1.Host
-	(*Link)(nil),         // 2: drover.v1.Link
-	(*VM)(nil),           // 3: drover.v1.VM
-	(*ProbeTarget)(nil),  // 4: drover.v1.ProbeTarget
-	(*Disk)(nil),         // 5: drover.v1.Disk
-	(*Backing)(nil),      // 6: drover.v1.Backing
-	(*NIC)(nil),          // 7: drover.v1.NIC
-	(*Check)(nil),        // 8: drover.v1.Check
-	(*Place)(nil),        // 9: drover.v1.Place
-	(*Progress)(nil),     // 10: drover.v1.Progress
-	(*PathProgress)(nil), // 11: drover.v1.PathProgress
-	(*PathCount)(nil),    // 12: drover.v1.PathCount
-	(*PathKinds)(nil),    // 13: drover.v1.PathKinds
-	(*PathPhase)(nil),    // 14: drover.v1.PathPhase
-	(*PathFigures)(nil),  // 15: drover.v1.PathFigures
-	(*StepRecord)(nil),   // 16: drover.v1.StepRecord
-	(*Figures)(nil),      // 17: drover.v1.Figures
-	(*Move)(nil),         // 18: drover.v1.Move
-	(*Service)(nil),      // 19: drover.v1.Service
-	(*Preflight)(nil),    // 20: drover.v1.Preflight
-	(*Fault)(nil),        // 21: drover.v1.Fault
-	nil,                  // 22: drover.v1.VM.LabelsEntry
+	(*Site)(nil),            // 0: drover.v1.Site
+	(*Host)(nil),            // 1: drover.v1.Host
+	(*Link)(nil),            // 2: drover.v1.Link
+	(*VM)(nil),              // 3: drover.v1.VM
+	(*ProbeTarget)(nil),     // 4: drover.v1.ProbeTarget
+	(*Disk)(nil),            // 5: drover.v1.Disk
+	(*Backing)(nil),         // 6: drover.v1.Backing
+	(*NIC)(nil),             // 7: drover.v1.NIC
+	(*Segment)(nil),         // 8: drover.v1.Segment
+	(*EdgeOp)(nil),          // 9: drover.v1.EdgeOp
+	(*EdgeState)(nil),       // 10: drover.v1.EdgeState
+	(*Mesh)(nil),            // 11: drover.v1.Mesh
+	(*MeshPeer)(nil),        // 12: drover.v1.MeshPeer
+	(*ExtendedSegment)(nil), // 13: drover.v1.ExtendedSegment
+	(*EdgeNeighbor)(nil),    // 14: drover.v1.EdgeNeighbor
+	(*EdgeServer)(nil),      // 15: drover.v1.EdgeServer
+	(*EdgeTraffic)(nil),     // 16: drover.v1.EdgeTraffic
+	(*EdgePaths)(nil),       // 17: drover.v1.EdgePaths
+	(*Finding)(nil),         // 18: drover.v1.Finding
+	(*Check)(nil),           // 19: drover.v1.Check
+	(*Place)(nil),           // 20: drover.v1.Place
+	(*Progress)(nil),        // 21: drover.v1.Progress
+	(*PathProgress)(nil),    // 22: drover.v1.PathProgress
+	(*PathCount)(nil),       // 23: drover.v1.PathCount
+	(*PathKinds)(nil),       // 24: drover.v1.PathKinds
+	(*PathPhase)(nil),       // 25: drover.v1.PathPhase
+	(*PathFigures)(nil),     // 26: drover.v1.PathFigures
+	(*StepRecord)(nil),      // 27: drover.v1.StepRecord
+	(*Figures)(nil),         // 28: drover.v1.Figures
+	(*Move)(nil),            // 29: drover.v1.Move
+	(*Gate)(nil),            // 30: drover.v1.Gate
+	(*HealthCheck)(nil),     // 31: drover.v1.HealthCheck
+	(*GateRecord)(nil),      // 32: drover.v1.GateRecord
+	(*Service)(nil),         // 33: drover.v1.Service
+	(*Preflight)(nil),       // 34: drover.v1.Preflight
+	(*Fault)(nil),           // 35: drover.v1.Fault
+	nil,                     // 36: drover.v1.VM.LabelsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	5,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
 	7,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	22, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	36, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	4,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	6,  // 4: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	11, // 5: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	12, // 6: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	12, // 7: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	12, // 8: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	12, // 9: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	12, // 10: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	12, // 11: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	12, // 12: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	13, // 13: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	14, // 14: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	14, // 15: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	14, // 16: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	15, // 17: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	9,  // 18: drover.v1.Move.from:type_name -> drover.v1.Place
-	9,  // 19: drover.v1.Move.to:type_name -> drover.v1.Place
-	17, // 20: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	16, // 21: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	10, // 22: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	4,  // 23: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	9,  // 24: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	8,  // 25: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	11, // 5: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
+	12, // 6: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
+	8,  // 7: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
+	13, // 8: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
+	14, // 9: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
+	15, // 10: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
+	16, // 11: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
+	17, // 12: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
+	17, // 13: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
+	22, // 14: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	23, // 15: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	23, // 16: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	23, // 17: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	23, // 18: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	23, // 19: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	23, // 20: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	23, // 21: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	24, // 22: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	25, // 23: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	25, // 24: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	25, // 25: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	26, // 26: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	20, // 27: drover.v1.Move.from:type_name -> drover.v1.Place
+	20, // 28: drover.v1.Move.to:type_name -> drover.v1.Place
+	28, // 29: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	27, // 30: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	21, // 31: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	32, // 32: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	31, // 33: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	30, // 34: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	4,  // 35: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	20, // 36: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	19, // 37: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -2396,14 +3837,15 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
-	file_drover_v1_types_proto_msgTypes[17].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

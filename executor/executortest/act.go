@@ -57,6 +57,18 @@ func (j *job) act() (executor.Result, error) {
 		return none, j.verify(a)
 	case executor.ReleaseSource:
 		return none, j.releaseSource(a)
+	case executor.Replicate:
+		return j.replicate(a)
+	case executor.StopReplication:
+		return none, j.stopReplication()
+	case executor.StopVM:
+		return none, j.stopVM()
+	case executor.CheckHealth:
+		return j.checkHealth()
+	case executor.Commit:
+		return none, j.commit()
+	case executor.AbortCommit:
+		return j.abortCommit()
 	default:
 		return none, drover.Errorf(drover.Invalid, j.key.step, "unknown action %T", a)
 	}
@@ -141,6 +153,7 @@ func (j *job) deleteVolumes() error {
 				j.w.wrongf("%s is asked to delete the volumes of %s, which is its own by now", j.h.name, j.j.vm)
 				return drover.Errorf(drover.Refused, "delete-volumes", "the VM is here")
 			}
+			j.j.synced = false
 			if len(j.j.created) > 0 {
 				delete(j.h.volumes, j.j.created[0])
 				j.j.created = j.j.created[1:]
@@ -211,7 +224,8 @@ func (j *job) takeBack(a executor.TakeBack) error {
 	}
 	err := j.part(func() error {
 		if j.j.kept != nil {
-			j.h.vms[j.j.vm], j.j.kept = j.j.kept, nil
+			// What was recorded goes with the definition.
+			j.h.vms[j.j.vm], j.j.kept, j.j.recording = j.j.kept, nil, false
 		}
 		_, err := j.vm()
 		return err
@@ -243,9 +257,12 @@ func (j *job) copyDisks(a executor.Copy) (executor.Result, error) {
 				if j.j.kept == nil {
 					return drover.Errorf(drover.Refused, "copy", "%s has not been given up", j.j.vm)
 				}
-				peer, _, err := j.peer(a.PeerHost)
+				peer, there, err := j.peer(a.PeerHost)
 				if err != nil {
 					return err
+				}
+				if a.Changes && (!j.j.recording || !there.synced) {
+					return drover.Errorf(drover.Refused, "copy", "changes of what? recorded %v, received %v", j.j.recording, there.synced)
 				}
 				from, to := j.h.volumes[d.Path], peer.volumes[d.Path]
 				if from == nil || to == nil {
@@ -287,6 +304,9 @@ func (j *job) undefine() error {
 	}
 	return j.part(func() error {
 		v := j.h.vms[j.j.vm]
+		if j.j.committed {
+			j.w.wrongf("%s is asked to undefine %s, which was committed", j.h.name, j.j.vm)
+		}
 		if j.j.ran || v != nil && v.state == drover.VMRunning {
 			return drover.Errorf(drover.Refused, "undefine", "%s has run here", j.j.vm)
 		}
@@ -302,6 +322,9 @@ func (j *job) start() (executor.Result, error) {
 	err := j.part(func() error {
 		v, err := j.vm()
 		if err == nil {
+			if v.state != drover.VMRunning && !j.j.ran {
+				j.j.before = j.w.written[v.uuid]
+			}
 			j.j.ran = true
 			j.w.run(j.h, v)
 		}
@@ -338,7 +361,7 @@ func (j *job) releaseSource(a executor.ReleaseSource) error {
 			j.w.wrongf("%s is asked to remove what %s has left, but it is here", j.h.name, v.name)
 			return drover.Errorf(drover.Refused, "release-source", "%s is here", v.name)
 		}
-		j.j.kept = nil
+		j.j.kept, j.j.recording = nil, false
 		for _, d := range a.Disks {
 			if !a.KeepVolumes {
 				delete(j.h.volumes, d.Path)

@@ -32,6 +32,7 @@ type World struct {
 	// UUID.
 	written  map[string]int
 	fault    Fault
+	sick     map[string]string // why VMs are not well, by name
 	wrong    []string
 	finished bool
 }
@@ -76,6 +77,12 @@ type journal struct {
 	wasRunning *bool
 	kept       *vm
 	ran        bool // at the target: it has run since it was defined
+	// before is how many writes there were when it was started at the target,
+	// committed and uncommitted what was said about it, both for good.
+	before                 int
+	committed, uncommitted bool
+	// Warm: the source records changes; the target has a round complete.
+	recording, synced bool
 	// Live, at the source: the guest is paused and given up; moved; aborted
 	// for good. At the target: accepted or refused, both for good.
 	given, moved, aborted bool
@@ -154,6 +161,16 @@ func (w *World) Destroy(hostName, vmName string) {
 			j.kept = nil
 		}
 	}
+}
+
+// SetSick makes health checks of the VM fail, with why; empty: it is well.
+func (w *World) SetSick(vmName, why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sick == nil {
+		w.sick = make(map[string]string)
+	}
+	w.sick[vmName] = why
 }
 
 // Rename gives a move another name in every agent's journal, so that a record
@@ -283,6 +300,9 @@ func (w *World) Check(m drover.Move, disks []executor.DiskPlan, running bool) []
 		for name, j := range h.moves {
 			if !j.released {
 				say("%s still has %s reserved", h.name, name)
+			}
+			if j.recording {
+				say("%s still records what %s changes", h.name, j.vm)
 			}
 		}
 		for k := range h.jobs {

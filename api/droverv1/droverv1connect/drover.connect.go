@@ -45,6 +45,13 @@ const (
 	// DroverServiceListServicesProcedure is the fully-qualified name of the DroverService's
 	// ListServices RPC.
 	DroverServiceListServicesProcedure = "/drover.v1.DroverService/ListServices"
+	// DroverServiceListSegmentsProcedure is the fully-qualified name of the DroverService's
+	// ListSegments RPC.
+	DroverServiceListSegmentsProcedure = "/drover.v1.DroverService/ListSegments"
+	// DroverServiceListEdgesProcedure is the fully-qualified name of the DroverService's ListEdges RPC.
+	DroverServiceListEdgesProcedure = "/drover.v1.DroverService/ListEdges"
+	// DroverServiceDiagnoseProcedure is the fully-qualified name of the DroverService's Diagnose RPC.
+	DroverServiceDiagnoseProcedure = "/drover.v1.DroverService/Diagnose"
 	// DroverServiceListMovesProcedure is the fully-qualified name of the DroverService's ListMoves RPC.
 	DroverServiceListMovesProcedure = "/drover.v1.DroverService/ListMoves"
 	// DroverServiceGetMoveProcedure is the fully-qualified name of the DroverService's GetMove RPC.
@@ -61,6 +68,12 @@ const (
 	// DroverServiceSetMoveRateProcedure is the fully-qualified name of the DroverService's SetMoveRate
 	// RPC.
 	DroverServiceSetMoveRateProcedure = "/drover.v1.DroverService/SetMoveRate"
+	// DroverServiceCommitMoveProcedure is the fully-qualified name of the DroverService's CommitMove
+	// RPC.
+	DroverServiceCommitMoveProcedure = "/drover.v1.DroverService/CommitMove"
+	// DroverServiceReturnMoveProcedure is the fully-qualified name of the DroverService's ReturnMove
+	// RPC.
+	DroverServiceReturnMoveProcedure = "/drover.v1.DroverService/ReturnMove"
 )
 
 // DroverServiceClient is a client for the drover.v1.DroverService service.
@@ -70,6 +83,13 @@ type DroverServiceClient interface {
 	ListLinks(context.Context, *droverv1.ListLinksRequest) (*droverv1.ListLinksResponse, error)
 	ListVMs(context.Context, *droverv1.ListVMsRequest) (*droverv1.ListVMsResponse, error)
 	ListServices(context.Context, *droverv1.ListServicesRequest) (*droverv1.ListServicesResponse, error)
+	// ListSegments returns the segments that any site's edge knows.
+	ListSegments(context.Context, *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error)
+	// ListEdges asks every edge for its state.
+	ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error)
+	// Diagnose looks at all hosts and edges for what stands without being needed,
+	// and removes it when asked to.
+	Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error)
 	ListMoves(context.Context, *droverv1.ListMovesRequest) (*droverv1.ListMovesResponse, error)
 	GetMove(context.Context, *droverv1.GetMoveRequest) (*droverv1.GetMoveResponse, error)
 	// Preflight checks from both ends; it changes nothing.
@@ -84,6 +104,11 @@ type DroverServiceClient interface {
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
 	// SetMoveRate changes how much a move may send, at once if it sends already.
 	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
+	// CommitMove opens the gate of a move that is at it: there is no way back then.
+	// ReturnMove takes the VM back to its source, without what was written at the
+	// destination.
+	CommitMove(context.Context, *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error)
+	ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error)
 }
 
 // NewDroverServiceClient constructs a client for the drover.v1.DroverService service. By default,
@@ -125,6 +150,24 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			httpClient,
 			baseURL+DroverServiceListServicesProcedure,
 			connect.WithSchema(droverServiceMethods.ByName("ListServices")),
+			connect.WithClientOptions(opts...),
+		),
+		listSegments: connect.NewClient[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse](
+			httpClient,
+			baseURL+DroverServiceListSegmentsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("ListSegments")),
+			connect.WithClientOptions(opts...),
+		),
+		listEdges: connect.NewClient[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse](
+			httpClient,
+			baseURL+DroverServiceListEdgesProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("ListEdges")),
+			connect.WithClientOptions(opts...),
+		),
+		diagnose: connect.NewClient[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse](
+			httpClient,
+			baseURL+DroverServiceDiagnoseProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("Diagnose")),
 			connect.WithClientOptions(opts...),
 		),
 		listMoves: connect.NewClient[droverv1.ListMovesRequest, droverv1.ListMovesResponse](
@@ -169,6 +212,18 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("SetMoveRate")),
 			connect.WithClientOptions(opts...),
 		),
+		commitMove: connect.NewClient[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse](
+			httpClient,
+			baseURL+DroverServiceCommitMoveProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("CommitMove")),
+			connect.WithClientOptions(opts...),
+		),
+		returnMove: connect.NewClient[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse](
+			httpClient,
+			baseURL+DroverServiceReturnMoveProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("ReturnMove")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -179,6 +234,9 @@ type droverServiceClient struct {
 	listLinks    *connect.Client[droverv1.ListLinksRequest, droverv1.ListLinksResponse]
 	listVMs      *connect.Client[droverv1.ListVMsRequest, droverv1.ListVMsResponse]
 	listServices *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
+	listSegments *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
+	listEdges    *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
+	diagnose     *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
 	listMoves    *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
 	getMove      *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
 	preflight    *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
@@ -186,6 +244,8 @@ type droverServiceClient struct {
 	watchMove    *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
 	cancelMove   *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
 	setMoveRate  *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
+	commitMove   *connect.Client[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse]
+	returnMove   *connect.Client[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -227,6 +287,33 @@ func (c *droverServiceClient) ListVMs(ctx context.Context, req *droverv1.ListVMs
 // ListServices calls drover.v1.DroverService.ListServices.
 func (c *droverServiceClient) ListServices(ctx context.Context, req *droverv1.ListServicesRequest) (*droverv1.ListServicesResponse, error) {
 	response, err := c.listServices.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListSegments calls drover.v1.DroverService.ListSegments.
+func (c *droverServiceClient) ListSegments(ctx context.Context, req *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error) {
+	response, err := c.listSegments.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListEdges calls drover.v1.DroverService.ListEdges.
+func (c *droverServiceClient) ListEdges(ctx context.Context, req *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error) {
+	response, err := c.listEdges.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Diagnose calls drover.v1.DroverService.Diagnose.
+func (c *droverServiceClient) Diagnose(ctx context.Context, req *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error) {
+	response, err := c.diagnose.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -292,6 +379,24 @@ func (c *droverServiceClient) SetMoveRate(ctx context.Context, req *droverv1.Set
 	return nil, err
 }
 
+// CommitMove calls drover.v1.DroverService.CommitMove.
+func (c *droverServiceClient) CommitMove(ctx context.Context, req *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error) {
+	response, err := c.commitMove.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReturnMove calls drover.v1.DroverService.ReturnMove.
+func (c *droverServiceClient) ReturnMove(ctx context.Context, req *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error) {
+	response, err := c.returnMove.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DroverServiceHandler is an implementation of the drover.v1.DroverService service.
 type DroverServiceHandler interface {
 	ListSites(context.Context, *droverv1.ListSitesRequest) (*droverv1.ListSitesResponse, error)
@@ -299,6 +404,13 @@ type DroverServiceHandler interface {
 	ListLinks(context.Context, *droverv1.ListLinksRequest) (*droverv1.ListLinksResponse, error)
 	ListVMs(context.Context, *droverv1.ListVMsRequest) (*droverv1.ListVMsResponse, error)
 	ListServices(context.Context, *droverv1.ListServicesRequest) (*droverv1.ListServicesResponse, error)
+	// ListSegments returns the segments that any site's edge knows.
+	ListSegments(context.Context, *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error)
+	// ListEdges asks every edge for its state.
+	ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error)
+	// Diagnose looks at all hosts and edges for what stands without being needed,
+	// and removes it when asked to.
+	Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error)
 	ListMoves(context.Context, *droverv1.ListMovesRequest) (*droverv1.ListMovesResponse, error)
 	GetMove(context.Context, *droverv1.GetMoveRequest) (*droverv1.GetMoveResponse, error)
 	// Preflight checks from both ends; it changes nothing.
@@ -313,6 +425,11 @@ type DroverServiceHandler interface {
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
 	// SetMoveRate changes how much a move may send, at once if it sends already.
 	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
+	// CommitMove opens the gate of a move that is at it: there is no way back then.
+	// ReturnMove takes the VM back to its source, without what was written at the
+	// destination.
+	CommitMove(context.Context, *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error)
+	ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error)
 }
 
 // NewDroverServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -350,6 +467,24 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		DroverServiceListServicesProcedure,
 		svc.ListServices,
 		connect.WithSchema(droverServiceMethods.ByName("ListServices")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceListSegmentsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceListSegmentsProcedure,
+		svc.ListSegments,
+		connect.WithSchema(droverServiceMethods.ByName("ListSegments")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceListEdgesHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceListEdgesProcedure,
+		svc.ListEdges,
+		connect.WithSchema(droverServiceMethods.ByName("ListEdges")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceDiagnoseHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceDiagnoseProcedure,
+		svc.Diagnose,
+		connect.WithSchema(droverServiceMethods.ByName("Diagnose")),
 		connect.WithHandlerOptions(opts...),
 	)
 	droverServiceListMovesHandler := connect.NewUnaryHandlerSimple(
@@ -394,6 +529,18 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("SetMoveRate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceCommitMoveHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceCommitMoveProcedure,
+		svc.CommitMove,
+		connect.WithSchema(droverServiceMethods.ByName("CommitMove")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceReturnMoveHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceReturnMoveProcedure,
+		svc.ReturnMove,
+		connect.WithSchema(droverServiceMethods.ByName("ReturnMove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.DroverService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DroverServiceListSitesProcedure:
@@ -406,6 +553,12 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceListVMsHandler.ServeHTTP(w, r)
 		case DroverServiceListServicesProcedure:
 			droverServiceListServicesHandler.ServeHTTP(w, r)
+		case DroverServiceListSegmentsProcedure:
+			droverServiceListSegmentsHandler.ServeHTTP(w, r)
+		case DroverServiceListEdgesProcedure:
+			droverServiceListEdgesHandler.ServeHTTP(w, r)
+		case DroverServiceDiagnoseProcedure:
+			droverServiceDiagnoseHandler.ServeHTTP(w, r)
 		case DroverServiceListMovesProcedure:
 			droverServiceListMovesHandler.ServeHTTP(w, r)
 		case DroverServiceGetMoveProcedure:
@@ -420,6 +573,10 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceCancelMoveHandler.ServeHTTP(w, r)
 		case DroverServiceSetMoveRateProcedure:
 			droverServiceSetMoveRateHandler.ServeHTTP(w, r)
+		case DroverServiceCommitMoveProcedure:
+			droverServiceCommitMoveHandler.ServeHTTP(w, r)
+		case DroverServiceReturnMoveProcedure:
+			droverServiceReturnMoveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -449,6 +606,18 @@ func (UnimplementedDroverServiceHandler) ListServices(context.Context, *droverv1
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListServices is not implemented"))
 }
 
+func (UnimplementedDroverServiceHandler) ListSegments(context.Context, *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListSegments is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListEdges is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.Diagnose is not implemented"))
+}
+
 func (UnimplementedDroverServiceHandler) ListMoves(context.Context, *droverv1.ListMovesRequest) (*droverv1.ListMovesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListMoves is not implemented"))
 }
@@ -475,4 +644,12 @@ func (UnimplementedDroverServiceHandler) CancelMove(context.Context, *droverv1.C
 
 func (UnimplementedDroverServiceHandler) SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.SetMoveRate is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) CommitMove(context.Context, *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.CommitMove is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ReturnMove is not implemented"))
 }
