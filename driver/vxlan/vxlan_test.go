@@ -123,8 +123,10 @@ func TestMove(t *testing.T) {
 	w.pings("g1", vm.Addresses[0], 2, full4)
 
 	// The guest resumes at b; QEMU announces it. No call has been made.
-	// The port that it had at a stays up: it is the host's.
-	w.ip("va", "addr", "flush", "dev", "eth0")
+	// The port that it had at a stays up, it is the host's; only a paused guest
+	// sends nothing, not even what a kernel sends of itself.
+	w.run("va", "nft", "add", "table", "netdev", "paused")
+	w.run("va", "nft", "add", "chain", "netdev", "paused", "out", "{ type filter hook egress device eth0 priority 0; policy drop; }")
 	w.ip("vb", "link", "set", "eth0", "up")
 	w.ip("vb", "addr", "replace", vm.Addresses[1].String()+"/64", "dev", "eth0", "nodad")
 	w.inside("vb", func() error { return announce("eth0", vm.MAC) })
@@ -150,7 +152,7 @@ func TestMove(t *testing.T) {
 		t.Errorf("a does not have the station behind the tunnel:\n%s", out)
 	}
 	w.ip("vb", "link", "set", "eth0", "down")
-	w.ip("va", "addr", "add", vm.Addresses[0].String()+"/24", "dev", "eth0")
+	w.run("va", "nft", "delete", "table", "netdev", "paused")
 	w.know(a, b, []driver.Station{g1, vm}, []driver.Station{g2})
 	w.pings("g2", vm.Addresses[0], 2, full4)
 	w.pings("g1", vm.Addresses[0], 2, full4)
