@@ -219,7 +219,7 @@ func TestLocalEgress(t *testing.T) {
 	for _, edge := range []string{"a", "b"} {
 		w.run(edge, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0")
 	}
-	w.run("a", "ping", "-n", "-q", "-c", "2", "-i", "0.01", "-W", "1", "-I", "203.0.113.1", g2.Addresses[0].String())
+	w.run("a", "ping", "-n", "-q", "-c", "2", "-i", "0.1", "-w", "10", "-I", "203.0.113.1", g2.Addresses[0].String())
 	c, err := a.Counters(t.Context(), segmentName)
 	w.must(err)
 	d, err := b.Counters(t.Context(), segmentName)
