@@ -36,7 +36,9 @@
 //
 // libvirt replaces metadata by its namespace, so the elements of two MACs, and
 // those of others, never get in each other's way. Wished addresses may be
-// anywhere in the network's prefix. libvirt needs to be 9.7 or newer.
+// anywhere in the network's prefix. libvirt needs to be 9.7 or newer. It makes
+// a network's firewall rules anew when an entry changes, about half a second
+// for each, in networks of all modes but open.
 //
 // For DHCPv6 both services know a client by its DUID, Kea by its IAID as well.
 //

@@ -32,7 +32,7 @@ func reexec() int {
 		fmt.Fprintln(os.Stderr, "the tests of driver/dhcp start DHCP services in namespaces: run them as root")
 		return 1
 	}
-	for _, program := range []string{"kea-dhcp4", "kea-dhcp6", "libvirtd", "dnsmasq", "nft"} {
+	for _, program := range []string{"kea-dhcp4", "kea-dhcp6", "libvirtd", "dnsmasq"} {
 		if _, err := exec.LookPath(program); err != nil {
 			fmt.Fprintf(os.Stderr, "the tests of driver/dhcp need %s: run make deps\n", program)
 			return 1
