@@ -105,14 +105,6 @@ func (e *element) at(names ...string) *element {
 	return e
 }
 
-// walk calls f for the element and all below it.
-func (e *element) walk(f func(*element)) {
-	f(e)
-	for _, c := range e.children {
-		c.walk(f)
-	}
-}
-
 func (e *element) attr(name string) string {
 	if e == nil {
 		return ""

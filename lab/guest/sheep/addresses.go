@@ -249,7 +249,7 @@ const tcpStates = "01 03 04 05 08 09"
 // sessionsByAddress counts the open TCP sessions of each local address.
 func sessionsByAddress() (map[netip.Addr]int, error) {
 	count := map[netip.Addr]int{}
-	for _, path := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	for _, path := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 		f, err := os.Open(path)
 		if errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
 			continue

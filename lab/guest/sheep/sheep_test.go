@@ -47,6 +47,8 @@ func TestBadSettings(t *testing.T) {
 		"drover.gw=10.0.0.1,10.0.0.2":            "want one per address family",
 		"drover.dns=x":                           "drover.dns=x",
 		"drover.mtu=10":                          "want 576 to 65535",
+		"drover.dhcp=never":                      "want once",
+		"drover.agent=on":                        "want off or hang",
 		"drover.adress=10.0.0.1/8":               "unknown setting",
 		"root=UUID=1":                            "want a device",
 		"drover.ip=dhcp drover.ip=10.0.0.1/8 ro": "want one way for IPv4",
@@ -54,6 +56,10 @@ func TestBadSettings(t *testing.T) {
 		if _, err := parseSettings(line); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", line, err, want)
 		}
+	}
+	s, err := parseSettings("drover.ip=dhcp drover.ip=dhcp6,ra drover.dhcp=once drover.agent=hang")
+	if err != nil || !s.dhcp || !s.dhcp6 || !s.ra || !s.dhcpOnce || s.agent != agentHang {
+		t.Errorf("settings %+v, %v", s, err)
 	}
 	if _, err := parseSettings("drover.ip=dhcp,fd00::1/64"); err != nil {
 		t.Errorf("dhcp beside a static IPv6 address: %v", err)
