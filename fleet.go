@@ -1,6 +1,9 @@
 package drover
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Site is a data center.
 type Site struct {
@@ -132,6 +135,9 @@ type NIC struct {
 	// the segment.
 	Network string `json:"network"`
 	Model   string `json:"model,omitempty"`
+	// Addresses are what the guest is known to have, by its agent or by the
+	// VM's metadata; empty where nobody has said.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // Volume is an image file on a host, used by a VM or not.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -143,12 +144,16 @@ func backingFromProto(b *droverv1.Backing) drover.Backing {
 
 // NICToProto converts a network interface.
 func NICToProto(n drover.NIC) *droverv1.NIC {
-	return &droverv1.NIC{Mac: n.MAC, Network: n.Network, Model: n.Model}
+	return &droverv1.NIC{Mac: n.MAC, Network: n.Network, Model: n.Model, Addresses: textOf(n.Addresses)}
 }
 
 // NICFromProto converts a network interface.
 func NICFromProto(n *droverv1.NIC) drover.NIC {
-	return drover.NIC{MAC: n.GetMac(), Network: n.GetNetwork(), Model: n.GetModel()}
+	nic := drover.NIC{MAC: n.GetMac(), Network: n.GetNetwork(), Model: n.GetModel()}
+	if len(n.GetAddresses()) > 0 {
+		nic.Addresses = readable(n.GetAddresses(), netip.ParseAddr)
+	}
+	return nic
 }
 
 // ProbeTargetToProto converts a probe target.

@@ -3,6 +3,7 @@ package executor
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -33,8 +34,8 @@ type Ref struct {
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
 //     TakeBack, Undefine, StopReplication, StopVM, AbortCommit) first end every other action of the same move on
 //     their host, and wait for that.
-//   - Actions other than Reserve, Release and CheckHealth need the move's
-//     reservation on their host. After Release, a late Reserve of the same move is refused.
+//   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge and CountSessions
+//     need the move's reservation on their host. After Release, a late Reserve of the same move is refused.
 type Agents interface {
 	// Run starts or finds the action, calls progress (never after it has
 	// returned) while the action runs, and returns when it has ended.
@@ -106,6 +107,9 @@ type Transfer struct {
 	// NoThrottle leaves the guest's processors alone when its memory changes
 	// faster than it can be carried.
 	NoThrottle bool
+	// SourceEdge and TargetEdge are told of the switchover, each by the host of
+	// its own site.
+	SourceEdge, TargetEdge EdgeAgent
 }
 
 // AbortTransfer makes sure that no transfer of this move is under way or will
@@ -182,8 +186,8 @@ type Define struct{ Definition []byte }
 // since Define, gives drover.Refused.
 type Undefine struct{}
 
-// StartVM boots the VM; running already is fine.
-type StartVM struct{}
+// StartVM boots the VM; running already is fine. TargetEdge is told then.
+type StartVM struct{ TargetEdge EdgeAgent }
 
 // Verify reads the VM's real state here. A VM that is not here gives
 // drover.NotFound; one that is, but not running when Running is set (or
@@ -242,4 +246,11 @@ type Result struct {
 	// When the guest stopped at the source and ran at the destination, by the
 	// respective host's clock; zero when not known.
 	Stopped, Resumed time.Time
+	// Addresses, with the length of their subnet, and Gateways: for Edge with
+	// drover.ReserveLease.
+	Addresses []netip.Prefix
+	Gateways  []netip.Addr
+	// Sessions: for CountSessions those that are open, for Edge those that it
+	// has ended.
+	Sessions int
 }

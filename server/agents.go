@@ -37,7 +37,7 @@ func (g agents) Run(ctx context.Context, host string, ref executor.Ref, step str
 	for stream.Receive() {
 		m := stream.Msg()
 		if r := m.GetResult(); r != nil {
-			return resultFromProto(r), nil
+			return resultFromProto(r)
 		}
 		if p := m.GetProgress(); p != nil && progress != nil {
 			progress(api.ProgressFromProto(p))
@@ -96,7 +96,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 		req.Action = &droverv1.RunRequest_Transfer{Transfer: &droverv1.Transfer{
 			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks),
 			BandwidthBps: int64(v.Bandwidth), MaxPauseMillis: v.MaxPause.Milliseconds(),
-			NoThrottle: v.NoThrottle,
+			NoThrottle: v.NoThrottle, SourceEdge: edgeToProto(v.SourceEdge), TargetEdge: edgeToProto(v.TargetEdge),
 		}}
 	case executor.AbortTransfer:
 		req.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: &droverv1.AbortTransfer{PeerAddress: v.PeerAddress, PeerHost: v.PeerHost}}
@@ -132,12 +132,20 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 	case executor.Undefine:
 		req.Action = &droverv1.RunRequest_Undefine{Undefine: &droverv1.Undefine{}}
 	case executor.StartVM:
-		req.Action = &droverv1.RunRequest_Start{Start: &droverv1.StartVM{}}
+		req.Action = &droverv1.RunRequest_Start{Start: &droverv1.StartVM{TargetEdge: edgeToProto(v.TargetEdge)}}
 	case executor.Verify:
 		req.Action = &droverv1.RunRequest_Verify{Verify: &droverv1.Verify{Running: v.Running}}
 	case executor.ReleaseSource:
 		req.Action = &droverv1.RunRequest_ReleaseSource{ReleaseSource: &droverv1.ReleaseSource{
 			KeepVolumes: v.KeepVolumes, Disks: plansToProto(v.Disks),
+		}}
+	case executor.Edge:
+		req.Action = &droverv1.RunRequest_Edge{Edge: &droverv1.Edge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto), Undo: v.Undo}}
+	case executor.StageEdge:
+		req.Action = &droverv1.RunRequest_StageEdge{StageEdge: &droverv1.StageEdge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto)}}
+	case executor.CountSessions:
+		req.Action = &droverv1.RunRequest_CountSessions{CountSessions: &droverv1.CountSessions{
+			Addresses: api.AddressesToProto(v.Addresses), Backend: v.Backend, Server: v.Server,
 		}}
 	default:
 		return drover.Errorf(drover.Internal, "run action", "%s", fmt.Sprintf("the API has no action for %T", action))
@@ -157,14 +165,30 @@ func plansToProto(in []executor.DiskPlan) []*droverv1.DiskPlan {
 	return out
 }
 
-func resultFromProto(r *droverv1.RunResult) executor.Result {
+// edgeToProto is nil for none.
+func edgeToProto(e executor.EdgeAgent) *droverv1.EdgeAgent {
+	if e == (executor.EdgeAgent{}) {
+		return nil
+	}
+	return &droverv1.EdgeAgent{Host: e.Host, Address: e.Address}
+}
+
+// resultFromProto converts a result. Addresses that cannot be read make it an
+// error: a VM would get none, or others than are reserved for it.
+func resultFromProto(r *droverv1.RunResult) (executor.Result, error) {
+	addresses, err := api.ParsePrefixes("addresses", r.GetAddresses())
+	if err != nil {
+		return executor.Result{}, err
+	}
+	gateways, err := api.ParseAddresses("gateways", r.GetGateways())
 	return executor.Result{
+		Addresses: addresses, Gateways: gateways, Sessions: int(r.GetSessions()),
 		Moved: r.GetMoved(), Healthy: r.GetHealthy(), Detail: r.GetDetail(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
 		Pause:       time.Duration(r.GetPauseNanos()),
 		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),
 		PathWireBytes: drover.Bytes(r.GetPathWireBytes()), Path: api.OptionalPathFromProto(r.GetPath()),
 		Stopped: instant(r.GetStoppedUnixNanos()), Resumed: instant(r.GetResumedUnixNanos()),
-	}
+	}, err
 }
 
 func instant(nanos int64) time.Time {

@@ -65,6 +65,10 @@ type agent struct {
 	host  drover.Host
 	vms   []drover.VM
 	links []*droverv1.LinkCounters
+	// segments are those that an edge knows, mesh is its end of the mesh, nil
+	// for none.
+	segments []drover.Segment
+	mesh     *drover.MeshState
 
 	// Of the goroutine that keeps what was observed.
 	keeping  sync.Mutex
@@ -206,6 +210,7 @@ func (f *fleet) observed(a *agent, r *droverv1.DescribeResponse) {
 		f.vanished[v.UUID] = gone{v, f.now()}
 	}
 	a.host, a.vms, a.links = h, vms, r.GetLinks()
+	a.segments, a.mesh = api.ListFromProto(r.GetSegments(), api.SegmentFromProto), api.MeshFromProto(r.GetMesh())
 	f.compare()
 }
 
@@ -293,7 +298,11 @@ func sameVM(a, b drover.VM) bool {
 	}
 	return slices.EqualFunc(a.Disks, b.Disks, func(x, y drover.Disk) bool {
 		return x.Path == y.Path && x.VirtualBytes == y.VirtualBytes
-	}) && slices.Equal(a.NICs, b.NICs) && maps.Equal(a.Labels, b.Labels)
+	}) && slices.EqualFunc(a.NICs, b.NICs, sameNIC) && maps.Equal(a.Labels, b.Labels)
+}
+
+func sameNIC(a, b drover.NIC) bool {
+	return a.MAC == b.MAC && a.Network == b.Network && a.Model == b.Model && slices.Equal(a.Addresses, b.Addresses)
 }
 
 // host returns one host as it was last observed.

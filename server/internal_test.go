@@ -1,10 +1,12 @@
 package server
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -19,12 +21,21 @@ func TestEveryActionCrosses(t *testing.T) {
 	disks := []executor.DiskPlan{{
 		Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 1, BackingPath: "/b", BackingFormat: "raw", TopOnly: true, AllocatedBytes: 2,
 	}}
+	ops := []drover.EdgeOp{{
+		Do: drover.ForwardOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
+		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second,
+	}}
+	edge := executor.EdgeAgent{Host: "e", Address: "a"}
 	all := []executor.Action{
+		executor.Edge{Ops: ops, Undo: true},
+		executor.StageEdge{Ops: ops},
+		executor.CountSessions{Addresses: ops[0].Addresses, Backend: "k", Server: "s"},
 		executor.Reserve{Target: true, MemoryBytes: 1},
 		executor.Release{Target: true},
 		executor.CreateVolumes{Disks: disks},
 		executor.DeleteVolumes{},
-		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true},
+		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true, SourceEdge: edge, TargetEdge: edge},
 		executor.AbortTransfer{PeerAddress: "a", PeerHost: "h"},
 		executor.Shutdown{Grace: time.Second, Force: true},
 		executor.GiveUp{},
@@ -38,7 +49,7 @@ func TestEveryActionCrosses(t *testing.T) {
 		executor.AbortCommit{},
 		executor.Define{Definition: []byte("x")},
 		executor.Undefine{},
-		executor.StartVM{},
+		executor.StartVM{TargetEdge: edge},
 		executor.Verify{Running: true},
 		executor.ReleaseSource{KeepVolumes: true, Disks: disks},
 	}
@@ -79,7 +90,8 @@ func TestEveryResultCrosses(t *testing.T) {
 	sent := &droverv1.RunResult{
 		Moved: true, WasRunning: true, Definition: []byte("x"), PauseNanos: 1, MemoryBytes: 2, DiskBytes: 3,
 		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6, Healthy: true, Detail: "d",
-		Path: &droverv1.PathFigures{ThrottlePercent: 7},
+		Path:      &droverv1.PathFigures{ThrottlePercent: 7},
+		Addresses: []string{"10.0.0.9/24"}, Gateways: []string{"10.0.0.1"}, Sessions: 8,
 	}
 	wantFull(t, sent.ProtoReflect())
 	raw, err := proto.Marshal(sent)
@@ -93,10 +105,16 @@ func TestEveryResultCrosses(t *testing.T) {
 	want := executor.Result{
 		Moved: true, WasRunning: true, Definition: []byte("x"), Pause: 1, MemoryBytes: 2, DiskBytes: 3,
 		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(), Healthy: true, Detail: "d",
-		Path: &drover.PathFigures{ThrottlePercent: 7},
+		Path:      &drover.PathFigures{ThrottlePercent: 7},
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Sessions: 8,
 	}
-	if diff := cmp.Diff(want, resultFromProto(&received)); diff != "" {
-		t.Error(diff)
+	got, err := resultFromProto(&received)
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	received.Addresses = []string{"10.0.0.9"}
+	if _, err := resultFromProto(&received); drover.KindOf(err) != drover.Invalid {
+		t.Errorf("an address without its length: got %v, want one invalid", err)
 	}
 }
 

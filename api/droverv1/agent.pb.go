@@ -68,8 +68,12 @@ type DescribeResponse struct {
 	// Counters of the WAN links that this edge looks after.
 	Links          []*LinkCounters `protobuf:"bytes,3,rep,name=links,proto3" json:"links,omitempty"`
 	ClockUnixNanos int64           `protobuf:"varint,4,opt,name=clock_unix_nanos,json=clockUnixNanos,proto3" json:"clock_unix_nanos,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Of an edge: the segments that exist at its site, and its end of the mesh
+	// (absent for none).
+	Segments      []*Segment `protobuf:"bytes,40,rep,name=segments,proto3" json:"segments,omitempty"`
+	Mesh          *Mesh      `protobuf:"bytes,41,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -128,6 +132,20 @@ func (x *DescribeResponse) GetClockUnixNanos() int64 {
 		return x.ClockUnixNanos
 	}
 	return 0
+}
+
+func (x *DescribeResponse) GetSegments() []*Segment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetMesh() *Mesh {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
 }
 
 type LinkCounters struct {
@@ -4294,8 +4312,11 @@ type OwnedThing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// "vm/UUID" or "move/NAME"; empty for what a crash has left without one.
-	Owner         string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
-	What          string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	What  string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	// When a VM needs it, moves aside: "here", when it is at this site; "away",
+	// when it is not; empty, wherever it is.
+	When          string `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4351,9 +4372,18 @@ func (x *OwnedThing) GetWhat() string {
 	return ""
 }
 
+func (x *OwnedThing) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
+// RemoveOwnedRequest names an owner and the kind of what is to be removed.
 type RemoveOwnedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4391,6 +4421,13 @@ func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
 func (x *RemoveOwnedRequest) GetOwner() string {
 	if x != nil {
 		return x.Owner
+	}
+	return ""
+}
+
+func (x *RemoveOwnedRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
 	}
 	return ""
 }
@@ -4436,12 +4473,14 @@ var File_drover_v1_agent_proto protoreflect.FileDescriptor
 const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\xb1\x01\n" +
+	"\x0fDescribeRequest\"\x86\x02\n" +
 	"\x10DescribeResponse\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.drover.v1.HostR\x04host\x12\x1f\n" +
 	"\x03vms\x18\x02 \x03(\v2\r.drover.v1.VMR\x03vms\x12-\n" +
 	"\x05links\x18\x03 \x03(\v2\x17.drover.v1.LinkCountersR\x05links\x12(\n" +
-	"\x10clock_unix_nanos\x18\x04 \x01(\x03R\x0eclockUnixNanos\"\xb2\x01\n" +
+	"\x10clock_unix_nanos\x18\x04 \x01(\x03R\x0eclockUnixNanos\x12.\n" +
+	"\bsegments\x18( \x03(\v2\x12.drover.v1.SegmentR\bsegments\x12#\n" +
+	"\x04mesh\x18) \x01(\v2\x0f.drover.v1.MeshR\x04mesh\"\xb2\x01\n" +
 	"\fLinkCounters\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\f\n" +
 	"\x01a\x18\x02 \x01(\tR\x01a\x12\f\n" +
@@ -4741,14 +4780,16 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fOwnedRequest\"V\n" +
 	"\rOwnedResponse\x12-\n" +
 	"\x06things\x18\x01 \x03(\v2\x15.drover.v1.OwnedThingR\x06things\x12\x16\n" +
-	"\x06faults\x18\x02 \x03(\tR\x06faults\"J\n" +
+	"\x06faults\x18\x02 \x03(\tR\x06faults\"^\n" +
 	"\n" +
 	"OwnedThing\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
-	"\x04what\x18\x03 \x01(\tR\x04what\"*\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
+	"\x04when\x18\x04 \x01(\tR\x04when\">\n" +
 	"\x12RemoveOwnedRequest\x12\x14\n" +
-	"\x05owner\x18\x01 \x01(\tR\x05owner\"\x15\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\"\x15\n" +
 	"\x13RemoveOwnedResponse2\x96\a\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
@@ -4865,128 +4906,132 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	nil,                         // 73: drover.v1.CheckTargetResponse.SameBackingEntry
 	(*Host)(nil),                // 74: drover.v1.Host
 	(*VM)(nil),                  // 75: drover.v1.VM
-	(*Check)(nil),               // 76: drover.v1.Check
-	(*EdgeOp)(nil),              // 77: drover.v1.EdgeOp
-	(*Progress)(nil),            // 78: drover.v1.Progress
-	(*PathFigures)(nil),         // 79: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 80: drover.v1.ProbeTarget
-	(*EdgeState)(nil),           // 81: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 82: drover.v1.MeshPeer
+	(*Segment)(nil),             // 76: drover.v1.Segment
+	(*Mesh)(nil),                // 77: drover.v1.Mesh
+	(*Check)(nil),               // 78: drover.v1.Check
+	(*EdgeOp)(nil),              // 79: drover.v1.EdgeOp
+	(*Progress)(nil),            // 80: drover.v1.Progress
+	(*PathFigures)(nil),         // 81: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 82: drover.v1.ProbeTarget
+	(*EdgeState)(nil),           // 83: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 84: drover.v1.MeshPeer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
 	74, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
 	75, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	76, // 3: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	75, // 4: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	74, // 5: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	71, // 6: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	75, // 7: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	74, // 8: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	72, // 9: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	76, // 10: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	74, // 11: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	73, // 12: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
-	7,  // 13: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
-	9,  // 14: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
-	10, // 15: drover.v1.RunRequest.release:type_name -> drover.v1.Release
-	11, // 16: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
-	12, // 17: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
-	14, // 18: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
-	17, // 19: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
-	18, // 20: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
-	19, // 21: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
-	20, // 22: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
-	27, // 23: drover.v1.RunRequest.define:type_name -> drover.v1.Define
-	28, // 24: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
-	29, // 25: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
-	30, // 26: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
-	31, // 27: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
-	16, // 28: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
-	21, // 29: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
-	22, // 30: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
-	23, // 31: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
-	24, // 32: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
-	25, // 33: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
-	26, // 34: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
-	32, // 35: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
-	33, // 36: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
-	34, // 37: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
-	13, // 38: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
-	13, // 39: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
-	15, // 40: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
-	15, // 41: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
-	13, // 42: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
-	13, // 43: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
-	15, // 44: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
-	13, // 45: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	77, // 46: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	77, // 47: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
-	78, // 48: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
-	36, // 49: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	79, // 50: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
-	7,  // 51: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 52: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	80, // 53: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	45, // 54: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,  // 55: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13, // 56: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	15, // 57: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
-	50, // 58: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
-	7,  // 59: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	52, // 60: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
-	7,  // 61: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 62: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 63: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 64: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	81, // 65: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	82, // 66: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	68, // 67: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,  // 68: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 69: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 70: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 71: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 72: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	37, // 73: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	39, // 74: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	41, // 75: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	43, // 76: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	62, // 77: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	64, // 78: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	66, // 79: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	69, // 80: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	46, // 81: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	48, // 82: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	51, // 83: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	54, // 84: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	56, // 85: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	58, // 86: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	60, // 87: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,  // 88: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 89: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 90: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 91: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	35, // 92: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	38, // 93: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	40, // 94: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	42, // 95: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	44, // 96: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	63, // 97: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	65, // 98: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	67, // 99: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	70, // 100: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	47, // 101: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	49, // 102: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	53, // 103: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	55, // 104: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	57, // 105: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	59, // 106: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	61, // 107: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	88, // [88:108] is the sub-list for method output_type
-	68, // [68:88] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	76, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	77, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	78, // 5: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	75, // 6: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	74, // 7: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	71, // 8: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	75, // 9: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	74, // 10: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	72, // 11: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	78, // 12: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	74, // 13: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	73, // 14: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	7,  // 15: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
+	9,  // 16: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
+	10, // 17: drover.v1.RunRequest.release:type_name -> drover.v1.Release
+	11, // 18: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
+	12, // 19: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
+	14, // 20: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
+	17, // 21: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
+	18, // 22: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
+	19, // 23: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
+	20, // 24: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
+	27, // 25: drover.v1.RunRequest.define:type_name -> drover.v1.Define
+	28, // 26: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
+	29, // 27: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
+	30, // 28: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
+	31, // 29: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
+	16, // 30: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
+	21, // 31: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
+	22, // 32: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
+	23, // 33: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
+	24, // 34: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
+	25, // 35: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
+	26, // 36: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
+	32, // 37: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
+	33, // 38: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
+	34, // 39: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
+	13, // 40: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
+	13, // 41: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
+	15, // 42: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
+	15, // 43: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
+	13, // 44: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
+	13, // 45: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
+	15, // 46: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
+	13, // 47: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
+	79, // 48: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	79, // 49: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	80, // 50: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	36, // 51: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
+	81, // 52: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	7,  // 53: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 54: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	82, // 55: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	45, // 56: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,  // 57: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13, // 58: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	15, // 59: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
+	50, // 60: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,  // 61: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	52, // 62: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,  // 63: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 64: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 65: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	7,  // 66: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
+	83, // 67: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	84, // 68: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	68, // 69: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,  // 70: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 71: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 72: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 73: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 74: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	37, // 75: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	39, // 76: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	41, // 77: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	43, // 78: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	62, // 79: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	64, // 80: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	66, // 81: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	69, // 82: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	46, // 83: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	48, // 84: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	51, // 85: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	54, // 86: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	56, // 87: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	58, // 88: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	60, // 89: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,  // 90: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 91: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 92: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 93: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	35, // 94: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	38, // 95: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	40, // 96: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	42, // 97: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	44, // 98: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	63, // 99: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	65, // 100: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	67, // 101: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	70, // 102: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	47, // 103: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	49, // 104: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	53, // 105: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	55, // 106: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	57, // 107: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	59, // 108: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	61, // 109: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	90, // [90:110] is the sub-list for method output_type
+	70, // [70:90] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }

@@ -60,6 +60,8 @@ type State struct {
 	Silent int
 	// Rates are those that moves were set to while a step held them.
 	Rates []drover.BitRate
+	// Edge is nil for an agent that is no site's edge.
+	Edge *EdgeState
 }
 
 func newAgent(w *World, p Place) *Agent {
@@ -156,6 +158,10 @@ func (a *Agent) describe() (*droverv1.DescribeResponse, <-chan struct{}) {
 		r.Vms = append(r.Vms, api.VMToProto(a.state.VMs[name]))
 	}
 	r.Links = append(r.Links, a.state.Links...)
+	if e := a.state.Edge; e != nil {
+		r.Segments = api.ListToProto(e.Segments, api.SegmentToProto)
+		r.Mesh = api.MeshToProto(e.Mesh)
+	}
 	return r, a.changed
 }
 

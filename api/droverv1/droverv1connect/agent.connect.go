@@ -58,6 +58,15 @@ const (
 	AgentServiceProbeStartProcedure = "/drover.v1.AgentService/ProbeStart"
 	// AgentServiceProbeStopProcedure is the fully-qualified name of the AgentService's ProbeStop RPC.
 	AgentServiceProbeStopProcedure = "/drover.v1.AgentService/ProbeStop"
+	// AgentServiceEdgeStatusProcedure is the fully-qualified name of the AgentService's EdgeStatus RPC.
+	AgentServiceEdgeStatusProcedure = "/drover.v1.AgentService/EdgeStatus"
+	// AgentServiceSetMeshProcedure is the fully-qualified name of the AgentService's SetMesh RPC.
+	AgentServiceSetMeshProcedure = "/drover.v1.AgentService/SetMesh"
+	// AgentServiceOwnedProcedure is the fully-qualified name of the AgentService's Owned RPC.
+	AgentServiceOwnedProcedure = "/drover.v1.AgentService/Owned"
+	// AgentServiceRemoveOwnedProcedure is the fully-qualified name of the AgentService's RemoveOwned
+	// RPC.
+	AgentServiceRemoveOwnedProcedure = "/drover.v1.AgentService/RemoveOwned"
 	// PeerServicePingProcedure is the fully-qualified name of the PeerService's Ping RPC.
 	PeerServicePingProcedure = "/drover.v1.PeerService/Ping"
 	// PeerServicePrepareProcedure is the fully-qualified name of the PeerService's Prepare RPC.
@@ -70,6 +79,8 @@ const (
 	PeerServiceAbandonProcedure = "/drover.v1.PeerService/Abandon"
 	// PeerServiceDigestProcedure is the fully-qualified name of the PeerService's Digest RPC.
 	PeerServiceDigestProcedure = "/drover.v1.PeerService/Digest"
+	// PeerServiceCutOverProcedure is the fully-qualified name of the PeerService's CutOver RPC.
+	PeerServiceCutOverProcedure = "/drover.v1.PeerService/CutOver"
 )
 
 // AgentServiceClient is a client for the drover.v1.AgentService service.
@@ -96,6 +107,15 @@ type AgentServiceClient interface {
 	// ProbeStart and ProbeStop run the client-side probe on a host that has it.
 	ProbeStart(context.Context, *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error)
 	ProbeStop(context.Context, *droverv1.ProbeStopRequest) (*droverv1.ProbeStopResponse, error)
+	// EdgeStatus observes a site's edge. Agents that are none refuse.
+	EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error)
+	// SetMesh makes these, and no others, the other edges of the mesh.
+	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
+	// Owned returns all that stands on this host or edge for a VM or a move, read
+	// from the technologies themselves.
+	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
+	// RemoveOwned removes all that stands here for an owner. Missing is fine.
+	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the drover.v1.AgentService service. By default, it
@@ -163,6 +183,30 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("ProbeStop")),
 			connect.WithClientOptions(opts...),
 		),
+		edgeStatus: connect.NewClient[droverv1.EdgeStatusRequest, droverv1.EdgeStatusResponse](
+			httpClient,
+			baseURL+AgentServiceEdgeStatusProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("EdgeStatus")),
+			connect.WithClientOptions(opts...),
+		),
+		setMesh: connect.NewClient[droverv1.SetMeshRequest, droverv1.SetMeshResponse](
+			httpClient,
+			baseURL+AgentServiceSetMeshProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("SetMesh")),
+			connect.WithClientOptions(opts...),
+		),
+		owned: connect.NewClient[droverv1.OwnedRequest, droverv1.OwnedResponse](
+			httpClient,
+			baseURL+AgentServiceOwnedProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Owned")),
+			connect.WithClientOptions(opts...),
+		),
+		removeOwned: connect.NewClient[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse](
+			httpClient,
+			baseURL+AgentServiceRemoveOwnedProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("RemoveOwned")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -177,6 +221,10 @@ type agentServiceClient struct {
 	setRate     *connect.Client[droverv1.SetRateRequest, droverv1.SetRateResponse]
 	probeStart  *connect.Client[droverv1.ProbeStartRequest, droverv1.ProbeStartResponse]
 	probeStop   *connect.Client[droverv1.ProbeStopRequest, droverv1.ProbeStopResponse]
+	edgeStatus  *connect.Client[droverv1.EdgeStatusRequest, droverv1.EdgeStatusResponse]
+	setMesh     *connect.Client[droverv1.SetMeshRequest, droverv1.SetMeshResponse]
+	owned       *connect.Client[droverv1.OwnedRequest, droverv1.OwnedResponse]
+	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
 }
 
 // Describe calls drover.v1.AgentService.Describe.
@@ -252,6 +300,42 @@ func (c *agentServiceClient) ProbeStop(ctx context.Context, req *droverv1.ProbeS
 	return nil, err
 }
 
+// EdgeStatus calls drover.v1.AgentService.EdgeStatus.
+func (c *agentServiceClient) EdgeStatus(ctx context.Context, req *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error) {
+	response, err := c.edgeStatus.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetMesh calls drover.v1.AgentService.SetMesh.
+func (c *agentServiceClient) SetMesh(ctx context.Context, req *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error) {
+	response, err := c.setMesh.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Owned calls drover.v1.AgentService.Owned.
+func (c *agentServiceClient) Owned(ctx context.Context, req *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {
+	response, err := c.owned.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveOwned calls drover.v1.AgentService.RemoveOwned.
+func (c *agentServiceClient) RemoveOwned(ctx context.Context, req *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error) {
+	response, err := c.removeOwned.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the drover.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Describe observes the host: itself, its VMs, its links' counters.
@@ -276,6 +360,15 @@ type AgentServiceHandler interface {
 	// ProbeStart and ProbeStop run the client-side probe on a host that has it.
 	ProbeStart(context.Context, *droverv1.ProbeStartRequest) (*droverv1.ProbeStartResponse, error)
 	ProbeStop(context.Context, *droverv1.ProbeStopRequest) (*droverv1.ProbeStopResponse, error)
+	// EdgeStatus observes a site's edge. Agents that are none refuse.
+	EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error)
+	// SetMesh makes these, and no others, the other edges of the mesh.
+	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
+	// Owned returns all that stands on this host or edge for a VM or a move, read
+	// from the technologies themselves.
+	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
+	// RemoveOwned removes all that stands here for an owner. Missing is fine.
+	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -339,6 +432,30 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("ProbeStop")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceEdgeStatusHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceEdgeStatusProcedure,
+		svc.EdgeStatus,
+		connect.WithSchema(agentServiceMethods.ByName("EdgeStatus")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceSetMeshHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceSetMeshProcedure,
+		svc.SetMesh,
+		connect.WithSchema(agentServiceMethods.ByName("SetMesh")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceOwnedHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceOwnedProcedure,
+		svc.Owned,
+		connect.WithSchema(agentServiceMethods.ByName("Owned")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceRemoveOwnedHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceRemoveOwnedProcedure,
+		svc.RemoveOwned,
+		connect.WithSchema(agentServiceMethods.ByName("RemoveOwned")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceDescribeProcedure:
@@ -359,6 +476,14 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceProbeStartHandler.ServeHTTP(w, r)
 		case AgentServiceProbeStopProcedure:
 			agentServiceProbeStopHandler.ServeHTTP(w, r)
+		case AgentServiceEdgeStatusProcedure:
+			agentServiceEdgeStatusHandler.ServeHTTP(w, r)
+		case AgentServiceSetMeshProcedure:
+			agentServiceSetMeshHandler.ServeHTTP(w, r)
+		case AgentServiceOwnedProcedure:
+			agentServiceOwnedHandler.ServeHTTP(w, r)
+		case AgentServiceRemoveOwnedProcedure:
+			agentServiceRemoveOwnedHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -404,6 +529,22 @@ func (UnimplementedAgentServiceHandler) ProbeStop(context.Context, *droverv1.Pro
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.ProbeStop is not implemented"))
 }
 
+func (UnimplementedAgentServiceHandler) EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.EdgeStatus is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.SetMesh is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.Owned is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RemoveOwned is not implemented"))
+}
+
 // PeerServiceClient is a client for the drover.v1.PeerService service.
 type PeerServiceClient interface {
 	// Ping proves reachability, certificates and the clock.
@@ -420,6 +561,10 @@ type PeerServiceClient interface {
 	Abandon(context.Context, *droverv1.AbandonRequest) (*droverv1.AbandonResponse, error)
 	// Digest returns the digests of a copied disk, to compare end to end.
 	Digest(context.Context, *droverv1.DigestRequest) (*droverv1.DigestResponse, error)
+	// CutOver tells the site's edge that the VM's execution has changed sites: it
+	// carries out what StageEdge has staged for the move. Repeatable; a move
+	// with nothing staged is not found.
+	CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the drover.v1.PeerService service. By default, it
@@ -469,6 +614,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Digest")),
 			connect.WithClientOptions(opts...),
 		),
+		cutOver: connect.NewClient[droverv1.CutOverRequest, droverv1.CutOverResponse](
+			httpClient,
+			baseURL+PeerServiceCutOverProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("CutOver")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -480,6 +631,7 @@ type peerServiceClient struct {
 	fate    *connect.Client[droverv1.FateRequest, droverv1.FateResponse]
 	abandon *connect.Client[droverv1.AbandonRequest, droverv1.AbandonResponse]
 	digest  *connect.Client[droverv1.DigestRequest, droverv1.DigestResponse]
+	cutOver *connect.Client[droverv1.CutOverRequest, droverv1.CutOverResponse]
 }
 
 // Ping calls drover.v1.PeerService.Ping.
@@ -536,6 +688,15 @@ func (c *peerServiceClient) Digest(ctx context.Context, req *droverv1.DigestRequ
 	return nil, err
 }
 
+// CutOver calls drover.v1.PeerService.CutOver.
+func (c *peerServiceClient) CutOver(ctx context.Context, req *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error) {
+	response, err := c.cutOver.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // PeerServiceHandler is an implementation of the drover.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Ping proves reachability, certificates and the clock.
@@ -552,6 +713,10 @@ type PeerServiceHandler interface {
 	Abandon(context.Context, *droverv1.AbandonRequest) (*droverv1.AbandonResponse, error)
 	// Digest returns the digests of a copied disk, to compare end to end.
 	Digest(context.Context, *droverv1.DigestRequest) (*droverv1.DigestResponse, error)
+	// CutOver tells the site's edge that the VM's execution has changed sites: it
+	// carries out what StageEdge has staged for the move. Repeatable; a move
+	// with nothing staged is not found.
+	CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -597,6 +762,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Digest")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceCutOverHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceCutOverProcedure,
+		svc.CutOver,
+		connect.WithSchema(peerServiceMethods.ByName("CutOver")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServicePingProcedure:
@@ -611,6 +782,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceAbandonHandler.ServeHTTP(w, r)
 		case PeerServiceDigestProcedure:
 			peerServiceDigestHandler.ServeHTTP(w, r)
+		case PeerServiceCutOverProcedure:
+			peerServiceCutOverHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -642,4 +815,8 @@ func (UnimplementedPeerServiceHandler) Abandon(context.Context, *droverv1.Abando
 
 func (UnimplementedPeerServiceHandler) Digest(context.Context, *droverv1.DigestRequest) (*droverv1.DigestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.Digest is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.CutOver is not implemented"))
 }
