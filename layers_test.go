@@ -28,7 +28,7 @@ const (
 
 // rooms says which layer each top folder is in.
 var rooms = map[string]layer{
-	"": domain, "forecast": pure, "advisor": pure, "planner": pure, "saga": pure,
+	"": domain, "forecast": pure, "advisor": pure, "planner": pure, "saga": pure, "network": pure,
 	"pki": trust, "driver": edge, "wan": edge, "store": edge, "probe": edge, "nbd": edge,
 	"api": face, "web": face, "executor": run, "server": run, "agent": run,
 	"sim": world, "lab": world, "cmd": main,
