@@ -165,7 +165,7 @@ func (s *Sender) sendMemory(conn *net.UnixConn, blocks int64) error {
 	o := reduce.SendOptions{
 		MemoryEncoderOptions: reduce.MemoryEncoderOptions{Known: s.known, Stats: s.meter.memory},
 		Fill:                 fill, Return: ret,
-		Lanes: lanes, Controller: s.pages,
+		Lanes: lanes, Chooser: s.pages,
 		OnLast: func() {
 			s.bundle.SetUrgent(true)
 			s.meter.mark(atPause)

@@ -47,8 +47,8 @@ type Sender struct {
 	options SendOptions
 	bundle  *bundle.Bundle
 	known   *reduce.Known
-	level   *leveler           // the disks'
-	pages   *reduce.Controller // the memory's
+	level   *leveler        // the disks'
+	pages   *reduce.Chooser // the memory's
 	meter   *meter
 	ctx     context.Context // of everything that runs for the session
 	cancel  context.CancelCauseFunc
@@ -95,7 +95,7 @@ func (n *Node) Send(ctx context.Context, o SendOptions) (*Sender, error) {
 		meter: newMeter(b), memoryDone: make(chan struct{}), limit: o.Rate,
 	}
 	s.level = newLeveler(s.meter.disk)
-	s.pages = reduce.NewController(reduce.LevelS2, reduce.LevelBetter, lanes, time.Now)
+	s.pages = reduce.NewChooser(reduce.LevelS2, reduce.LevelBetter, lanes, time.Now)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	n.working(1)
 	s.group.Go(func() { n.learn(s.ctx, s.known.Index, o.Offered, s.ask) })

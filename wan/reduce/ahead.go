@@ -55,16 +55,19 @@ func (a *ahead) allow(bytes int64) {
 // limit is how much may wait. mu is held.
 func (a *ahead) limit() int64 { return min(a.allowed, a.linked) }
 
-// took notes that the link took a batch, and how long that was; it returns how full the store is then.
-func (a *ahead) took(bytes int, d time.Duration) (share float64) {
+// took notes that the link took a batch, and how long that was. Now and then it says how many bytes a second the
+// link takes.
+func (a *ahead) took(bytes int, d time.Duration) (rate float64, measured bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sent, a.spent = a.sent+int64(bytes), a.spent+d
-	if a.spent >= rateTime {
-		a.linked = int64(float64(a.sent) * float64(aheadTime) / float64(a.spent))
-		a.sent, a.spent = 0, 0
+	if a.spent < rateTime {
+		return 0, false
 	}
-	return float64(a.held) / float64(max(1, a.limit()))
+	rate = float64(a.sent) / a.spent.Seconds()
+	a.linked = int64(rate * aheadTime.Seconds())
+	a.sent, a.spent = 0, 0
+	return rate, true
 }
 
 // wake tells those that wait. mu is held.

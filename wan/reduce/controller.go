@@ -22,16 +22,7 @@ const (
 	downBlocked = 0.25
 	// idleBlocked: below it the link is not what anything waits for.
 	idleBlocked = 0.1
-	// fullStore and emptyStore are how full a store between compressor and link has been for the whole time when
-	// the link, or the compressor, is what everything waits for; storeBusy is how busy the compressor then is.
-	fullStore  = 0.6
-	emptyStore = 0.1
-	storeBusy  = 0.6
-	// storeJudgements in a row have to say that it is the compressor.
-	storeJudgements = 2
-	// restBusy is how busy the compressor may be at a harder level up to LevelDefault for it to be taken without need.
-	restBusy = 0.3
-	// downJudgements in a row have to say so, if there is no store to tell.
+	// downJudgements in a row have to say so.
 	downJudgements = 3
 	// firstPause and longestPause are how many judgements pass after a step down before the harder level is tried again; it doubles
 	// each time, because every change costs the compressor its window.
@@ -60,9 +51,6 @@ type Controller struct {
 	busy     time.Duration
 	blocked  time.Duration
 	batches  int
-	stored   bool    // a store tells how full it is
-	least    float64 // how full it was since
-	most     float64
 	pause    int // judgements left before going up
 	short    int // judgements in a row that the compressor was too slow
 	nextRest int
@@ -93,17 +81,6 @@ func (c *Controller) Compressed(d time.Duration) {
 	c.judge()
 }
 
-// Stored notes how full the store between compressor and link is, 0 to 1. With it, bursts of content in a guest's
-// memory do not look like a slow compressor, nor stretches without any like a fast one.
-func (c *Controller) Stored(share float64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.stored {
-		c.stored, c.least, c.most = true, share, share
-	}
-	c.least, c.most = min(c.least, share), max(c.most, share)
-}
-
 // Sent notes how long the channel took to accept a batch.
 func (c *Controller) Sent(d time.Duration) {
 	c.mu.Lock()
@@ -121,29 +98,14 @@ func (c *Controller) judge() {
 	}
 	busy := c.busy.Seconds() / passed.Seconds() / c.lanes
 	blocked := c.blocked.Seconds() / passed.Seconds()
-	stored, least, most := c.stored, c.least, c.most
-	c.since, c.busy, c.blocked, c.batches, c.stored = now, 0, 0, 0, false
+	c.since, c.busy, c.blocked, c.batches = now, 0, 0, 0
 	if c.pause > 0 {
 		c.pause--
 	}
-	if !(busy > downBusy && blocked < downBlocked) && !(stored && most < emptyStore && busy > storeBusy && blocked < idleBlocked) {
+	if !(busy > downBusy && blocked < downBlocked) {
 		c.short = 0
 	}
-	up := blocked > upBlocked && c.level < c.highest && c.pause == 0 && busy*levelCost[min(c.level+1, c.highest)]/levelCost[c.level] < upBusy
 	switch {
-	case stored && most < emptyStore && busy > storeBusy && blocked < idleBlocked && c.level > c.lowest:
-		if c.short++; c.short < storeJudgements {
-			return
-		}
-		c.short = 0
-		c.level--
-		c.pause = c.nextRest
-		c.nextRest = min(2*c.nextRest, longestPause)
-	case c.level < LevelDefault && c.pause == 0 && busy*levelCost[c.level+1]/levelCost[c.level] < restBusy:
-		// The compressor has little to do: it need not hurry.
-		c.level++
-	case stored && up && least < fullStore:
-		// What waits may be the next stretch of references' to bridge.
 	case busy > downBusy && blocked < downBlocked && c.level > c.lowest:
 		// The link takes bursts, at its start above all, that it does not keep up.
 		if c.short++; c.short < downJudgements {
@@ -156,7 +118,8 @@ func (c *Controller) judge() {
 		// Neither link nor compressor holds anything up, but the hypervisor: a
 		// harder level only takes processor time from it and its guest.
 		c.level--
-	case up:
+	case blocked > upBlocked && c.level < c.highest && c.pause == 0 &&
+		busy*levelCost[c.level+1]/levelCost[c.level] < upBusy:
 		c.level++
 	}
 }

@@ -256,6 +256,7 @@ type Compressor struct {
 	level func() Level
 	stats *Stats
 	c     compressor
+	used  Level // of the last batch
 }
 
 // NewCompressor returns the compressor of the given lane, 0 to MaxLanes-1.
@@ -284,7 +285,8 @@ func (c *Compressor) Append(dst []byte, d *Draft) ([]byte, error) {
 	base := len(dst)
 	dst = append(dst, make([]byte, maxHeaderBytes)...)
 	var err error
-	dst, h.codec, h.fresh, err = c.c.compress(dst, c.level(), d.parts)
+	c.used = c.level()
+	dst, h.codec, h.fresh, err = c.c.compress(dst, c.used, d.parts)
 	if err != nil {
 		return dst[:base], drover.E(drover.Internal, op, err)
 	}

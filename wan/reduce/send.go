@@ -44,8 +44,8 @@ type SendOptions struct {
 	OnRound func(round int)
 	// OnLast, if not nil, is called once, when the stream shows that the guest is paused.
 	OnLast func()
-	// Controller chooses the level; nil: Level does, and if that is nil, one made here.
-	Controller *Controller
+	// Chooser chooses the level; nil: Level does, and if that is nil, one made here.
+	Chooser *Chooser
 }
 
 // SendMemory takes the memory stream that QEMU writes to local across ch, until QEMU closes its end after
@@ -111,7 +111,7 @@ type memorySender struct {
 	fetch *fetcher
 	ch    Channel
 	o     SendOptions
-	ctl   *Controller
+	ctl   *Chooser
 	kept  *keeper
 
 	lanes []*sendLane
@@ -153,11 +153,11 @@ func newMemorySender(local io.ReadWriteCloser, ch Channel, o SendOptions) *memor
 		o.Stats = new(Stats)
 	}
 	s := &memorySender{
-		local: local, fetch: newFetcher(local), ch: ch, o: o, ctl: o.Controller, kept: newKeeper(o.RetainBytes),
+		local: local, fetch: newFetcher(local), ch: ch, o: o, ctl: o.Chooser, kept: newKeeper(o.RetainBytes),
 		drafts: make(chan sealed), idle: make(chan struct{}, 1), ahead: newAhead(), spare: make(chan []byte, spareBuffers), done: make(chan struct{}),
 	}
 	if s.ctl == nil && o.Level == nil {
-		s.ctl = NewController(LevelS2, LevelBest, n, time.Now)
+		s.ctl = NewChooser(LevelS2, LevelBest, n, time.Now)
 	}
 	level := o.Level
 	if s.ctl != nil {
@@ -374,13 +374,13 @@ func (s *memorySender) compress(ctx context.Context, n int) error {
 		case buf = <-s.spare:
 		default:
 		}
-		started := time.Now()
+		started, raw, stored := time.Now(), b.d.payload()-len(b.d.raws)*BlockBytes, len(b.d.raws)*BlockBytes
 		buf, err := lane.c.Append(buf[:0], b.d)
 		if err != nil {
 			return err
 		}
 		if s.ctl != nil {
-			s.ctl.Compressed(time.Since(started))
+			s.ctl.Compressed(lane.c.used, raw, len(buf)-stored, time.Since(started))
 		}
 		s.kept.add(b.d.Done())
 		if err := s.ahead.put(ctx, b.turn, buf); err != nil {
@@ -428,10 +428,8 @@ func (s *memorySender) transmit(ctx context.Context) error {
 		}
 		took := time.Since(started)
 		s.o.Stats.SendNanoseconds.Add(int64(took))
-		share := s.ahead.took(len(batch), took)
-		if s.ctl != nil {
-			s.ctl.Stored(share)
-			s.ctl.Sent(took)
+		if rate, measured := s.ahead.took(len(batch), took); measured && s.ctl != nil {
+			s.ctl.Link(rate)
 		}
 		select {
 		case s.spare <- batch:
