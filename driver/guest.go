@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/drover-vm/drover"
 )
@@ -44,11 +45,15 @@ type Guests interface {
 	AddAddress(ctx context.Context, vm, mac string, change GuestAddresses) error
 	// DropAddress takes an address away; missing is fine. The last one of its
 	// family on the interface gives drover.Refused: a VM must stay reachable.
+	// Where it is the one of new connections, make another primary before: Linux
+	// takes the default route away with its source.
 	DropAddress(ctx context.Context, vm, mac string, address netip.Addr) error
 	// SetLink takes the cable of the running VM's network card out, or puts it
 	// back. It needs no agent. A card whose cable was taken out stays without
 	// until it is put back or the VM is started again: whoever takes it out
-	// has to put it back, after a crash too.
+	// has to put it back, after a crash too. A guest notices only if it gets to
+	// run in between: wait for LinkDownTime, then see whether it has asked DHCP
+	// again, and repeat it if not.
 	SetLink(ctx context.Context, vm, mac string, up bool) error
 	// SetHostname names the guest until its next boot.
 	SetHostname(ctx context.Context, vm, hostname string) error
@@ -66,6 +71,10 @@ type Guests interface {
 	Retarget(def Definition, to Retarget) (Definition, error)
 	Close() error
 }
+
+// LinkDownTime is how long a cable stays out so that a guest notices: one that
+// runs sees it at once, an emulated one on a busy host within this.
+const LinkDownTime = 500 * time.Millisecond
 
 // GuestRouteProtocol marks a route in a guest as made by Drover: the number that
 // Linux calls the route's protocol, from its range for users.

@@ -19,9 +19,9 @@ import (
 // Limits for an agent, whose answers are the guest's word.
 const (
 	// agentLimit is how long an agent may take to answer: it does in
-	// milliseconds, emulated on a busy host in a few tenths of a second. Before
-	// each command libvirt greets the agent, and gives it its own 5 s for that;
-	// so that is when one that hangs is noticed.
+	// milliseconds, emulated on a busy host in a few tenths of a second. Libvirt
+	// takes whole seconds, and gives as much to its greeting before the command,
+	// which is where an agent that hangs is noticed.
 	agentLimit = 3 * time.Second
 	// execLimit is how long a command in the guest may take.
 	execLimit = 10 * time.Second

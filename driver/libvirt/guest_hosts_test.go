@@ -3,6 +3,7 @@ package libvirt_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -81,25 +83,34 @@ func (h *guestHost) run(t *testing.T, args ...string) {
 	}
 }
 
-// dial connects from inside the host's network. The thread goes back to its own
+// inside calls f in the host's network. The thread goes back to its own
 // afterwards: one that ended would take along the host that it has started, whose
 // death signal is bound to it.
-func (h *guestHost) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (h *guestHost) inside(f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = own.Close() }()
 	if err := netns.Set(h.ns); err != nil {
-		return nil, err
+		return err
 	}
-	dialer := net.Dialer{Timeout: requestLimit}
-	conn, err := dialer.DialContext(ctx, network, address)
+	err = f()
 	if back := netns.Set(own); back != nil {
 		panic("a thread of this process is left in another network: " + back.Error())
 	}
+	return err
+}
+
+// dial connects from inside the host's network.
+func (h *guestHost) dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	err = h.inside(func() error {
+		dialer := net.Dialer{Timeout: requestLimit}
+		conn, err = dialer.DialContext(ctx, network, address)
+		return err
+	})
 	return conn, err
 }
 
@@ -269,6 +280,41 @@ func relay(t *testing.T, from, to *guestHost, path string) {
 		_ = ln.Close()
 		<-ended
 	})
+}
+
+// listen opens a bridge's frames; heard waits for one of them.
+func (h *guestHost) listen(t *testing.T, bridge string) (heard func(t *testing.T, what string, is func(frame []byte) bool)) {
+	t.Helper()
+	var fd int
+	if err := h.inside(func() error {
+		link, err := netlink.LinkByName(bridge)
+		if err != nil {
+			return err
+		}
+		const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in the network's order
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all); err != nil {
+			return err
+		}
+		return errors.Join(
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: link.Attrs().Index}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(guestWait / time.Second)}))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return func(t *testing.T, what string, is func([]byte) bool) {
+		t.Helper()
+		frame := make([]byte, 1<<16)
+		for {
+			n, _, err := unix.Recvfrom(fd, frame, 0)
+			if err != nil {
+				t.Fatalf("%s: not heard: %v", what, err)
+			}
+			if is(frame[:n]) {
+				return
+			}
+		}
+	}
 }
 
 // sources asks a guest where its new connections come from.

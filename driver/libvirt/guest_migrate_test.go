@@ -3,6 +3,7 @@ package libvirt_test
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,12 +59,17 @@ func TestMigrateToOtherBridge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	heard := b.listen(t, "br-here")
 	if cookie, err = in.Finish(t.Context(), cookie); err != nil {
 		t.Fatal(err)
 	}
 	if err := out.Confirm(t.Context(), cookie, true); err != nil {
 		t.Fatal(err)
 	}
+
+	heard(t, "gratuitous ARP of the guest that resumed", func(f []byte) bool {
+		return len(f) >= 42 && f[12] == 0x08 && f[13] == 0x06 && slices.Equal(f[28:32], []byte{192, 0, 2, 10}) && slices.Equal(f[38:42], f[28:32])
+	})
 
 	after := b.control(t, "br-here", mac)
 	until(t, "the guest answers at its new place", func() error { return after.Health(t.Context()) })
