@@ -43,6 +43,13 @@ func (a agentService) CheckSource(ctx context.Context, req *droverv1.CheckSource
 		a.freeCheck("no-other-move", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-source"),
 	}
+	if drover.Method(req.GetMethod()) == drover.Warm {
+		more, err := a.warmChecks(ctx, vm)
+		if err != nil {
+			return nil, err
+		}
+		checks = append(checks, more...)
+	}
 	checks = append(checks, reached()...)
 	return &droverv1.CheckSourceResponse{
 		Checks: api.ChecksToProto(checks), Vm: api.VMToProto(vm), Definition: def,
@@ -57,7 +64,7 @@ func stateCheck(vm drover.VM, m drover.Method) drover.Check {
 	case !vm.Persistent:
 		c.OK, c.Detail = false, fmt.Sprintf("vm %s is transient: it is gone when it stops", vm.Name)
 		c.Fix = fmt.Sprintf("define vm %s, so that it has a configuration to come back to", vm.Name)
-	case m == drover.Live && vm.State != drover.VMRunning:
+	case (m == drover.Live || m == drover.Warm) && vm.State != drover.VMRunning:
 		c.OK = false
 		c.Fix = fmt.Sprintf("start or resume vm %s, or move it cold", vm.Name)
 	case vm.State == drover.VMCrashed:

@@ -45,7 +45,7 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 		disks: m.GetDisks(), rate: drover.BitRate(m.GetBandwidthBps()), base: base,
 	})
 	if err != nil {
-		return nil, a.changesLost(op, err, base)
+		return nil, changesLost(err, base)
 	}
 	defer end()
 	defer a.flights.set(ref.move, session.SetRate)()
@@ -56,8 +56,8 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 		}
 	}
 	for _, d := range m.GetDisks() {
-		if err := c.disk(ctx, d, base); err != nil {
-			return nil, drover.E(drover.KindOf(err), op+": "+d.GetTarget(), a.changesLost(op, err, base))
+		if err := changesLost(c.disk(ctx, d, base), base); err != nil {
+			return nil, drover.E(drover.KindOf(err), op+": "+d.GetTarget(), err)
 		}
 	}
 	path := c.session.Figures()
@@ -69,11 +69,11 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 
 // changesLost says what it means that what changed is not to be had: the move
 // cannot go on, since copying all would take the VM down for as long as that takes.
-func (a *Agent) changesLost(op string, err error, base int64) error {
+func changesLost(err error, base int64) error {
 	if base == 0 || drover.KindOf(err) != drover.NotFound {
 		return err
 	}
-	return drover.Errorf(drover.Refused, op, "what was written since the last round is not known any more, so the move has to begin anew: %w", err)
+	return drover.Errorf(drover.Refused, "", "what was written since the last round is not known any more, so the move has to begin anew: %w", err)
 }
 
 // copyTo is where disks are to be copied to, and what of them.

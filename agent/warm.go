@@ -126,8 +126,8 @@ func (w *replication) run(ctx context.Context) error {
 			return err
 		}
 		left, err := w.a.hyp.ChangedBytes(ctx, w.ref.vm, checkpoint(w.ref.move, w.done))
-		if drover.KindOf(err) == drover.Refused {
-			continue // it has just been shut down
+		if kind := drover.KindOf(err); n < maxRounds && (kind == drover.Refused || kind == drover.NotFound) {
+			continue // it has just been shut down, or died and was started again
 		}
 		if err != nil {
 			return err

@@ -104,7 +104,8 @@ func newWorld(t *testing.T) *world {
 			_ = w.fleet.Write(h, name)
 		}
 		switch op {
-		case "begin", "prepare", "perform", "finish", "confirm", "abandon", "settle", "define", "undefine", "start", "shutdown":
+		case "begin", "prepare", "perform", "finish", "confirm", "abandon", "settle", "define", "undefine", "start", "shutdown",
+			"begin backup", "end backup", "remove checkpoint", "destroy":
 		default:
 			return nil
 		}
@@ -128,6 +129,7 @@ func newWorld(t *testing.T) *world {
 	// Both sites hold the golden image.
 	golden := bytes.Repeat([]byte("golden image content "), diskLen/21+1)[:diskLen]
 	for _, h := range w.hosts {
+		w.fleet.AttachVolumes(h.name, h.volumes)
 		h.volumes.PutFile(gold, golden)
 		h.start()
 	}
@@ -191,7 +193,7 @@ func (h *host) start() {
 		Name: h.name, Site: h.name[:5], Listen: h.address,
 		Run: filepath.Join(h.dir, "run"), State: filepath.Join(h.dir, "state"),
 		TLS:     pki.Files{CA: "/tls/ca", Cert: "/tls/cert", Key: "/tls/key"},
-		Libvirt: "/libvirt", Volumes: []string{imgDir}, Metrics: h.metrics,
+		Libvirt: "/libvirt", Volumes: []string{imgDir}, Metrics: h.metrics, Checks: filepath.Join(h.dir, "checks"),
 	}
 	a, err := New(Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
@@ -360,6 +362,18 @@ func request(step string, generation int64, action any) *droverv1.RunRequest {
 		r.Action = &droverv1.RunRequest_Verify{Verify: a}
 	case *droverv1.ReleaseSource:
 		r.Action = &droverv1.RunRequest_ReleaseSource{ReleaseSource: a}
+	case *droverv1.Replicate:
+		r.Action = &droverv1.RunRequest_Replicate{Replicate: a}
+	case *droverv1.StopReplication:
+		r.Action = &droverv1.RunRequest_StopReplication{StopReplication: a}
+	case *droverv1.StopVM:
+		r.Action = &droverv1.RunRequest_StopVm{StopVm: a}
+	case *droverv1.CheckHealth:
+		r.Action = &droverv1.RunRequest_CheckHealth{CheckHealth: a}
+	case *droverv1.Commit:
+		r.Action = &droverv1.RunRequest_Commit{Commit: a}
+	case *droverv1.AbortCommit:
+		r.Action = &droverv1.RunRequest_AbortCommit{AbortCommit: a}
 	default:
 		panic(fmt.Sprintf("no such action: %T", action))
 	}
@@ -420,6 +434,7 @@ func (w *world) checkOnce(at string) {
 			t.Errorf("host %s: disk there is %v", name, there)
 		}
 		h.checkRemains()
+		h.checkRecords()
 		records, err := h.current().agent.journal.moves()
 		must(t, err)
 		if len(records) != 0 {
@@ -436,6 +451,23 @@ func (w *world) checkOnce(at string) {
 		if len(left) != 0 {
 			t.Errorf("host %s: sockets are left: %v", name, left)
 		}
+	}
+}
+
+// checkRecords fails when an image still records changes, or a VM does.
+func (h *host) checkRecords() {
+	t := h.w.t
+	t.Helper()
+	for _, path := range h.volumes.Paths() {
+		if c, err := h.volumes.Bitmaps(context.Background(), path); err == nil && len(c) > 0 {
+			t.Errorf("host %s: %s still has %v", h.name, path, c)
+		}
+	}
+	if c, err := h.hyp.Checkpoints(context.Background(), vmName); err == nil && len(c) > 0 {
+		t.Errorf("host %s: the vm still has %v", h.name, c)
+	}
+	if checks, err := h.hyp.CheckBackup(context.Background(), vmName); err == nil && !checks[0].OK {
+		t.Errorf("host %s: a backup is under way", h.name)
 	}
 }
 

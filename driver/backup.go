@@ -87,12 +87,12 @@ type BackupDisk struct {
 // ScratchName is the name of a scratch file, by which its backup is known to be
 // the owner's.
 func ScratchName(o Owner, target string) string {
-	return scratchPrefix + strings.ReplaceAll(string(o), "/", "-") + "-" + target
+	return ScratchPrefix + strings.ReplaceAll(string(o), "/", "-") + "-" + target
 }
 
-// scratchPrefix: like all files whose names begin with ".drover-", a scratch file
-// is no image in the sense of Volumes.
-const scratchPrefix = ".drover-scratch-"
+// ScratchPrefix begins the names of scratch files: Volumes' List leaves them out,
+// and its Delete takes them.
+const ScratchPrefix = ".drover-scratch-"
 
 // ScratchOf reports whether a path is that of a scratch file of the owner's.
 func ScratchOf(o Owner, path string) bool {

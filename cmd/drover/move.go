@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -18,7 +19,8 @@ type moveFlags struct {
 	target
 	keepSource, forceShutdown, detach, noThrottle bool
 	bandwidth                                     rateFlag
-	maxPause, grace                               durationFlag
+	maxPause, grace, maxDowntime                  durationFlag
+	gate                                          gateFlags
 }
 
 func newMoveCommand(a *app) *cobra.Command {
@@ -29,8 +31,11 @@ func newMoveCommand(a *app) *cobra.Command {
 		Long: "Moves a VM to another site or host. The preflight runs first, and a move that would fail changes nothing\n" +
 			"(exit status 3, with the preflight's report as the result). Then the command watches the move; interrupting it\n" +
 			"leaves the move running.",
-		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m",
-		Args:    f.check,
+		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m\n" +
+			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return",
+		Args: func(c *cobra.Command, args []string) error {
+			return errors.Join(f.check(c, args), f.gate.check())
+		},
 		RunE: func(c *cobra.Command, args []string) error {
 			return f.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
 				return a.move(ctx, cl, args[0], &f)
@@ -44,8 +49,10 @@ func newMoveCommand(a *app) *cobra.Command {
 	fl.Var(&f.bandwidth, "bandwidth", "most that the move may send, such as 100Mbit (default: unlimited)")
 	fl.Var(&f.maxPause, "max-pause", "pause that a live move aims at, such as 300ms")
 	fl.BoolVar(&f.noThrottle, "no-throttle", false, "for live: do not hold the guest's processors back when its memory changes faster than it can be sent")
-	fl.Var(&f.grace, "shutdown-grace", "for cold: how long the guest may take to power off")
-	fl.BoolVar(&f.forceShutdown, "force-shutdown", false, "for cold: pull the plug when the guest has not powered off in time")
+	fl.Var(&f.maxDowntime, "max-downtime", "for warm: how long sending the last changes may take, such as 2s, beside shutting down and booting")
+	f.gate.register(cmd)
+	fl.Var(&f.grace, "shutdown-grace", "for warm and cold: how long the guest may take to power off")
+	fl.BoolVar(&f.forceShutdown, "force-shutdown", false, "for warm and cold: pull the plug when the guest has not powered off in time")
 	cmd.AddCommand(newMoveWatchCommand(a), newMoveCancelCommand(a), newMoveRateCommand(a))
 	return cmd
 }
@@ -56,7 +63,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		Vm: vm, To: api.PlaceToProto(drover.Place(f.to)), Method: string(f.method),
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
-		NoThrottle: f.noThrottle,
+		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {
 		return drover.Errorf(drover.Canceled, "", "interrupted while the move was being started; see: drover moves")
@@ -238,6 +245,9 @@ func (a *app) moveResult(m drover.Move) error {
 		fmt.Fprintf(&b, "stuck: %s from %s to %s needs a person\n", m.VM, m.From, m.To)
 	default:
 		fmt.Fprintf(&b, "%s: move %s of %s from %s to %s by method %s\n", m.State, m.Name, m.VM, m.From, m.To, m.Method)
+	}
+	if m.Gate != nil {
+		fmt.Fprintln(&b, "  gate:", m.Gate)
 	}
 	if line := figuresLine(m.Measured); line != "" {
 		fmt.Fprintln(&b, " ", line)

@@ -79,6 +79,7 @@ func (p *progressLine) draw() {
 	if g := p.last.Progress; g != nil && g.Phase != "" {
 		key += "/" + g.Phase
 	}
+	key += "/" + gateLine(p.last)
 	if key == p.key && p.now().Sub(p.at) < plainEvery {
 		return
 	}
@@ -159,6 +160,7 @@ func progressText(m drover.Move, now time.Time) string {
 		}
 		add(pathText(g.Path))
 	}
+	add(gateLine(m))
 	if m.State == drover.MoveUndoing && m.Fault != "" {
 		add(m.Fault)
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -54,5 +55,32 @@ func TestOldQcow2(t *testing.T) {
 	_, err := s.Bitmaps(t.Context(), path)
 	if drover.KindOf(err) != drover.Refused || !strings.Contains(err.Error(), "qemu-img amend") {
 		t.Errorf("bitmaps of an old image: %v", err)
+	}
+}
+
+// TestScratchFile: what a hypervisor has left of a backup is no image, can be
+// deleted, and is not swept away under a hypervisor that still writes to it.
+func TestScratchFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, driver.ScratchName(driver.MoveOwner("m-1"), "vda"))
+	qemuImg(t, "create", "-q", "-f", "qcow2", path, "1M")
+	old := time.Now().Add(-2 * staleAfter)
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	s := newStore(t, Config{Dirs: []string{dir}})
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("the scratch file after a start: %v", err)
+	}
+	if list, err := s.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("listed are %v, %v", list, err)
+	}
+	for range 2 {
+		if err := s.Delete(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the scratch file is still there")
 	}
 }

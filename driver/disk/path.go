@@ -21,7 +21,7 @@ func (s *Store) confine(path string) error {
 		return fmt.Errorf("path %q is not plain: want no dots, no double slashes and none at the end", path)
 	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return fmt.Errorf("path %q has control characters", path)
-	case strings.HasPrefix(filepath.Base(path), tempPrefix) && !strings.HasPrefix(filepath.Base(path), driver.AsidePrefix):
+	case isTemp(filepath.Base(path)):
 		return fmt.Errorf("path %q: names beginning with %q are the store's own", path, tempPrefix)
 	}
 	if !s.holds(path, s.cfg.Dirs) {
@@ -41,6 +41,11 @@ func (s *Store) confine(path string) error {
 		return fmt.Errorf("path %q leads out of the store's folders, to %s", path, real)
 	}
 	return nil
+}
+
+// isTemp reports whether a name is that of an image in the making.
+func isTemp(name string) bool {
+	return strings.HasPrefix(name, tempPrefix) && !strings.HasPrefix(name, driver.AsidePrefix) && !strings.HasPrefix(name, driver.ScratchPrefix)
 }
 
 func (s *Store) holds(path string, dirs []string) bool {

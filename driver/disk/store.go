@@ -313,7 +313,7 @@ func (s *Store) sweep() {
 			if files++; files > maxListed {
 				return fs.SkipAll
 			}
-			if err != nil || !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), tempPrefix) || strings.HasPrefix(e.Name(), driver.AsidePrefix) {
+			if err != nil || !e.Type().IsRegular() || !isTemp(e.Name()) {
 				return nil
 			}
 			if fi, err := e.Info(); err == nil && time.Since(fi.ModTime()) > staleAfter {
