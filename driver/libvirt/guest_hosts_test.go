@@ -69,9 +69,10 @@ func newGuestHost(t *testing.T, name, uuid, cache string, bridges ...string) *gu
 	return h
 }
 
-// command makes a command that runs in the host's network.
+// command makes a command that runs in the host's network, as one of its
+// processes, so that it ends with the host at the latest.
 func (h *guestHost) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(h.cmd.Process.Pid), "-n", "--"}, args...)...)
+	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(h.cmd.Process.Pid), "-n", "-p", "--"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
@@ -227,7 +228,14 @@ func (h *guestHost) leases(t *testing.T, bridge, mac string, gateway4, four, six
 			return
 		}
 		stopped = true
-		_ = cmd.Process.Kill()
+		// What nsenter has started ends first, and nsenter with it.
+		nsenter := strconv.Itoa(cmd.Process.Pid)
+		children, _ := os.ReadFile(filepath.Join("/proc", nsenter, "task", nsenter, "children"))
+		for _, pid := range strings.Fields(string(children)) {
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = syscall.Kill(n, syscall.SIGKILL)
+			}
+		}
 		_ = cmd.Wait()
 		if t.Failed() {
 			b, _ := os.ReadFile(log.Name())
