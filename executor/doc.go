@@ -1,5 +1,5 @@
 // Package executor carries moves out: it walks a method's step table (live,
-// cold) as package saga decides, asks agents for each step's action, and
+// warm, cold) as package saga decides, asks agents for each step's action, and
 // journals before and after each.
 //
 // An executor may die at any moment. The next one takes its unfinished moves
