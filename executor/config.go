@@ -17,6 +17,8 @@ type Config struct {
 	Clock Clock
 	// Log is nil for none.
 	Log *slog.Logger
+	// Planner is needed for moves by stretch and route.
+	Planner Planner
 	// Observer is nil for none.
 	Observer Observer
 	// Limits: a zero field takes its default.

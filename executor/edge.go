@@ -25,8 +25,13 @@ type Edge struct {
 
 // StageEdge checks operations as far as can be done without carrying them out,
 // and keeps them for the move's cut-over, which the site's own hosts call out.
-// They replace those staged before; without any, nothing is staged any more.
-type StageEdge struct{ Ops []drover.EdgeOp }
+// They replace those staged before; without any, nothing is staged any more. By
+// is the host that may call them out; empty: any agent. What was staged goes
+// with the cut-over, an Edge with Undo, or Release.
+type StageEdge struct {
+	Ops []drover.EdgeOp
+	By  string
+}
 
 // CountSessions counts the sessions that are open: of addresses that the edge
 // watches, or of a load balancer's server. Its Result says Sessions.

@@ -1,11 +1,13 @@
 package executor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"github.com/drover-vm/drover"
@@ -17,6 +19,7 @@ import (
 type Executor struct {
 	journal store.Journal
 	agents  Agents
+	planner Planner
 	clock   Clock
 	log     *slog.Logger
 	watcher Observer
@@ -43,7 +46,7 @@ type Executor struct {
 // ends it.
 func New(c Config) *Executor {
 	e := &Executor{
-		journal: c.Journal, agents: c.Agents, clock: c.Clock, log: c.Log,
+		journal: c.Journal, agents: c.Agents, planner: c.Planner, clock: c.Clock, log: c.Log,
 		watcher: c.Observer, limits: c.Limits.withDefaults(), random: c.Random,
 		taking: make(chan struct{}, 1), workers: make(map[string]*worker),
 	}
@@ -99,22 +102,22 @@ func (e *Executor) Start(ctx context.Context, r Request) (drover.Move, error) {
 	defer unlock()
 
 	// The place in the queue comes first: a move that is journaled has one.
-	t, err := e.queue.enter(linkOf(r), asNew)
+	t, err := e.queue.enter(linkOf(r), r.Locks, asNew)
 	if err != nil {
 		return drover.Move{}, drover.E(drover.KindOf(err), op, err)
 	}
 	kept, created, err := e.create(ctx, r, m)
 	if err != nil {
-		t.leave()
+		t.end()
 		return drover.Move{}, err
 	}
 	if !created {
-		t.leave()
+		t.end()
 		return e.known(ctx, kept)
 	}
 	s, _, err := openState(kept)
 	if err != nil {
-		t.leave()
+		t.end()
 		return drover.Move{}, err
 	}
 	return e.launch(kept, s, m, t)
@@ -167,6 +170,10 @@ func (e *Executor) Resume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("resume moves: %w", err)
 	}
+	// Those that were under way first: they have the locks for which others wait.
+	slices.SortStableFunc(records, func(a, b store.Record) int {
+		return cmp.Compare(pending(a.Move.State), pending(b.Move.State))
+	})
 	var failed []error
 	for _, rec := range records {
 		if e.worker(rec.Move.Name) != nil {
@@ -177,6 +184,14 @@ func (e *Executor) Resume(ctx context.Context) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// pending is 1 for a move of which nothing has begun.
+func pending(s drover.MoveState) int {
+	if s == drover.MovePending {
+		return 1
+	}
+	return 0
 }
 
 // takeUp gives an unfinished move a new generation and a worker.
@@ -200,7 +215,7 @@ func (e *Executor) takeUp(ctx context.Context, rec store.Record) (drover.Move, e
 	if s.Journal.State(m.table()) != drover.MovePending {
 		as = asBegun
 	}
-	t, err := e.queue.enter(linkOf(s.Request), as)
+	t, err := e.queue.enter(linkOf(s.Request), s.Request.Locks, as)
 	if err != nil {
 		return drover.Move{}, drover.E(drover.KindOf(err), "take up move "+rec.Move.Name, err)
 	}
@@ -213,7 +228,7 @@ func (e *Executor) launch(rec store.Record, s *state, m method, t *ticket) (drov
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
-		t.leave()
+		t.end()
 		return drover.Move{}, errClosed("move " + rec.Move.Name)
 	}
 	e.workers[rec.Move.Name] = w

@@ -16,6 +16,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/executor"
 	"github.com/drover-vm/drover/executor/executortest"
+	"github.com/drover-vm/drover/network"
 	"github.com/drover-vm/drover/store"
 	"github.com/drover-vm/drover/store/memory"
 )
@@ -40,6 +41,11 @@ type scenario struct {
 	// cancelAt is the number of the point at which an operator cancels.
 	cancelAt int
 	limits   executor.Limits
+	// back: a VM that is away from its segment's home, by that method, goes
+	// home.
+	back drover.Method
+	// quiet is a step that asks nobody, and so cannot fail.
+	quiet string
 }
 
 // story is what came of it.
@@ -73,6 +79,7 @@ func request(sc scenario) executor.Request {
 			{Target: "vdb", Path: second.Path, Format: "raw", VirtualBytes: drover.GiB},
 		},
 	}
+	withNetwork(sc, &r)
 	if sc.off {
 		r.VM.State = drover.VMOff
 	}
@@ -83,11 +90,13 @@ func request(sc scenario) executor.Request {
 // takes. It must run in a bubble.
 func play(sc scenario) *story {
 	st := &story{}
-	w := executortest.NewWorld("west1", "east1")
+	w := executortest.NewWorld("west1", "east1", "west-edge", "east-edge")
 	w.Pace = 100 * time.Millisecond
 	req := request(sc)
 	w.AddVM(req.VM)
 	w.SetSick(req.VM.Name, sc.sick)
+	st.wrong = setNetwork(w, sc, req)
+	before := w.EdgeFacts()
 	if sc.fault != nil {
 		w.SetFault(func(c executortest.Call) error { return sc.fault(w, c) })
 	}
@@ -113,6 +122,7 @@ func play(sc scenario) *story {
 	}
 	if len(st.wrong) == 0 {
 		st.wrong = append(w.Check(st.move, req.Disks, !sc.off), checkMove(st.move)...)
+		st.wrong = append(st.wrong, checkNetwork(w, sc, req, st.move, before)...)
 	}
 	all, _, err := journal.List(context.Background(), store.Filter{})
 	if err != nil || len(all) != 1 {
@@ -191,7 +201,7 @@ var errDead = drover.Errorf(drover.Unavailable, "test", "the executor is dead")
 
 func newLife(sc scenario, points *counter, j store.Journal, a executor.Agents) *life {
 	l := &life{sc: sc, points: points, journal: j, agents: a, dead: make(chan struct{}), cancel: make(chan struct{}, 1)}
-	l.exec = executor.New(executor.Config{Journal: mortalJournal{l, j}, Agents: mortalAgents{l}, Log: testLog(), Limits: sc.limits})
+	l.exec = executor.New(executor.Config{Journal: mortalJournal{l, j}, Agents: mortalAgents{l}, Planner: mortalPlanner{l}, Log: testLog(), Limits: sc.limits})
 	return l
 }
 
@@ -320,6 +330,19 @@ func (j mortalJournal) Update(ctx context.Context, r store.Record) (store.Record
 		return store.Record{}, err
 	}
 	return kept, err
+}
+
+type mortalPlanner struct{ l *life }
+
+func (p mortalPlanner) PlanNetwork(ctx context.Context, r executor.Request) (network.Plan, error) {
+	if err := p.l.point("plan the network"); err != nil {
+		return network.Plan{}, err
+	}
+	plan, err := p.l.agents.(executor.Planner).PlanNetwork(ctx, r)
+	if err := p.l.point("the network is planned"); err != nil {
+		return network.Plan{}, err
+	}
+	return plan, err
 }
 
 type mortalAgents struct{ l *life }

@@ -54,6 +54,7 @@ func transfer() step {
 			return []call{{host: r.From.Host, action: Transfer{
 				PeerAddress: r.ToAddress, PeerHost: r.To.Host,
 				Disks: r.Disks, Bandwidth: r.Bandwidth, MaxPause: r.MaxPause, NoThrottle: r.NoThrottle,
+				SourceEdge: told(s.network().Source), TargetEdge: told(s.network().Target),
 			}}}
 		},
 		note: func(s *state, _ int, r Result) error {

@@ -29,6 +29,9 @@ type step struct {
 	// not pass any more if it has not. Any error means: ask again. For the
 	// pivot only.
 	settle func(context.Context, *state, asker) (passed bool, err error)
+	// local does the part of a step that asks no agent, before do's calls; nil
+	// for most. What it notes in the state is kept when the step is done.
+	local func(context.Context, *Executor, *state) error
 	// patient steps are asked for again for as long as it takes when nobody
 	// answers: only a definite failure undoes the move.
 	patient bool
@@ -70,7 +73,9 @@ func (m method) table() saga.Table {
 
 // methods are all tables by which moves are made.
 func methods() []method {
-	return []method{liveMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod()}
+	return []method{
+		liveMethod(), stretchMethod(), routeMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod(),
+	}
 }
 
 // methodOf returns the table by which a new move is made.
@@ -79,6 +84,10 @@ func methodOf(r Request) (method, error) {
 	switch {
 	case r.Method == drover.Live && !gated:
 		return liveMethod(), nil
+	case r.Method == drover.Stretch && !gated:
+		return stretchMethod(), nil
+	case r.Method == drover.Route && !gated:
+		return routeMethod(), nil
 	case r.Method == drover.Cold && !gated:
 		return coldMethod(), nil
 	case r.Method == drover.Cold:
@@ -87,10 +96,10 @@ func methodOf(r Request) (method, error) {
 		return warmMethod(), nil
 	case r.Method == drover.Warm:
 		return warmGatedMethod(), nil
-	case r.Method == drover.Live:
+	case r.keepsRunning():
 		return method{}, drover.Errorf(drover.Invalid, "gate", "method %s has none: its guest goes on where it was; want it for %s or %s", r.Method, drover.Warm, drover.Cold)
 	default:
-		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s or %s", r.Method, drover.Live, drover.Warm, drover.Cold)
+		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s, %s, %s or %s", r.Method, drover.Live, drover.Stretch, drover.Route, drover.Warm, drover.Cold)
 	}
 }
 

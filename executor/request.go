@@ -50,7 +50,16 @@ type Request struct {
 	// Gate is what a warm or cold move's VM has to pass at its destination; nil:
 	// that it was started.
 	Gate *drover.Gate `json:"gate,omitempty"`
+	// LocalEgress keeps the traffic of a stretched VM from going by way of its
+	// segment's home.
+	LocalEgress bool `json:"local_egress,omitempty"`
+	// Locks are names of which two moves under way have none in common, such as
+	// "address/10.0.0.7": the second waits for the first to end.
+	Locks []string `json:"locks,omitempty"`
 }
+
+// maxLocks bounds what one move can keep others from: a VM has a few addresses.
+const maxLocks = 256
 
 // DefaultShutdownGrace is what most guests need to power off: systemd gives
 // services 90 s to stop.
@@ -90,13 +99,17 @@ func (r Request) Validate() error {
 		return bad("max_pause %v: want 0 (the agent's choice) or more", r.MaxPause)
 	case r.ShutdownGrace < 0:
 		return bad("shutdown_grace %v: want 0 (%v) or more", r.ShutdownGrace, DefaultShutdownGrace)
+	case len(r.Locks) > maxLocks:
+		return bad("%d locks: want at most %d", len(r.Locks), maxLocks)
+	case r.LocalEgress && r.Method != drover.Stretch:
+		return bad("local_egress is for the method %s: by %s traffic takes the direct way, or its segment is one", drover.Stretch, r.Method)
 	case r.MaxDowntime < 0:
 		return bad("max_downtime %v: want 0 (the agent's choice) or more", r.MaxDowntime)
 	}
 	if _, err := methodOf(r); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
-	if (r.Method == drover.Live || r.Method == drover.Warm) && r.VM.State != drover.VMRunning {
+	if (r.keepsRunning() || r.Method == drover.Warm) && r.VM.State != drover.VMRunning {
 		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves %s, take the method cold", r.VM.State, r.Method)
 	}
 	if r.Gate != nil {
@@ -130,6 +143,12 @@ func (r Request) checkDisks(bad func(string, ...any) error) error {
 		seen[d.Target] = true
 	}
 	return nil
+}
+
+// keepsRunning reports whether the guest goes on at the destination where it was
+// at the source.
+func (r Request) keepsRunning() bool {
+	return r.Method == drover.Live || r.Method == drover.Stretch || r.Method == drover.Route
 }
 
 // running reports whether the VM was executing when it was observed.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/network"
 	"github.com/drover-vm/drover/saga"
 	"github.com/drover-vm/drover/store"
 )
@@ -35,11 +36,13 @@ type state struct {
 
 	// What steps have found out.
 
-	WasRunning *bool     `json:"was_running,omitempty"`
-	Definition []byte    `json:"definition,omitempty"`
-	Stopped    time.Time `json:"stopped,omitzero"`
-	Resumed    time.Time `json:"resumed,omitzero"`
-	Sums       sums      `json:"sums,omitzero"`
+	WasRunning *bool  `json:"was_running,omitempty"`
+	Definition []byte `json:"definition,omitempty"`
+	// Network is what edges do, once it has been planned.
+	Network *network.Plan `json:"network,omitempty"`
+	Stopped time.Time     `json:"stopped,omitzero"`
+	Resumed time.Time     `json:"resumed,omitzero"`
+	Sums    sums          `json:"sums,omitzero"`
 }
 
 // sums are figures added up over a move's steps.

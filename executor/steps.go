@@ -24,12 +24,15 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		w.ticket.leave()
 	}
 	noted := w.now().clone()
-	err := w.each(ctx, d, st.do(noted), func(n int, r Result) error {
-		if st.note == nil {
-			return nil
-		}
-		return st.note(noted, n, r)
-	})
+	err := w.local(ctx, st, noted)
+	if err == nil {
+		err = w.each(ctx, d, st.do(noted), func(n int, r Result) error {
+			if st.note == nil {
+				return nil
+			}
+			return st.note(noted, n, r)
+		})
+	}
 	if st.hold != nil && w.now().Committed {
 		err = nil // the operator's word counts, whatever the check says
 	}
@@ -42,7 +45,7 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 	if err == nil {
 		w.succeeded()
 		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
-			s.WasRunning, s.Definition, s.Gate = noted.WasRunning, noted.Definition, noted.Gate
+			s.WasRunning, s.Definition, s.Gate, s.Network = noted.WasRunning, noted.Definition, noted.Gate, noted.Network
 			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
 			s.Trouble = ""
 			if st.Pivot {
@@ -75,6 +78,20 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		return nil // the way back begins at once
 	}
 	return w.pause(ctx)
+}
+
+// local does what a step does without an agent. A wish to cancel ends it.
+func (w *worker) local(ctx context.Context, st step, noted *state) error {
+	if st.local == nil {
+		return nil
+	}
+	woken, stop := until(ctx, w.wish)
+	defer stop()
+	err := st.local(woken, w.e, noted)
+	if err != nil && woken.Err() != nil && ctx.Err() == nil {
+		return drover.E(drover.Canceled, "", err)
+	}
+	return err
 }
 
 // undo begins a step's undo, or begins it again, until it succeeds.

@@ -84,7 +84,7 @@ func newWorker(e *Executor, rec store.Record, s *state, m method, t *ticket) *wo
 // run carries the move on until it is final, another has it, or ctx ends.
 func (w *worker) run(ctx context.Context) {
 	defer close(w.over)
-	defer w.ticket.leave()
+	defer w.ticket.end()
 	if !w.await(ctx) {
 		return
 	}
@@ -150,7 +150,7 @@ func (w *worker) starting(ctx context.Context) {
 
 // finish measures the move and journals its final state.
 func (w *worker) finish(ctx context.Context, d saga.Decision) error {
-	w.ticket.leave()
+	w.ticket.end()
 	ended := w.e.clock.Now().UTC()
 	m, s := w.move(), w.now()
 	m.State = map[saga.Verb]drover.MoveState{

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -112,20 +113,12 @@ func (p *planner) extendTo(part Part, during, own []string) {
 // nothing has to be flooded to be found. The source passes what comes for the
 // VM on to the destination from its first frame there.
 func (p *planner) place(part Part, during []string) {
+	known := p.neighbours(part, during)
 	for _, site := range during {
-		for _, v := range p.world.VMs {
-			if v.UUID == p.VM.UUID || !slices.Contains(during, v.Site) {
-				continue
-			}
-			for _, n := range v.NICs {
-				if seg, ok := SegmentOf(p.world.Segments, n); !ok || seg.Name != part.Segment.Name {
-					continue
-				}
-				other := Part{NIC: n, Segment: part.Segment, Addresses: routable(part.Segment, n.Addresses)}
-				op := p.station(other, site, v.Site)
-				op.Owner = Owner(v.UUID)
-				p.stations.add(site, op)
-			}
+		for _, n := range known[:min(len(known), maxStations/len(during))] {
+			op := p.station(n.Part, site, n.at)
+			op.Owner = n.owner
+			p.stations.add(site, op)
 		}
 		if !slices.Contains(during, p.From) {
 			continue
@@ -137,6 +130,43 @@ func (p *planner) place(part Part, during []string) {
 		}
 		p.stations.add(site, op)
 	}
+}
+
+// maxStations bounds the stations of others in one plan, which is kept with its
+// move. Those beyond it are found by asking, as on any network.
+const maxStations = 1000
+
+// neighbour is another VM's NIC in a segment.
+type neighbour struct {
+	Part
+	owner, at string
+}
+
+// neighbours are the NICs of other VMs in the part's segment at these sites;
+// those that are away from home first, to whom no other way leads.
+func (p *planner) neighbours(part Part, sites []string) []neighbour {
+	var found []neighbour
+	for _, v := range p.world.VMs {
+		if v.UUID == p.VM.UUID || !slices.Contains(sites, v.Site) {
+			continue
+		}
+		for _, n := range v.NICs {
+			if seg, ok := SegmentOf(p.world.Segments, n); ok && seg.Name == part.Segment.Name {
+				other := Part{NIC: n, Segment: seg, Addresses: routable(seg, n.Addresses)}
+				found = append(found, neighbour{other, Owner(v.UUID), v.Site})
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b neighbour) int {
+		home := func(n neighbour) int {
+			if n.at == part.Segment.Home {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(home(a)-home(b), cmp.Compare(a.NIC.MAC, b.NIC.MAC))
+	})
+	return found
 }
 
 // cutStretch plans the moment itself.

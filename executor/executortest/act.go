@@ -69,6 +69,10 @@ func (j *job) act() (executor.Result, error) {
 		return none, j.commit()
 	case executor.AbortCommit:
 		return j.abortCommit()
+	case executor.Edge:
+		return none, j.edge(a)
+	case executor.StageEdge:
+		return none, j.stageEdge(a)
 	default:
 		return none, drover.Errorf(drover.Invalid, j.key.step, "unknown action %T", a)
 	}
@@ -111,7 +115,7 @@ func (j *job) release() error {
 		if j.j.kept != nil || j.j.given && !j.j.moved {
 			j.w.wrongf("%s forgets move %s while it has the VM in its care", j.h.name, j.key.move)
 		}
-		j.j.reserved, j.j.released = false, true
+		j.j.reserved, j.j.released, j.j.staged = false, true, nil
 		return nil
 	})
 }

@@ -185,7 +185,7 @@ func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error
 // allows refuses what must not come late.
 func (j *journal) allows(a executor.Action) error {
 	switch a.(type) {
-	case executor.Release, executor.CheckHealth:
+	case executor.Release, executor.CheckHealth, executor.Edge, executor.StageEdge:
 		return nil
 	case executor.Reserve:
 		if j.released && len(j.results) > 0 {

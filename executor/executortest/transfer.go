@@ -70,6 +70,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 		err = j.part(func() error { return j.finish(a.PeerHost) })
 	}
 	if err == nil {
+		j.callOut(a.TargetEdge, a.PeerHost)
 		err = j.hold() // the answer's way back
 	}
 	if err != nil && drover.KindOf(err).Retryable() {
@@ -82,6 +83,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 	if !moved {
 		return none, err
 	}
+	j.callOut(a.SourceEdge, j.h.name)
 	return executor.Result{
 		Moved: true, Pause: time.Since(stopped), Stopped: stopped, Resumed: time.Now(),
 		MemoryBytes: rounds, DiskBytes: drover.Bytes(len(a.Disks)), PathWireBytes: rounds,

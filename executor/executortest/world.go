@@ -33,6 +33,7 @@ type World struct {
 	written  map[string]int
 	fault    Fault
 	sick     map[string]string // why VMs are not well, by name
+	network  layout
 	wrong    []string
 	finished bool
 }
@@ -44,6 +45,8 @@ type host struct {
 	cut     chan struct{}      // closed while servers do not reach it
 	vms     map[string]*vm     // by name
 	volumes map[string]*volume // by path
+	// facts are what an edge has in its networks; nil for a host that is none.
+	facts map[string]string
 
 	// moves is the agent's journal, which survives its crash; jobs does not.
 	moves map[string]*journal
@@ -87,6 +90,9 @@ type journal struct {
 	// for good. At the target: accepted or refused, both for good.
 	given, moved, aborted bool
 	accepted, refused     bool
+	// At an edge: what is to be done at the cut-over, when that host calls.
+	staged    []drover.EdgeOp
+	stagedFor string
 }
 
 // NewWorld returns a fleet of those hosts.
