@@ -3,11 +3,13 @@ package agent
 import (
 	"bytes"
 	"context"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/driver/memory"
 )
 
 // warmSteps are the lines of a warm move's table.
@@ -334,5 +336,45 @@ func TestGateActions(t *testing.T) {
 	}
 	if _, err := w.run("south1", "commit", 1, &droverv1.Commit{}); drover.KindOf(err) != drover.Refused {
 		t.Errorf("commit after abort-commit: %v", err)
+	}
+}
+
+// TestWarmPreflight: disks that cannot record what changes are found before
+// anything is done, with what would help; a VM that is off moves cold.
+func TestWarmPreflight(t *testing.T) {
+	w := newWorld(t)
+	w.addVM()
+	ask := func() map[string]*droverv1.Check {
+		t.Helper()
+		resp, err := w.client("north1").CheckSource(t.Context(), &droverv1.CheckSourceRequest{
+			Vm: vmName, Method: string(drover.Warm), TargetAddress: w.hosts["south1"].address, TargetHost: "south1",
+		})
+		must(t, err)
+		checks := make(map[string]*droverv1.Check)
+		for _, c := range resp.GetChecks() {
+			checks[c.GetName()] = c
+			if !c.GetOk() && c.GetFix() == "" {
+				t.Errorf("%s says nothing about what to do", c.GetName())
+			}
+		}
+		return checks
+	}
+	for _, name := range []string{"vm-state", "dirty-bitmaps", "disk-records"} {
+		if c := ask()[name]; !c.GetOk() {
+			t.Errorf("%s of a good VM: %v", name, c)
+		}
+	}
+	h := w.hosts["north1"]
+	must(t, h.hyp.Destroy(t.Context(), vmName))
+	if c := ask()["vm-state"]; c.GetOk() {
+		t.Error("a VM that is off may move warm")
+	}
+	raw := vmValue()
+	raw.Disks[0].Path, raw.Disks[0].Format, raw.Disks[0].Backing = imgDir+"/web1.raw", "raw", nil
+	h.volumes.PutFile(raw.Disks[0].Path, make([]byte, diskLen))
+	_, err := h.hyp.Define(t.Context(), memory.NewDefinition(raw))
+	must(t, err)
+	if c := ask()["disk-records"]; c.GetOk() || !strings.Contains(c.GetDetail(), "qcow2") {
+		t.Errorf("a raw disk: %v", c)
 	}
 }

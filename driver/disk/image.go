@@ -25,6 +25,10 @@ const (
 	stopLimit = 30 * time.Second
 )
 
+// socketPrefix begins the names of the folders for sockets; the number of the
+// process that made one comes next.
+const socketPrefix = "drover-nbd-"
+
 // image is an open image: a qemu-nbd process and the connection to it.
 type image struct {
 	store    *Store
@@ -156,7 +160,7 @@ func (im *image) start(ctx context.Context, chain []header) error {
 			return fmt.Errorf("make folder for sockets: %w", err)
 		}
 	}
-	dir, err := os.MkdirTemp(im.store.cfg.RunDir, "drover-nbd-")
+	dir, err := os.MkdirTemp(im.store.cfg.RunDir, fmt.Sprintf("%s%d-", socketPrefix, os.Getpid()))
 	if err != nil {
 		return fmt.Errorf("make folder for the socket: %w", err)
 	}

@@ -3,8 +3,10 @@ package disk
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -258,4 +260,34 @@ func FuzzHeader(f *testing.F) {
 			t.Fatalf("accepted %+v", h)
 		}
 	})
+}
+
+// TestSocketsOfTheDead: what a killed process has left in the run folder goes, what
+// a living one has there stays.
+func TestSocketsOfTheDead(t *testing.T) {
+	run := t.TempDir()
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	dead := filepath.Join(run, fmt.Sprintf("%s%d-1", socketPrefix, gone.Process.Pid))
+	alive := filepath.Join(run, fmt.Sprintf("%s%d-1", socketPrefix, os.Getpid()))
+	other := filepath.Join(run, "other")
+	for _, dir := range []string{dead, alive, other} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := New(slog.New(slog.DiscardHandler), Config{Dirs: []string{t.TempDir()}, RunDir: run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{dead: false, alive: true, other: true} {
+		if there := fileExists(dir); there != want {
+			t.Errorf("%s: there %v, want %v", dir, there, want)
+		}
+	}
 }

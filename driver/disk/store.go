@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -110,6 +111,7 @@ func New(log *slog.Logger, cfg Config) (*Store, error) {
 		opened:   map[io.Closer]struct{}{},
 	}
 	s.sweep()
+	s.sweepSockets()
 	return s, nil
 }
 
@@ -321,6 +323,21 @@ func (s *Store) sweep() {
 			}
 			return nil
 		})
+	}
+}
+
+// sweepSockets removes the folders that processes which were killed while they
+// opened an image have left.
+func (s *Store) sweepSockets() {
+	if s.cfg.RunDir == "" {
+		return // the system's folder, in which others' may lie
+	}
+	found, _ := filepath.Glob(filepath.Join(s.cfg.RunDir, socketPrefix+"*"))
+	for _, dir := range found {
+		number, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), socketPrefix), "-")
+		if pid, err := strconv.Atoi(number); err == nil && pid > 0 && errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+			s.log.Info("removing a folder for sockets of a process that has ended", "path", dir, "err", os.RemoveAll(dir))
+		}
 	}
 }
 

@@ -47,6 +47,8 @@ type State struct {
 	// SourceChecks and TargetChecks are the agent's findings of a preflight.
 	SourceChecks, TargetChecks []drover.Check
 	SameBacking                map[string]bool
+	// Sick is why VMs are not well as seen from here; empty: they are.
+	Sick string
 	// Fail makes the actions of a step fail; Hold makes them wait until the
 	// channel is closed.
 	Fail map[string]error
@@ -290,6 +292,15 @@ func (s service) act(r *droverv1.RunRequest) (*droverv1.RunResult, error) {
 			vm.State = drover.VMRunning
 		}
 		s.Set(func(st *State) { st.VMs[name] = vm })
+	case *droverv1.RunRequest_Replicate:
+		s.world.carry(60 << 20)
+		return &droverv1.RunResult{DiskBytes: 50 << 20, PathWireBytes: 51 << 20}, nil
+	case *droverv1.RunRequest_StopVm:
+		s.Set(func(st *State) { off(st, name) })
+	case *droverv1.RunRequest_CheckHealth:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return &droverv1.RunResult{Healthy: s.state.Sick == "", Detail: s.state.Sick}, nil
 	case *droverv1.RunRequest_Undefine:
 		s.Set(func(st *State) { delete(st.VMs, name) })
 	case *droverv1.RunRequest_Copy:
