@@ -59,7 +59,9 @@ const (
 	// AddServer puts a server named Name, at Target ("ip:port"), into Backend
 	// with Weight, not yet taking sessions; ReadyServer lets it take them,
 	// WeighServer changes its share, DrainServer lets it take no new ones,
-	// RemoveServer takes it out again.
+	// RemoveServer takes it out again, or, where the load balancer has it by itself,
+	// gives it back what it had. Force ends its sessions; without, one that
+	// has some is not removed.
 	AddServer    EdgeVerb = "add-server"
 	ReadyServer  EdgeVerb = "ready-server"
 	WeighServer  EdgeVerb = "weigh-server"
@@ -87,6 +89,7 @@ type EdgeOp struct {
 	Weight      int            `json:"weight,omitempty"`
 	LocalEgress bool           `json:"local_egress,omitempty"`
 	Limit       time.Duration  `json:"limit_ns,omitempty"`
+	Force       bool           `json:"force,omitempty"`
 }
 
 // edgeNeeds says what each verb cannot do without.

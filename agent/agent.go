@@ -68,6 +68,11 @@ type Deps struct {
 	// Links is needed where the file names links, Prober where it sets probe.
 	Links  LinkCounters
 	Prober Prober
+	// Edge is for a site's edge: what its file names.
+	Edge EdgeDrivers
+	// Guests is the inside of the host's VMs; nil: their addresses are not
+	// observed there.
+	Guests driver.Guests
 	// TLS is the process's configuration, from pki.Config.
 	TLS *tls.Config
 	Log *slog.Logger
@@ -102,6 +107,9 @@ type Agent struct {
 	remains  *remains
 	metrics  *meter
 	resolver *resolver
+	// siteedge is nil where the agent is no site's edge.
+	siteedge *edge
+	guests   *guestAddresses
 }
 
 var (
@@ -155,6 +163,10 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.remains = &remains{a: a}
 	a.metrics = newMeter(a)
 	a.metrics.tellLibrary(a.library)
+	a.guests = newGuestAddresses(d.Guests, clock)
+	if a.siteedge, err = newEdge(a, d.Edge); err != nil {
+		return nil, errors.Join(err, node.Close(), j.close())
+	}
 	return a, nil
 }
 
@@ -231,6 +243,12 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	if err := a.knowRemains(); err != nil {
 		return err
 	}
+	if a.siteedge != nil {
+		if err := a.siteedge.openMesh(ctx); err != nil {
+			// The mesh comes with the server's next word; the rest works without.
+			a.log.Error("cannot take up the mesh", "err", err)
+		}
+	}
 	a.jobs.start(ctx)
 	a.log.Info("agent serves", "site", a.config.Site, "address", listener.Addr().String())
 	<-ctx.Done()
@@ -244,6 +262,7 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	a.closeIncoming()
 	a.probes.close()
 	a.peers.close()
+	a.guests.close()
 	return err
 }
 

@@ -102,22 +102,6 @@ func (c Config) tenantLabel() string {
 	return c.TenantLabel
 }
 
-// Edge makes the agent its site's edge.
-type Edge struct {
-	Links []EdgeLink `yaml:"links,omitempty"`
-}
-
-// EdgeLink is a WAN link that this edge counts.
-type EdgeLink struct {
-	Name string `yaml:"name"`
-	A    string `yaml:"a"`
-	B    string `yaml:"b"`
-	// Counters say where its bytes are counted: "unix:///PATH" is a WAN
-	// emulator's control socket, "interface:NAME" a network interface of this
-	// edge, which sends towards B.
-	Counters string `yaml:"counters"`
-}
-
 // longestSocket is the longest path below Run: a move's name of 63 bytes and
 // a socket's; socketPathMax what sockaddr_un holds.
 const (
@@ -207,32 +191,5 @@ func (c Config) validatePath(fault func(field, format string, args ...any)) {
 	}
 	if len(c.TenantLabel) > mostLabel || strings.ContainsFunc(c.TenantLabel, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 		fault("tenant_label", "%q: want the key of a label, at most %d bytes without spaces", c.TenantLabel, mostLabel)
-	}
-}
-
-func (c Config) validateEdge(fault func(field, format string, args ...any)) {
-	if c.Edge == nil {
-		return
-	}
-	seen := make(map[string]bool)
-	for i, l := range c.Edge.Links {
-		field := fmt.Sprintf("edge.links[%d]", i)
-		for _, e := range []struct{ field, value string }{{".name", l.Name}, {".a", l.A}, {".b", l.B}} {
-			if err := drover.CheckName(field+e.field, e.value); err != nil {
-				fault(field+e.field, "%q is not a name", e.value)
-			}
-		}
-		if seen[l.Name] {
-			fault(field+".name", "%q is there twice", l.Name)
-		}
-		seen[l.Name] = true
-		if l.A == l.B {
-			fault(field, "a and b are both %q: want two sites", l.A)
-		}
-		unix, isUnix := strings.CutPrefix(l.Counters, "unix://")
-		device, isDevice := strings.CutPrefix(l.Counters, "interface:")
-		if !(isUnix && filepath.IsAbs(unix)) && !(isDevice && device != "" && !strings.ContainsAny(device, "/ ")) {
-			fault(field+".counters", "%q: want unix:///PATH or interface:NAME", l.Counters)
-		}
 	}
 }

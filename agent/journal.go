@@ -53,7 +53,7 @@ func openJournal(dir string) (*journal, error) {
 		return nil, drover.E(drover.Corrupt, op, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{movesBucket, jobsBucket, stonesBucket, remainsBucket} {
+		for _, b := range [][]byte{movesBucket, jobsBucket, stonesBucket, remainsBucket, edgeBucket} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}
@@ -192,6 +192,9 @@ func (j *journal) release(name string, s stone) error {
 			return err
 		}
 		if err := deletePrefix(tx.Bucket(jobsBucket), name+"\x00"); err != nil {
+			return err
+		}
+		if err := tx.Bucket(edgeBucket).Delete(edgeKey(name)); err != nil {
 			return err
 		}
 		old, err := readStone(tx, name)

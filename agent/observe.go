@@ -137,7 +137,10 @@ func (a *Agent) describe(ctx context.Context) *droverv1.DescribeResponse {
 		host.Fault = err.Error()
 	}
 	resp := &droverv1.DescribeResponse{Vms: api.ListToProto(vms, api.VMToProto)}
-	if a.config.Edge != nil {
+	if a.siteedge != nil {
+		if err := a.siteedge.describe(ctx, resp); err != nil {
+			host.Fault = err.Error()
+		}
 		for _, l := range a.config.Edge.Links {
 			c, err := a.links.Counters(ctx, l)
 			if err != nil {
@@ -172,6 +175,7 @@ func (a *Agent) observe(ctx context.Context) (drover.Host, []drover.VM, error) {
 	for i := range vms {
 		a.fillVM(ctx, &vms[i])
 	}
+	a.guests.fill(ctx, vms)
 	return host, vms, err
 }
 

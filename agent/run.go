@@ -47,6 +47,11 @@ var kinds = map[string]kind{
 	"check-health":     {free: true},
 	"commit":           {},
 	"abort-commit":     {undo: true, free: true},
+
+	"edge":           {free: true},
+	"undo-edge":      {undo: true, free: true},
+	"stage-edge":     {free: true},
+	"count-sessions": {fresh: true, free: true},
 }
 
 const (
@@ -181,6 +186,15 @@ func (a *Agent) actionOf(ref moveRef, req *droverv1.RunRequest) (string, action,
 		return bind("commit", with(a.commit, act.Commit))
 	case *droverv1.RunRequest_AbortCommit:
 		return bind("abort-commit", with(a.abortCommit, act.AbortCommit))
+	case *droverv1.RunRequest_Edge:
+		if act.Edge.GetUndo() {
+			return bind("undo-edge", with(a.runEdge, act.Edge))
+		}
+		return bind("edge", with(a.runEdge, act.Edge))
+	case *droverv1.RunRequest_StageEdge:
+		return bind("stage-edge", with(a.stageEdge, act.StageEdge))
+	case *droverv1.RunRequest_CountSessions:
+		return bind("count-sessions", with(a.countSessions, act.CountSessions))
 	default:
 		return "", nil, drover.Errorf(drover.Invalid, "run", "action: missing or unknown to this agent")
 	}

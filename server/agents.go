@@ -142,7 +142,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 	case executor.Edge:
 		req.Action = &droverv1.RunRequest_Edge{Edge: &droverv1.Edge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto), Undo: v.Undo}}
 	case executor.StageEdge:
-		req.Action = &droverv1.RunRequest_StageEdge{StageEdge: &droverv1.StageEdge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto)}}
+		req.Action = &droverv1.RunRequest_StageEdge{StageEdge: &droverv1.StageEdge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto), By: v.By}}
 	case executor.CountSessions:
 		req.Action = &droverv1.RunRequest_CountSessions{CountSessions: &droverv1.CountSessions{
 			Addresses: api.AddressesToProto(v.Addresses), Backend: v.Backend, Server: v.Server,

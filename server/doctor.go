@@ -59,7 +59,7 @@ func (s *Server) diagnose(ctx context.Context, remove bool) (drover.Diagnosis, e
 	if err != nil {
 		return drover.Diagnosis{}, err
 	}
-	complete := !slices.ContainsFunc(answers, func(o owned) bool { return o.err != nil })
+	complete := s.fleet.allUp() && !slices.ContainsFunc(answers, func(o owned) bool { return o.err != nil })
 	found := drover.Diagnosis{OK: true, Findings: []drover.Finding{}}
 	for _, o := range answers {
 		for _, f := range o.findings(before, after, complete) {
@@ -123,7 +123,7 @@ func (o owned) findings(before, after needs, complete bool) []drover.Finding {
 		list = append(list, drover.Finding{Where: o.agent.Name, Kind: findFault, What: fault, Fix: "mend it and run this again"})
 	}
 	for _, t := range o.things {
-		why := leftover(t, o.agent.Site, before, after)
+		why := leftover(t, before, after)
 		if why == "" {
 			continue
 		}
@@ -145,7 +145,7 @@ func (o owned) findings(before, after needs, complete bool) []drover.Finding {
 }
 
 // leftover says why something is not needed; empty when it is.
-func leftover(t *droverv1.OwnedThing, site string, before, after needs) string {
+func leftover(t *droverv1.OwnedThing, before, after needs) string {
 	kind, name, _ := strings.Cut(t.GetOwner(), "/")
 	switch kind {
 	case "":
@@ -169,19 +169,11 @@ func leftover(t *droverv1.OwnedThing, site string, before, after needs) string {
 	switch {
 	case !known:
 		return "its VM is nowhere"
-	case t.GetWhen() == whenHere && at != site:
+	case t.GetAt() != "" && at != t.GetAt(), t.GetOff() != "" && at == t.GetOff():
 		return "its VM is at site " + at
-	case t.GetWhen() == whenAway && at == site:
-		return "its VM is here"
 	}
 	return ""
 }
-
-// When a VM needs a thing, in agents' words.
-const (
-	whenHere = "here"
-	whenAway = "away"
-)
 
 // remove has the agent remove what was found.
 func (a *agent) remove(ctx context.Context, f drover.Finding) drover.Finding {
@@ -193,6 +185,18 @@ func (a *agent) remove(ctx context.Context, f drover.Finding) drover.Finding {
 	}
 	f.Removed, f.Fix = true, ""
 	return f
+}
+
+// allUp reports whether every host has been observed and answers.
+func (f *fleet) allUp() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.agents {
+		if !a.host.Up {
+			return false
+		}
+	}
+	return true
 }
 
 // edges returns the agents that are sites' edges: those that have segments or a

@@ -41,6 +41,7 @@ type fleet struct {
 	sites       []SiteConfig
 	links       []LinkConfig
 	agents      map[string]*agent // never changes
+	meshChanged chan struct{}     // has one when the mesh is to be looked at
 
 	mu sync.Mutex
 	// vanished are VMs that no host has any more, by UUID. During a cold move
@@ -69,6 +70,10 @@ type agent struct {
 	// for none.
 	segments []drover.Segment
 	mesh     *drover.MeshState
+	// meshTold is what the edge was told of the mesh, heard that its agent has
+	// answered since the server's start.
+	meshTold string
+	heard    bool
 
 	// Of the goroutine that keeps what was observed.
 	keeping  sync.Mutex
@@ -80,7 +85,7 @@ func newFleet(c Config, d Deps, cfg *tls.Config) *fleet {
 	f := &fleet{
 		log: d.Log, inventory: d.Inventory, now: d.Now, doubleGrace: defaultDoubleGrace,
 		sites: c.Sites, links: c.Links, agents: map[string]*agent{},
-		vanished: map[string]gone{}, doubled: map[string]time.Time{},
+		vanished: map[string]gone{}, doubled: map[string]time.Time{}, meshChanged: make(chan struct{}, 1),
 	}
 	for _, a := range c.Agents {
 		f.agents[a.Name] = &agent{
@@ -210,7 +215,13 @@ func (f *fleet) observed(a *agent, r *droverv1.DescribeResponse) {
 		f.vanished[v.UUID] = gone{v, f.now()}
 	}
 	a.host, a.vms, a.links = h, vms, r.GetLinks()
-	a.segments, a.mesh = api.ListFromProto(r.GetSegments(), api.SegmentFromProto), api.MeshFromProto(r.GetMesh())
+	a.segments = api.ListFromProto(r.GetSegments(), api.SegmentFromProto)
+	// An edge that cannot say it for once stays in the mesh as it was.
+	mesh := cmp.Or(api.MeshFromProto(r.GetMesh()), a.mesh)
+	if !a.heard || !sameMesh(a.mesh, mesh) || mesh != nil && a.meshTold == "" {
+		a.mesh, a.heard = mesh, true
+		f.wakeMesh()
+	}
 	f.compare()
 }
 
@@ -221,7 +232,7 @@ func (f *fleet) lost(a *agent, err error) {
 	if a.host.Up {
 		f.log.Warn("host is down", "host", a.Name, "error", err)
 	}
-	a.host.Up, a.host.Fault = false, err.Error()
+	a.host.Up, a.host.Fault, a.meshTold = false, err.Error(), ""
 	f.compare()
 }
 

@@ -24,12 +24,12 @@ func TestEveryActionCrosses(t *testing.T) {
 	ops := []drover.EdgeOp{{
 		Do: drover.ForwardOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
-		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second,
+		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true,
 	}}
 	edge := executor.EdgeAgent{Host: "e", Address: "a"}
 	all := []executor.Action{
 		executor.Edge{Ops: ops, Undo: true},
-		executor.StageEdge{Ops: ops},
+		executor.StageEdge{Ops: ops, By: "h"},
 		executor.CountSessions{Addresses: ops[0].Addresses, Backend: "k", Server: "s"},
 		executor.Reserve{Target: true, MemoryBytes: 1},
 		executor.Release{Target: true},

@@ -240,6 +240,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, a := range s.fleet.sorted() {
 		wg.Go(func() { s.watch(ctx, a) })
 	}
+	wg.Go(func() { s.keepMesh(ctx) })
 	wg.Go(func() {
 		if err := s.lead(ctx); err != nil && ctx.Err() == nil {
 			failed <- err

@@ -2334,8 +2334,10 @@ func (x *Edge) GetUndo() bool {
 // StageEdge keeps operations for the move's cut-over; they replace those that
 // were staged before. None: nothing is staged any more.
 type StageEdge struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ops           []*EdgeOp              `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ops   []*EdgeOp              `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	// The host that may call the cut-over out; empty: any agent.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2375,6 +2377,13 @@ func (x *StageEdge) GetOps() []*EdgeOp {
 		return x.Ops
 	}
 	return nil
+}
+
+func (x *StageEdge) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
 }
 
 // CountSessions counts the sessions of addresses, or of a load balancer's
@@ -4059,7 +4068,9 @@ func (x *CutOverResponse) GetAtUnixNanos() int64 {
 }
 
 type EdgeStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only the mesh and its peers: nothing else is asked then.
+	Brief         bool `protobuf:"varint,1,opt,name=brief,proto3" json:"brief,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4092,6 +4103,13 @@ func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use EdgeStatusRequest.ProtoReflect.Descriptor instead.
 func (*EdgeStatusRequest) Descriptor() ([]byte, []int) {
 	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *EdgeStatusRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
 }
 
 type EdgeStatusResponse struct {
@@ -4218,6 +4236,96 @@ func (*SetMeshResponse) Descriptor() ([]byte, []int) {
 	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
+type RotateMeshRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: make the key that is to come. Else it names that key, which all
+	// others know by now: take it into use.
+	Adopt         string `protobuf:"bytes,1,opt,name=adopt,proto3" json:"adopt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateMeshRequest) Reset() {
+	*x = RotateMeshRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateMeshRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateMeshRequest) ProtoMessage() {}
+
+func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateMeshRequest.ProtoReflect.Descriptor instead.
+func (*RotateMeshRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *RotateMeshRequest) GetAdopt() string {
+	if x != nil {
+		return x.Adopt
+	}
+	return ""
+}
+
+type RotateMeshResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mesh          *Mesh                  `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateMeshResponse) Reset() {
+	*x = RotateMeshResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateMeshResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateMeshResponse) ProtoMessage() {}
+
+func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateMeshResponse.ProtoReflect.Descriptor instead.
+func (*RotateMeshResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *RotateMeshResponse) GetMesh() *Mesh {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
 type OwnedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4226,7 +4334,7 @@ type OwnedRequest struct {
 
 func (x *OwnedRequest) Reset() {
 	*x = OwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4238,7 +4346,7 @@ func (x *OwnedRequest) String() string {
 func (*OwnedRequest) ProtoMessage() {}
 
 func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4251,7 +4359,7 @@ func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedRequest.ProtoReflect.Descriptor instead.
 func (*OwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 type OwnedResponse struct {
@@ -4265,7 +4373,7 @@ type OwnedResponse struct {
 
 func (x *OwnedResponse) Reset() {
 	*x = OwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +4385,7 @@ func (x *OwnedResponse) String() string {
 func (*OwnedResponse) ProtoMessage() {}
 
 func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +4398,7 @@ func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedResponse.ProtoReflect.Descriptor instead.
 func (*OwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *OwnedResponse) GetThings() []*OwnedThing {
@@ -4314,16 +4422,17 @@ type OwnedThing struct {
 	// "vm/UUID" or "move/NAME"; empty for what a crash has left without one.
 	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
 	What  string `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
-	// When a VM needs it, moves aside: "here", when it is at this site; "away",
-	// when it is not; empty, wherever it is.
-	When          string `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
+	// A VM needs it, moves aside, only while it is at the site named by at, and
+	// only while it is not at the one named by off; empty: wherever it is.
+	At            string `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Off           string `protobuf:"bytes,5,opt,name=off,proto3" json:"off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OwnedThing) Reset() {
 	*x = OwnedThing{}
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4335,7 +4444,7 @@ func (x *OwnedThing) String() string {
 func (*OwnedThing) ProtoMessage() {}
 
 func (x *OwnedThing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4348,7 +4457,7 @@ func (x *OwnedThing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedThing.ProtoReflect.Descriptor instead.
 func (*OwnedThing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *OwnedThing) GetKind() string {
@@ -4372,9 +4481,16 @@ func (x *OwnedThing) GetWhat() string {
 	return ""
 }
 
-func (x *OwnedThing) GetWhen() string {
+func (x *OwnedThing) GetAt() string {
 	if x != nil {
-		return x.When
+		return x.At
+	}
+	return ""
+}
+
+func (x *OwnedThing) GetOff() string {
+	if x != nil {
+		return x.Off
 	}
 	return ""
 }
@@ -4390,7 +4506,7 @@ type RemoveOwnedRequest struct {
 
 func (x *RemoveOwnedRequest) Reset() {
 	*x = RemoveOwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4402,7 +4518,7 @@ func (x *RemoveOwnedRequest) String() string {
 func (*RemoveOwnedRequest) ProtoMessage() {}
 
 func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4415,7 +4531,7 @@ func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *RemoveOwnedRequest) GetOwner() string {
@@ -4440,7 +4556,7 @@ type RemoveOwnedResponse struct {
 
 func (x *RemoveOwnedResponse) Reset() {
 	*x = RemoveOwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4568,7 @@ func (x *RemoveOwnedResponse) String() string {
 func (*RemoveOwnedResponse) ProtoMessage() {}
 
 func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4581,7 @@ func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
@@ -4645,9 +4761,10 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05disks\x18\x02 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"?\n" +
 	"\x04Edge\x12#\n" +
 	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\x12\x12\n" +
-	"\x04undo\x18\x02 \x01(\bR\x04undo\"0\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"@\n" +
 	"\tStageEdge\x12#\n" +
-	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\"_\n" +
+	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"_\n" +
 	"\rCountSessions\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
@@ -4770,27 +4887,33 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x0eCutOverRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\"5\n" +
 	"\x0fCutOverResponse\x12\"\n" +
-	"\rat_unix_nanos\x18\x01 \x01(\x03R\vatUnixNanos\"\x13\n" +
-	"\x11EdgeStatusRequest\"@\n" +
+	"\rat_unix_nanos\x18\x01 \x01(\x03R\vatUnixNanos\")\n" +
+	"\x11EdgeStatusRequest\x12\x14\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"@\n" +
 	"\x12EdgeStatusResponse\x12*\n" +
 	"\x05state\x18\x01 \x01(\v2\x14.drover.v1.EdgeStateR\x05state\";\n" +
 	"\x0eSetMeshRequest\x12)\n" +
 	"\x05peers\x18\x01 \x03(\v2\x13.drover.v1.MeshPeerR\x05peers\"\x11\n" +
-	"\x0fSetMeshResponse\"\x0e\n" +
+	"\x0fSetMeshResponse\")\n" +
+	"\x11RotateMeshRequest\x12\x14\n" +
+	"\x05adopt\x18\x01 \x01(\tR\x05adopt\"9\n" +
+	"\x12RotateMeshResponse\x12#\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x0f.drover.v1.MeshR\x04mesh\"\x0e\n" +
 	"\fOwnedRequest\"V\n" +
 	"\rOwnedResponse\x12-\n" +
 	"\x06things\x18\x01 \x03(\v2\x15.drover.v1.OwnedThingR\x06things\x12\x16\n" +
-	"\x06faults\x18\x02 \x03(\tR\x06faults\"^\n" +
+	"\x06faults\x18\x02 \x03(\tR\x06faults\"l\n" +
 	"\n" +
 	"OwnedThing\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x12\n" +
-	"\x04what\x18\x03 \x01(\tR\x04what\x12\x12\n" +
-	"\x04when\x18\x04 \x01(\tR\x04when\">\n" +
+	"\x04what\x18\x03 \x01(\tR\x04what\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\tR\x02at\x12\x10\n" +
+	"\x03off\x18\x05 \x01(\tR\x03off\">\n" +
 	"\x12RemoveOwnedRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\"\x15\n" +
-	"\x13RemoveOwnedResponse2\x96\a\n" +
+	"\x13RemoveOwnedResponse2\xe1\a\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -4804,7 +4927,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\tProbeStop\x12\x1b.drover.v1.ProbeStopRequest\x1a\x1c.drover.v1.ProbeStopResponse\x12I\n" +
 	"\n" +
 	"EdgeStatus\x12\x1c.drover.v1.EdgeStatusRequest\x1a\x1d.drover.v1.EdgeStatusResponse\x12@\n" +
-	"\aSetMesh\x12\x19.drover.v1.SetMeshRequest\x1a\x1a.drover.v1.SetMeshResponse\x12:\n" +
+	"\aSetMesh\x12\x19.drover.v1.SetMeshRequest\x1a\x1a.drover.v1.SetMeshResponse\x12I\n" +
+	"\n" +
+	"RotateMesh\x12\x1c.drover.v1.RotateMeshRequest\x1a\x1d.drover.v1.RotateMeshResponse\x12:\n" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
 	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse2\xc3\x03\n" +
 	"\vPeerService\x127\n" +
@@ -4828,7 +4953,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -4896,42 +5021,44 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*EdgeStatusResponse)(nil),  // 63: drover.v1.EdgeStatusResponse
 	(*SetMeshRequest)(nil),      // 64: drover.v1.SetMeshRequest
 	(*SetMeshResponse)(nil),     // 65: drover.v1.SetMeshResponse
-	(*OwnedRequest)(nil),        // 66: drover.v1.OwnedRequest
-	(*OwnedResponse)(nil),       // 67: drover.v1.OwnedResponse
-	(*OwnedThing)(nil),          // 68: drover.v1.OwnedThing
-	(*RemoveOwnedRequest)(nil),  // 69: drover.v1.RemoveOwnedRequest
-	(*RemoveOwnedResponse)(nil), // 70: drover.v1.RemoveOwnedResponse
-	nil,                         // 71: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 72: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 73: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 74: drover.v1.Host
-	(*VM)(nil),                  // 75: drover.v1.VM
-	(*Segment)(nil),             // 76: drover.v1.Segment
-	(*Mesh)(nil),                // 77: drover.v1.Mesh
-	(*Check)(nil),               // 78: drover.v1.Check
-	(*EdgeOp)(nil),              // 79: drover.v1.EdgeOp
-	(*Progress)(nil),            // 80: drover.v1.Progress
-	(*PathFigures)(nil),         // 81: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 82: drover.v1.ProbeTarget
-	(*EdgeState)(nil),           // 83: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 84: drover.v1.MeshPeer
+	(*RotateMeshRequest)(nil),   // 66: drover.v1.RotateMeshRequest
+	(*RotateMeshResponse)(nil),  // 67: drover.v1.RotateMeshResponse
+	(*OwnedRequest)(nil),        // 68: drover.v1.OwnedRequest
+	(*OwnedResponse)(nil),       // 69: drover.v1.OwnedResponse
+	(*OwnedThing)(nil),          // 70: drover.v1.OwnedThing
+	(*RemoveOwnedRequest)(nil),  // 71: drover.v1.RemoveOwnedRequest
+	(*RemoveOwnedResponse)(nil), // 72: drover.v1.RemoveOwnedResponse
+	nil,                         // 73: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 74: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 75: drover.v1.CheckTargetResponse.SameBackingEntry
+	(*Host)(nil),                // 76: drover.v1.Host
+	(*VM)(nil),                  // 77: drover.v1.VM
+	(*Segment)(nil),             // 78: drover.v1.Segment
+	(*Mesh)(nil),                // 79: drover.v1.Mesh
+	(*Check)(nil),               // 80: drover.v1.Check
+	(*EdgeOp)(nil),              // 81: drover.v1.EdgeOp
+	(*Progress)(nil),            // 82: drover.v1.Progress
+	(*PathFigures)(nil),         // 83: drover.v1.PathFigures
+	(*ProbeTarget)(nil),         // 84: drover.v1.ProbeTarget
+	(*EdgeState)(nil),           // 85: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 86: drover.v1.MeshPeer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	74, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	75, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	76, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	77, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	76, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	77, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	78, // 5: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	75, // 6: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	74, // 7: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	71, // 8: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	75, // 9: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	74, // 10: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	72, // 11: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	78, // 12: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	74, // 13: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	73, // 14: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	78, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	79, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	80, // 5: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	77, // 6: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	76, // 7: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	73, // 8: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	77, // 9: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	76, // 10: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	74, // 11: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	80, // 12: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	76, // 13: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	75, // 14: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,  // 15: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,  // 16: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10, // 17: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -4965,14 +5092,14 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13, // 45: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
 	15, // 46: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
 	13, // 47: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	79, // 48: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	79, // 49: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
-	80, // 50: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	81, // 48: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	81, // 49: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	82, // 50: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	36, // 51: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	81, // 52: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	83, // 52: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	7,  // 53: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,  // 54: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	82, // 55: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	84, // 55: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	45, // 56: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,  // 57: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13, // 58: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
@@ -4984,54 +5111,57 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	7,  // 64: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
 	7,  // 65: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
 	7,  // 66: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	83, // 67: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	84, // 68: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	68, // 69: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,  // 70: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 71: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 72: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 73: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 74: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	37, // 75: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	39, // 76: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	41, // 77: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	43, // 78: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	62, // 79: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	64, // 80: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	66, // 81: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	69, // 82: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	46, // 83: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	48, // 84: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	51, // 85: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	54, // 86: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	56, // 87: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	58, // 88: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	60, // 89: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,  // 90: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 91: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 92: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 93: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	35, // 94: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	38, // 95: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	40, // 96: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	42, // 97: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	44, // 98: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	63, // 99: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	65, // 100: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	67, // 101: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	70, // 102: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	47, // 103: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	49, // 104: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	53, // 105: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	55, // 106: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	57, // 107: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	59, // 108: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	61, // 109: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	90, // [90:110] is the sub-list for method output_type
-	70, // [70:90] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	85, // 67: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	86, // 68: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	79, // 69: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	70, // 70: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,  // 71: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,  // 72: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,  // 73: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,  // 74: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,  // 75: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	37, // 76: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	39, // 77: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	41, // 78: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	43, // 79: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	62, // 80: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	64, // 81: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	66, // 82: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	68, // 83: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	71, // 84: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	46, // 85: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	48, // 86: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	51, // 87: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	54, // 88: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	56, // 89: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	58, // 90: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	60, // 91: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,  // 92: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,  // 93: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,  // 94: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,  // 95: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	35, // 96: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	38, // 97: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	40, // 98: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	42, // 99: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	44, // 100: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	63, // 101: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	65, // 102: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	67, // 103: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	69, // 104: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	72, // 105: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	47, // 106: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	49, // 107: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	53, // 108: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	55, // 109: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	57, // 110: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	59, // 111: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	61, // 112: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	92, // [92:113] is the sub-list for method output_type
+	71, // [71:92] is the sub-list for method input_type
+	71, // [71:71] is the sub-list for extension type_name
+	71, // [71:71] is the sub-list for extension extendee
+	0,  // [0:71] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -5072,7 +5202,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

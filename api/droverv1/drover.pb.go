@@ -583,6 +583,94 @@ func (x *ListEdgesResponse) GetEdges() []*EdgeState {
 	return nil
 }
 
+type RotateEdgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateEdgeRequest) Reset() {
+	*x = RotateEdgeRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateEdgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateEdgeRequest) ProtoMessage() {}
+
+func (x *RotateEdgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateEdgeRequest.ProtoReflect.Descriptor instead.
+func (*RotateEdgeRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RotateEdgeRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+type RotateEdgeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mesh          *Mesh                  `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateEdgeResponse) Reset() {
+	*x = RotateEdgeResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateEdgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateEdgeResponse) ProtoMessage() {}
+
+func (x *RotateEdgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateEdgeResponse.ProtoReflect.Descriptor instead.
+func (*RotateEdgeResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RotateEdgeResponse) GetMesh() *Mesh {
+	if x != nil {
+		return x.Mesh
+	}
+	return nil
+}
+
 type DiagnoseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Remove what belongs to VMs and moves that are no more.
@@ -593,7 +681,7 @@ type DiagnoseRequest struct {
 
 func (x *DiagnoseRequest) Reset() {
 	*x = DiagnoseRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	mi := &file_drover_v1_drover_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +693,7 @@ func (x *DiagnoseRequest) String() string {
 func (*DiagnoseRequest) ProtoMessage() {}
 
 func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[14]
+	mi := &file_drover_v1_drover_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +706,7 @@ func (x *DiagnoseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseRequest.ProtoReflect.Descriptor instead.
 func (*DiagnoseRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DiagnoseRequest) GetRemove() bool {
@@ -638,7 +726,7 @@ type DiagnoseResponse struct {
 
 func (x *DiagnoseResponse) Reset() {
 	*x = DiagnoseResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	mi := &file_drover_v1_drover_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +738,7 @@ func (x *DiagnoseResponse) String() string {
 func (*DiagnoseResponse) ProtoMessage() {}
 
 func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[15]
+	mi := &file_drover_v1_drover_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +751,7 @@ func (x *DiagnoseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnoseResponse.ProtoReflect.Descriptor instead.
 func (*DiagnoseResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DiagnoseResponse) GetOk() bool {
@@ -690,7 +778,7 @@ type ListMovesRequest struct {
 
 func (x *ListMovesRequest) Reset() {
 	*x = ListMovesRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[16]
+	mi := &file_drover_v1_drover_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +790,7 @@ func (x *ListMovesRequest) String() string {
 func (*ListMovesRequest) ProtoMessage() {}
 
 func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[16]
+	mi := &file_drover_v1_drover_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +803,7 @@ func (x *ListMovesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesRequest.ProtoReflect.Descriptor instead.
 func (*ListMovesRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListMovesRequest) GetVm() string {
@@ -734,7 +822,7 @@ type ListMovesResponse struct {
 
 func (x *ListMovesResponse) Reset() {
 	*x = ListMovesResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[17]
+	mi := &file_drover_v1_drover_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +834,7 @@ func (x *ListMovesResponse) String() string {
 func (*ListMovesResponse) ProtoMessage() {}
 
 func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[17]
+	mi := &file_drover_v1_drover_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +847,7 @@ func (x *ListMovesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMovesResponse.ProtoReflect.Descriptor instead.
 func (*ListMovesResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListMovesResponse) GetMoves() []*Move {
@@ -778,7 +866,7 @@ type GetMoveRequest struct {
 
 func (x *GetMoveRequest) Reset() {
 	*x = GetMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[18]
+	mi := &file_drover_v1_drover_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +878,7 @@ func (x *GetMoveRequest) String() string {
 func (*GetMoveRequest) ProtoMessage() {}
 
 func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[18]
+	mi := &file_drover_v1_drover_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +891,7 @@ func (x *GetMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveRequest.ProtoReflect.Descriptor instead.
 func (*GetMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetMoveRequest) GetName() string {
@@ -822,7 +910,7 @@ type GetMoveResponse struct {
 
 func (x *GetMoveResponse) Reset() {
 	*x = GetMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[19]
+	mi := &file_drover_v1_drover_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +922,7 @@ func (x *GetMoveResponse) String() string {
 func (*GetMoveResponse) ProtoMessage() {}
 
 func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[19]
+	mi := &file_drover_v1_drover_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +935,7 @@ func (x *GetMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMoveResponse.ProtoReflect.Descriptor instead.
 func (*GetMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetMoveResponse) GetMove() *Move {
@@ -869,7 +957,7 @@ type PreflightRequest struct {
 
 func (x *PreflightRequest) Reset() {
 	*x = PreflightRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[20]
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +969,7 @@ func (x *PreflightRequest) String() string {
 func (*PreflightRequest) ProtoMessage() {}
 
 func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[20]
+	mi := &file_drover_v1_drover_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +982,7 @@ func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightRequest.ProtoReflect.Descriptor instead.
 func (*PreflightRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PreflightRequest) GetVm() string {
@@ -927,7 +1015,7 @@ type PreflightResponse struct {
 
 func (x *PreflightResponse) Reset() {
 	*x = PreflightResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[21]
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1027,7 @@ func (x *PreflightResponse) String() string {
 func (*PreflightResponse) ProtoMessage() {}
 
 func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[21]
+	mi := &file_drover_v1_drover_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1040,7 @@ func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightResponse.ProtoReflect.Descriptor instead.
 func (*PreflightResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PreflightResponse) GetPreflight() *Preflight {
@@ -990,7 +1078,7 @@ type StartMoveRequest struct {
 
 func (x *StartMoveRequest) Reset() {
 	*x = StartMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1090,7 @@ func (x *StartMoveRequest) String() string {
 func (*StartMoveRequest) ProtoMessage() {}
 
 func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[22]
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1103,7 @@ func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveRequest.ProtoReflect.Descriptor instead.
 func (*StartMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartMoveRequest) GetVm() string {
@@ -1113,7 +1201,7 @@ type StartMoveResponse struct {
 
 func (x *StartMoveResponse) Reset() {
 	*x = StartMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1213,7 @@ func (x *StartMoveResponse) String() string {
 func (*StartMoveResponse) ProtoMessage() {}
 
 func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[23]
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1226,7 @@ func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveResponse.ProtoReflect.Descriptor instead.
 func (*StartMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartMoveResponse) GetMove() *Move {
@@ -1164,7 +1252,7 @@ type WatchMoveRequest struct {
 
 func (x *WatchMoveRequest) Reset() {
 	*x = WatchMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1264,7 @@ func (x *WatchMoveRequest) String() string {
 func (*WatchMoveRequest) ProtoMessage() {}
 
 func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1277,7 @@ func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveRequest.ProtoReflect.Descriptor instead.
 func (*WatchMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchMoveRequest) GetName() string {
@@ -1208,7 +1296,7 @@ type WatchMoveResponse struct {
 
 func (x *WatchMoveResponse) Reset() {
 	*x = WatchMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1308,7 @@ func (x *WatchMoveResponse) String() string {
 func (*WatchMoveResponse) ProtoMessage() {}
 
 func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1321,7 @@ func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveResponse.ProtoReflect.Descriptor instead.
 func (*WatchMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchMoveResponse) GetMove() *Move {
@@ -1252,7 +1340,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1352,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1365,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CancelMoveRequest) GetName() string {
@@ -1296,7 +1384,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1396,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1409,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CancelMoveResponse) GetMove() *Move {
@@ -1342,7 +1430,7 @@ type SetMoveRateRequest struct {
 
 func (x *SetMoveRateRequest) Reset() {
 	*x = SetMoveRateRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1442,7 @@ func (x *SetMoveRateRequest) String() string {
 func (*SetMoveRateRequest) ProtoMessage() {}
 
 func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1455,7 @@ func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateRequest.ProtoReflect.Descriptor instead.
 func (*SetMoveRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetMoveRateRequest) GetName() string {
@@ -1393,7 +1481,7 @@ type SetMoveRateResponse struct {
 
 func (x *SetMoveRateResponse) Reset() {
 	*x = SetMoveRateResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1493,7 @@ func (x *SetMoveRateResponse) String() string {
 func (*SetMoveRateResponse) ProtoMessage() {}
 
 func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1506,7 @@ func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateResponse.ProtoReflect.Descriptor instead.
 func (*SetMoveRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SetMoveRateResponse) GetMove() *Move {
@@ -1437,7 +1525,7 @@ type CommitMoveRequest struct {
 
 func (x *CommitMoveRequest) Reset() {
 	*x = CommitMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1537,7 @@ func (x *CommitMoveRequest) String() string {
 func (*CommitMoveRequest) ProtoMessage() {}
 
 func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1550,7 @@ func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveRequest.ProtoReflect.Descriptor instead.
 func (*CommitMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CommitMoveRequest) GetName() string {
@@ -1481,7 +1569,7 @@ type CommitMoveResponse struct {
 
 func (x *CommitMoveResponse) Reset() {
 	*x = CommitMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1581,7 @@ func (x *CommitMoveResponse) String() string {
 func (*CommitMoveResponse) ProtoMessage() {}
 
 func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1594,7 @@ func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveResponse.ProtoReflect.Descriptor instead.
 func (*CommitMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CommitMoveResponse) GetMove() *Move {
@@ -1525,7 +1613,7 @@ type ReturnMoveRequest struct {
 
 func (x *ReturnMoveRequest) Reset() {
 	*x = ReturnMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1625,7 @@ func (x *ReturnMoveRequest) String() string {
 func (*ReturnMoveRequest) ProtoMessage() {}
 
 func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1638,7 @@ func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReturnMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReturnMoveRequest) GetName() string {
@@ -1569,7 +1657,7 @@ type ReturnMoveResponse struct {
 
 func (x *ReturnMoveResponse) Reset() {
 	*x = ReturnMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1669,7 @@ func (x *ReturnMoveResponse) String() string {
 func (*ReturnMoveResponse) ProtoMessage() {}
 
 func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1682,7 @@ func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReturnMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReturnMoveResponse) GetMove() *Move {
@@ -1629,7 +1717,11 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\bsegments\x18\x01 \x03(\v2\x12.drover.v1.SegmentR\bsegments\"\x12\n" +
 	"\x10ListEdgesRequest\"?\n" +
 	"\x11ListEdgesResponse\x12*\n" +
-	"\x05edges\x18\x01 \x03(\v2\x14.drover.v1.EdgeStateR\x05edges\")\n" +
+	"\x05edges\x18\x01 \x03(\v2\x14.drover.v1.EdgeStateR\x05edges\"'\n" +
+	"\x11RotateEdgeRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\"9\n" +
+	"\x12RotateEdgeResponse\x12#\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x0f.drover.v1.MeshR\x04mesh\")\n" +
 	"\x0fDiagnoseRequest\x12\x16\n" +
 	"\x06remove\x18\x01 \x01(\bR\x06remove\"R\n" +
 	"\x10DiagnoseResponse\x12\x0e\n" +
@@ -1689,7 +1781,8 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x11ReturnMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x12ReturnMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xeb\t\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xb6\n" +
+	"\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -1697,7 +1790,9 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\aListVMs\x12\x19.drover.v1.ListVMsRequest\x1a\x1a.drover.v1.ListVMsResponse\x12O\n" +
 	"\fListServices\x12\x1e.drover.v1.ListServicesRequest\x1a\x1f.drover.v1.ListServicesResponse\x12O\n" +
 	"\fListSegments\x12\x1e.drover.v1.ListSegmentsRequest\x1a\x1f.drover.v1.ListSegmentsResponse\x12F\n" +
-	"\tListEdges\x12\x1b.drover.v1.ListEdgesRequest\x1a\x1c.drover.v1.ListEdgesResponse\x12C\n" +
+	"\tListEdges\x12\x1b.drover.v1.ListEdgesRequest\x1a\x1c.drover.v1.ListEdgesResponse\x12I\n" +
+	"\n" +
+	"RotateEdge\x12\x1c.drover.v1.RotateEdgeRequest\x1a\x1d.drover.v1.RotateEdgeResponse\x12C\n" +
 	"\bDiagnose\x12\x1a.drover.v1.DiagnoseRequest\x1a\x1b.drover.v1.DiagnoseResponse\x12F\n" +
 	"\tListMoves\x12\x1b.drover.v1.ListMovesRequest\x1a\x1c.drover.v1.ListMovesResponse\x12@\n" +
 	"\aGetMove\x12\x19.drover.v1.GetMoveRequest\x1a\x1a.drover.v1.GetMoveResponse\x12F\n" +
@@ -1724,7 +1819,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),     // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),    // 1: drover.v1.ListSitesResponse
@@ -1740,100 +1835,106 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSegmentsResponse)(nil), // 11: drover.v1.ListSegmentsResponse
 	(*ListEdgesRequest)(nil),     // 12: drover.v1.ListEdgesRequest
 	(*ListEdgesResponse)(nil),    // 13: drover.v1.ListEdgesResponse
-	(*DiagnoseRequest)(nil),      // 14: drover.v1.DiagnoseRequest
-	(*DiagnoseResponse)(nil),     // 15: drover.v1.DiagnoseResponse
-	(*ListMovesRequest)(nil),     // 16: drover.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),    // 17: drover.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),       // 18: drover.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),      // 19: drover.v1.GetMoveResponse
-	(*PreflightRequest)(nil),     // 20: drover.v1.PreflightRequest
-	(*PreflightResponse)(nil),    // 21: drover.v1.PreflightResponse
-	(*StartMoveRequest)(nil),     // 22: drover.v1.StartMoveRequest
-	(*StartMoveResponse)(nil),    // 23: drover.v1.StartMoveResponse
-	(*WatchMoveRequest)(nil),     // 24: drover.v1.WatchMoveRequest
-	(*WatchMoveResponse)(nil),    // 25: drover.v1.WatchMoveResponse
-	(*CancelMoveRequest)(nil),    // 26: drover.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),   // 27: drover.v1.CancelMoveResponse
-	(*SetMoveRateRequest)(nil),   // 28: drover.v1.SetMoveRateRequest
-	(*SetMoveRateResponse)(nil),  // 29: drover.v1.SetMoveRateResponse
-	(*CommitMoveRequest)(nil),    // 30: drover.v1.CommitMoveRequest
-	(*CommitMoveResponse)(nil),   // 31: drover.v1.CommitMoveResponse
-	(*ReturnMoveRequest)(nil),    // 32: drover.v1.ReturnMoveRequest
-	(*ReturnMoveResponse)(nil),   // 33: drover.v1.ReturnMoveResponse
-	(*Site)(nil),                 // 34: drover.v1.Site
-	(*Host)(nil),                 // 35: drover.v1.Host
-	(*Link)(nil),                 // 36: drover.v1.Link
-	(*VM)(nil),                   // 37: drover.v1.VM
-	(*Service)(nil),              // 38: drover.v1.Service
-	(*Segment)(nil),              // 39: drover.v1.Segment
-	(*EdgeState)(nil),            // 40: drover.v1.EdgeState
-	(*Finding)(nil),              // 41: drover.v1.Finding
-	(*Move)(nil),                 // 42: drover.v1.Move
-	(*Place)(nil),                // 43: drover.v1.Place
-	(*Preflight)(nil),            // 44: drover.v1.Preflight
-	(*Gate)(nil),                 // 45: drover.v1.Gate
+	(*RotateEdgeRequest)(nil),    // 14: drover.v1.RotateEdgeRequest
+	(*RotateEdgeResponse)(nil),   // 15: drover.v1.RotateEdgeResponse
+	(*DiagnoseRequest)(nil),      // 16: drover.v1.DiagnoseRequest
+	(*DiagnoseResponse)(nil),     // 17: drover.v1.DiagnoseResponse
+	(*ListMovesRequest)(nil),     // 18: drover.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),    // 19: drover.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),       // 20: drover.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),      // 21: drover.v1.GetMoveResponse
+	(*PreflightRequest)(nil),     // 22: drover.v1.PreflightRequest
+	(*PreflightResponse)(nil),    // 23: drover.v1.PreflightResponse
+	(*StartMoveRequest)(nil),     // 24: drover.v1.StartMoveRequest
+	(*StartMoveResponse)(nil),    // 25: drover.v1.StartMoveResponse
+	(*WatchMoveRequest)(nil),     // 26: drover.v1.WatchMoveRequest
+	(*WatchMoveResponse)(nil),    // 27: drover.v1.WatchMoveResponse
+	(*CancelMoveRequest)(nil),    // 28: drover.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),   // 29: drover.v1.CancelMoveResponse
+	(*SetMoveRateRequest)(nil),   // 30: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),  // 31: drover.v1.SetMoveRateResponse
+	(*CommitMoveRequest)(nil),    // 32: drover.v1.CommitMoveRequest
+	(*CommitMoveResponse)(nil),   // 33: drover.v1.CommitMoveResponse
+	(*ReturnMoveRequest)(nil),    // 34: drover.v1.ReturnMoveRequest
+	(*ReturnMoveResponse)(nil),   // 35: drover.v1.ReturnMoveResponse
+	(*Site)(nil),                 // 36: drover.v1.Site
+	(*Host)(nil),                 // 37: drover.v1.Host
+	(*Link)(nil),                 // 38: drover.v1.Link
+	(*VM)(nil),                   // 39: drover.v1.VM
+	(*Service)(nil),              // 40: drover.v1.Service
+	(*Segment)(nil),              // 41: drover.v1.Segment
+	(*EdgeState)(nil),            // 42: drover.v1.EdgeState
+	(*Mesh)(nil),                 // 43: drover.v1.Mesh
+	(*Finding)(nil),              // 44: drover.v1.Finding
+	(*Move)(nil),                 // 45: drover.v1.Move
+	(*Place)(nil),                // 46: drover.v1.Place
+	(*Preflight)(nil),            // 47: drover.v1.Preflight
+	(*Gate)(nil),                 // 48: drover.v1.Gate
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	34, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	35, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	36, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	37, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	38, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	39, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	40, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	41, // 7: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	42, // 8: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	42, // 9: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	43, // 10: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	44, // 11: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	43, // 12: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	45, // 13: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	42, // 14: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	44, // 15: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	42, // 16: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	42, // 17: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	42, // 18: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	42, // 19: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	42, // 20: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	0,  // 21: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 22: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 23: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 24: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 25: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 26: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 27: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 28: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	16, // 29: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	18, // 30: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	20, // 31: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	22, // 32: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	24, // 33: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	26, // 34: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	28, // 35: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	30, // 36: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	32, // 37: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	1,  // 38: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 39: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 40: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 41: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 42: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 43: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 44: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 45: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	17, // 46: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	19, // 47: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	21, // 48: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	23, // 49: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	25, // 50: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	27, // 51: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	29, // 52: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	31, // 53: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	33, // 54: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	38, // [38:55] is the sub-list for method output_type
-	21, // [21:38] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	36, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	37, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	38, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	39, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	40, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	41, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	42, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	43, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	44, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	45, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	45, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	46, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	47, // 12: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	46, // 13: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	48, // 14: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	45, // 15: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	47, // 16: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	45, // 17: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	45, // 18: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	45, // 19: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	45, // 20: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	45, // 21: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	0,  // 22: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 23: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 24: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 25: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 26: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 27: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 28: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 29: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 30: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 31: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 32: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 33: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 34: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	26, // 35: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	28, // 36: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	30, // 37: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	32, // 38: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	34, // 39: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	1,  // 40: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 41: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 42: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 43: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 44: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 45: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 46: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 47: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 48: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 49: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 50: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 51: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 52: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	27, // 53: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	29, // 54: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	31, // 55: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	33, // 56: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	35, // 57: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	40, // [40:58] is the sub-list for method output_type
+	22, // [22:40] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -1848,7 +1949,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -961,6 +961,7 @@ type EdgeOp struct {
 	Weight        int32                  `protobuf:"varint,13,opt,name=weight,proto3" json:"weight,omitempty"`
 	LocalEgress   bool                   `protobuf:"varint,14,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
 	LimitNanos    int64                  `protobuf:"varint,15,opt,name=limit_nanos,json=limitNanos,proto3" json:"limit_nanos,omitempty"`
+	Force         bool                   `protobuf:"varint,16,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,6 +1099,13 @@ func (x *EdgeOp) GetLimitNanos() int64 {
 		return x.LimitNanos
 	}
 	return 0
+}
+
+func (x *EdgeOp) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 // EdgeState is a site's edge as its agent observes it.
@@ -3471,7 +3479,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"gatewayMac\x12\x16\n" +
 	"\x06joined\x18\a \x01(\bR\x06joined\x12\x16\n" +
 	"\x06bridge\x18\b \x01(\tR\x06bridge\x12\x10\n" +
-	"\x03vni\x18\t \x01(\rR\x03vni\"\xf2\x02\n" +
+	"\x03vni\x18\t \x01(\rR\x03vni\"\x88\x03\n" +
 	"\x06EdgeOp\x12\x0e\n" +
 	"\x02do\x18\x01 \x01(\tR\x02do\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -3489,7 +3497,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06weight\x18\r \x01(\x05R\x06weight\x12!\n" +
 	"\flocal_egress\x18\x0e \x01(\bR\vlocalEgress\x12\x1f\n" +
 	"\vlimit_nanos\x18\x0f \x01(\x03R\n" +
-	"limitNanos\"\xad\x03\n" +
+	"limitNanos\x12\x14\n" +
+	"\x05force\x18\x10 \x01(\bR\x05force\"\xad\x03\n" +
 	"\tEdgeState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x0e\n" +

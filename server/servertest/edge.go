@@ -77,3 +77,23 @@ func (s service) RemoveOwned(_ context.Context, r *droverv1.RemoveOwnedRequest) 
 	})
 	return &droverv1.RemoveOwnedResponse{}, nil
 }
+
+func (s service) RotateMesh(_ context.Context, r *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error) {
+	e, err := s.edge()
+	switch {
+	case err != nil:
+		return nil, err
+	case e.Mesh == nil:
+		return nil, drover.Errorf(drover.Refused, "host "+s.Name, "it has no part in the mesh")
+	case r.GetAdopt() != "" && r.GetAdopt() != e.Mesh.NextKey:
+		return nil, drover.Errorf(drover.Refused, "host "+s.Name, "%s is not the key to come", r.GetAdopt())
+	}
+	next := *e.Mesh
+	if r.GetAdopt() != "" {
+		next.Key, next.NextKey = next.NextKey, ""
+	} else {
+		next.NextKey = next.Key + "+"
+	}
+	s.Set(func(st *State) { st.Edge.Mesh = &next })
+	return &droverv1.RotateMeshResponse{Mesh: api.MeshToProto(&next)}, nil
+}

@@ -62,6 +62,8 @@ const (
 	AgentServiceEdgeStatusProcedure = "/drover.v1.AgentService/EdgeStatus"
 	// AgentServiceSetMeshProcedure is the fully-qualified name of the AgentService's SetMesh RPC.
 	AgentServiceSetMeshProcedure = "/drover.v1.AgentService/SetMesh"
+	// AgentServiceRotateMeshProcedure is the fully-qualified name of the AgentService's RotateMesh RPC.
+	AgentServiceRotateMeshProcedure = "/drover.v1.AgentService/RotateMesh"
 	// AgentServiceOwnedProcedure is the fully-qualified name of the AgentService's Owned RPC.
 	AgentServiceOwnedProcedure = "/drover.v1.AgentService/Owned"
 	// AgentServiceRemoveOwnedProcedure is the fully-qualified name of the AgentService's RemoveOwned
@@ -111,6 +113,8 @@ type AgentServiceClient interface {
 	EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error)
 	// SetMesh makes these, and no others, the other edges of the mesh.
 	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
+	// RotateMesh changes this edge's key, in two calls: see RotateMeshRequest.
+	RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error)
 	// Owned returns all that stands on this host or edge for a VM or a move, read
 	// from the technologies themselves.
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
@@ -195,6 +199,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("SetMesh")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateMesh: connect.NewClient[droverv1.RotateMeshRequest, droverv1.RotateMeshResponse](
+			httpClient,
+			baseURL+AgentServiceRotateMeshProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("RotateMesh")),
+			connect.WithClientOptions(opts...),
+		),
 		owned: connect.NewClient[droverv1.OwnedRequest, droverv1.OwnedResponse](
 			httpClient,
 			baseURL+AgentServiceOwnedProcedure,
@@ -223,6 +233,7 @@ type agentServiceClient struct {
 	probeStop   *connect.Client[droverv1.ProbeStopRequest, droverv1.ProbeStopResponse]
 	edgeStatus  *connect.Client[droverv1.EdgeStatusRequest, droverv1.EdgeStatusResponse]
 	setMesh     *connect.Client[droverv1.SetMeshRequest, droverv1.SetMeshResponse]
+	rotateMesh  *connect.Client[droverv1.RotateMeshRequest, droverv1.RotateMeshResponse]
 	owned       *connect.Client[droverv1.OwnedRequest, droverv1.OwnedResponse]
 	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
 }
@@ -318,6 +329,15 @@ func (c *agentServiceClient) SetMesh(ctx context.Context, req *droverv1.SetMeshR
 	return nil, err
 }
 
+// RotateMesh calls drover.v1.AgentService.RotateMesh.
+func (c *agentServiceClient) RotateMesh(ctx context.Context, req *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error) {
+	response, err := c.rotateMesh.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Owned calls drover.v1.AgentService.Owned.
 func (c *agentServiceClient) Owned(ctx context.Context, req *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {
 	response, err := c.owned.CallUnary(ctx, connect.NewRequest(req))
@@ -364,6 +384,8 @@ type AgentServiceHandler interface {
 	EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*droverv1.EdgeStatusResponse, error)
 	// SetMesh makes these, and no others, the other edges of the mesh.
 	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
+	// RotateMesh changes this edge's key, in two calls: see RotateMeshRequest.
+	RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error)
 	// Owned returns all that stands on this host or edge for a VM or a move, read
 	// from the technologies themselves.
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
@@ -444,6 +466,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("SetMesh")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceRotateMeshHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceRotateMeshProcedure,
+		svc.RotateMesh,
+		connect.WithSchema(agentServiceMethods.ByName("RotateMesh")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceOwnedHandler := connect.NewUnaryHandlerSimple(
 		AgentServiceOwnedProcedure,
 		svc.Owned,
@@ -480,6 +508,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceEdgeStatusHandler.ServeHTTP(w, r)
 		case AgentServiceSetMeshProcedure:
 			agentServiceSetMeshHandler.ServeHTTP(w, r)
+		case AgentServiceRotateMeshProcedure:
+			agentServiceRotateMeshHandler.ServeHTTP(w, r)
 		case AgentServiceOwnedProcedure:
 			agentServiceOwnedHandler.ServeHTTP(w, r)
 		case AgentServiceRemoveOwnedProcedure:
@@ -535,6 +565,10 @@ func (UnimplementedAgentServiceHandler) EdgeStatus(context.Context, *droverv1.Ed
 
 func (UnimplementedAgentServiceHandler) SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.SetMesh is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RotateMesh is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {

@@ -50,6 +50,9 @@ const (
 	DroverServiceListSegmentsProcedure = "/drover.v1.DroverService/ListSegments"
 	// DroverServiceListEdgesProcedure is the fully-qualified name of the DroverService's ListEdges RPC.
 	DroverServiceListEdgesProcedure = "/drover.v1.DroverService/ListEdges"
+	// DroverServiceRotateEdgeProcedure is the fully-qualified name of the DroverService's RotateEdge
+	// RPC.
+	DroverServiceRotateEdgeProcedure = "/drover.v1.DroverService/RotateEdge"
 	// DroverServiceDiagnoseProcedure is the fully-qualified name of the DroverService's Diagnose RPC.
 	DroverServiceDiagnoseProcedure = "/drover.v1.DroverService/Diagnose"
 	// DroverServiceListMovesProcedure is the fully-qualified name of the DroverService's ListMoves RPC.
@@ -87,6 +90,9 @@ type DroverServiceClient interface {
 	ListSegments(context.Context, *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error)
 	// ListEdges asks every edge for its state.
 	ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error)
+	// RotateEdge makes a new key for a site's end of the mesh. It is in use once
+	// all other edges know it.
+	RotateEdge(context.Context, *droverv1.RotateEdgeRequest) (*droverv1.RotateEdgeResponse, error)
 	// Diagnose looks at all hosts and edges for what stands without being needed,
 	// and removes it when asked to.
 	Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error)
@@ -164,6 +170,12 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("ListEdges")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateEdge: connect.NewClient[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse](
+			httpClient,
+			baseURL+DroverServiceRotateEdgeProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("RotateEdge")),
+			connect.WithClientOptions(opts...),
+		),
 		diagnose: connect.NewClient[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse](
 			httpClient,
 			baseURL+DroverServiceDiagnoseProcedure,
@@ -236,6 +248,7 @@ type droverServiceClient struct {
 	listServices *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
 	listSegments *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
 	listEdges    *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
+	rotateEdge   *connect.Client[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse]
 	diagnose     *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
 	listMoves    *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
 	getMove      *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
@@ -305,6 +318,15 @@ func (c *droverServiceClient) ListSegments(ctx context.Context, req *droverv1.Li
 // ListEdges calls drover.v1.DroverService.ListEdges.
 func (c *droverServiceClient) ListEdges(ctx context.Context, req *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error) {
 	response, err := c.listEdges.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RotateEdge calls drover.v1.DroverService.RotateEdge.
+func (c *droverServiceClient) RotateEdge(ctx context.Context, req *droverv1.RotateEdgeRequest) (*droverv1.RotateEdgeResponse, error) {
+	response, err := c.rotateEdge.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -408,6 +430,9 @@ type DroverServiceHandler interface {
 	ListSegments(context.Context, *droverv1.ListSegmentsRequest) (*droverv1.ListSegmentsResponse, error)
 	// ListEdges asks every edge for its state.
 	ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error)
+	// RotateEdge makes a new key for a site's end of the mesh. It is in use once
+	// all other edges know it.
+	RotateEdge(context.Context, *droverv1.RotateEdgeRequest) (*droverv1.RotateEdgeResponse, error)
 	// Diagnose looks at all hosts and edges for what stands without being needed,
 	// and removes it when asked to.
 	Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error)
@@ -479,6 +504,12 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		DroverServiceListEdgesProcedure,
 		svc.ListEdges,
 		connect.WithSchema(droverServiceMethods.ByName("ListEdges")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceRotateEdgeHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceRotateEdgeProcedure,
+		svc.RotateEdge,
+		connect.WithSchema(droverServiceMethods.ByName("RotateEdge")),
 		connect.WithHandlerOptions(opts...),
 	)
 	droverServiceDiagnoseHandler := connect.NewUnaryHandlerSimple(
@@ -557,6 +588,8 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceListSegmentsHandler.ServeHTTP(w, r)
 		case DroverServiceListEdgesProcedure:
 			droverServiceListEdgesHandler.ServeHTTP(w, r)
+		case DroverServiceRotateEdgeProcedure:
+			droverServiceRotateEdgeHandler.ServeHTTP(w, r)
 		case DroverServiceDiagnoseProcedure:
 			droverServiceDiagnoseHandler.ServeHTTP(w, r)
 		case DroverServiceListMovesProcedure:
@@ -612,6 +645,10 @@ func (UnimplementedDroverServiceHandler) ListSegments(context.Context, *droverv1
 
 func (UnimplementedDroverServiceHandler) ListEdges(context.Context, *droverv1.ListEdgesRequest) (*droverv1.ListEdgesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListEdges is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) RotateEdge(context.Context, *droverv1.RotateEdgeRequest) (*droverv1.RotateEdgeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.RotateEdge is not implemented"))
 }
 
 func (UnimplementedDroverServiceHandler) Diagnose(context.Context, *droverv1.DiagnoseRequest) (*droverv1.DiagnoseResponse, error) {
