@@ -130,6 +130,11 @@ type MigrationSpec struct {
 	// AutoConverge lets the hypervisor hold the guest's processors back, by
 	// more and more, while its memory changes faster than it can be carried.
 	AutoConverge bool
+	// Persistent is what is stored at the destination as the VM's definition;
+	// empty: what is stored at the source. It is the source's to hand over, so
+	// Begin reads it and Prepare does not. What the guest runs by there is the
+	// offer's.
+	Persistent Definition
 }
 
 // Offer is what the source's Begin tells the destination's Prepare.

@@ -69,6 +69,7 @@ func Hypervisor(t *testing.T, setup HypervisorSetup) {
 		{"Canceled", testCanceled},
 		{"Migrate", testMigrate},
 		{"MigrateTopOnly", testMigrateTopOnly},
+		{"MigratePersistent", testMigratePersistent},
 		{"BeginRefused", testBeginRefused},
 		{"PrepareRefused", testPrepareRefused},
 		{"PrepareCanceled", testPrepareCanceled},

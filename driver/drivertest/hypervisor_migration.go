@@ -182,6 +182,38 @@ func testMigrateTopOnly(t *testing.T, f *fixture) {
 	f.Hosts[1].VerifyDisks(t, f.vm)
 }
 
+// testMigratePersistent hands over another definition for the next start than
+// the one by which the guest runs.
+func testMigratePersistent(t *testing.T, f *fixture) {
+	ctx := t.Context()
+	f.run(t, false)
+	r := newRoute(t)
+	next := f.vm
+	next.Labels = map[string]string{"role": "for the next start"}
+	spec := r.source(f.vm, false)
+	spec.Persistent = f.Define(t, next)
+	out, err := f.a.Begin(ctx, f.vm.Name, spec)
+	succeed(t, err)
+	defer out.Close()
+	in, err := f.b.Prepare(ctx, r.destination(f.vm, false), out.Offer())
+	succeed(t, err)
+	defer in.Close()
+	cookie, err := out.Perform(ctx, in.Prepared())
+	succeed(t, err)
+	finish, err := in.Finish(ctx, cookie)
+	succeed(t, err)
+	succeed(t, out.Confirm(ctx, finish, true))
+	f.wantMoved(t)
+	for _, step := range []struct{ when, role string }{{"running", f.vm.Labels["role"]}, {"off", next.Labels["role"]}} {
+		vm, err := f.b.VM(ctx, f.vm.Name)
+		succeed(t, err)
+		if vm.Labels["role"] != step.role {
+			t.Errorf("%s, it has the label %q, want %q", step.when, vm.Labels["role"], step.role)
+		}
+		succeed(t, f.b.Destroy(ctx, f.vm.Name))
+	}
+}
+
 func testBeginRefused(t *testing.T, f *fixture) {
 	ctx := t.Context()
 	_, err := f.a.Define(ctx, f.Define(t, f.vm))

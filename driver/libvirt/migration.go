@@ -53,6 +53,9 @@ func termsOf(spec driver.MigrationSpec) terms {
 		stringParam(golibvirt.MigrateParamURI, "unix://"+spec.MemorySocket),
 		{Field: golibvirt.MigrateParamBandwidth, Value: *golibvirt.NewTypedParamValueUllong(bandwidthMiB(spec.Bandwidth))},
 	}}
+	if len(spec.Persistent) > 0 {
+		t.params = append(t.params, stringParam(golibvirt.MigrateParamPersistXML, string(spec.Persistent)))
+	}
 	if spec.AutoConverge {
 		t.flags |= golibvirt.MigrateAutoConverge
 		t.params = append(t.params,

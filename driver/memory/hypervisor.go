@@ -28,6 +28,8 @@ type guest struct {
 	vm         drover.VM
 	state      drover.VMState
 	persistent bool
+	// next is what the guest's next start is by, where it is not what it runs by.
+	next *drover.VM
 	sending    *outgoing
 	receiving  *incoming
 	// backup is under way; checkpoints are known of.
@@ -148,6 +150,14 @@ func (g *guest) observe() drover.VM {
 	return vm
 }
 
+// stored is the VM as the next start will have it.
+func (g *guest) stored() drover.VM {
+	if g.next != nil {
+		return *g.next
+	}
+	return g.vm
+}
+
 // clone copies a VM deeply, so that no two places share a slice or map.
 func clone(vm drover.VM) drover.VM {
 	vm.Disks = slices.Clone(vm.Disks)
@@ -170,7 +180,7 @@ func (h *Hypervisor) Definition(ctx context.Context, name string) (driver.Defini
 	err := h.call(ctx, "definition", name, func() error {
 		g, err := h.find("read definition of "+name, name)
 		if err == nil {
-			def = NewDefinition(g.vm)
+			def = NewDefinition(g.stored())
 		}
 		return err
 	})
@@ -192,7 +202,10 @@ func (h *Hypervisor) Define(ctx context.Context, def driver.Definition) (string,
 			g = &guest{state: drover.VMOff}
 			h.guests[vm.Name] = g
 		}
-		if !active(g.state) {
+		if active(g.state) {
+			next := clone(vm)
+			g.next = &next
+		} else {
 			g.vm = clone(vm)
 		}
 		g.persistent = true
@@ -278,6 +291,7 @@ func (h *Hypervisor) stop(g *guest) {
 	}
 	g.backup = nil
 	h.fleet.set(h, g, drover.VMOff, "stopped")
+	g.vm, g.next = g.stored(), nil
 	if !g.persistent {
 		delete(h.guests, g.vm.Name)
 	}

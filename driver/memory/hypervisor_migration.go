@@ -17,6 +17,7 @@ type outgoing struct {
 	g      *guest
 	spec   driver.MigrationSpec
 	offer  driver.Offer
+	stored drover.VM // for the destination's next start
 	phase  outgoingPhase
 	dead   bool // its client has crashed: nothing it does counts any more
 	broken bool // the transfer broke
@@ -43,7 +44,8 @@ type incoming struct {
 	spec     driver.MigrationSpec
 	cookie   string
 	from     *outgoing
-	known    bool // defined here before
+	known    bool // defined here before, as
+	before   drover.VM
 	complete bool // everything has arrived
 	dead     bool // what was received is destroyed
 	arrived  bool
@@ -59,6 +61,13 @@ var (
 func (h *Hypervisor) Begin(ctx context.Context, name string, spec driver.MigrationSpec) (driver.Outgoing, error) {
 	var o *outgoing
 	op := "begin migration of " + name
+	var stored drover.VM
+	if len(spec.Persistent) > 0 {
+		var err error
+		if stored, err = parseDefinition(spec.Persistent); err != nil {
+			return nil, drover.E(drover.Invalid, op, err)
+		}
+	}
 	err := h.call(ctx, "begin", name, func() error {
 		g, err := h.find(op, name)
 		switch {
@@ -69,11 +78,17 @@ func (h *Hypervisor) Begin(ctx context.Context, name string, spec driver.Migrati
 		case g.sending != nil:
 			return drover.Errorf(drover.Refused, op, "it is being migrated already")
 		}
+		switch {
+		case len(spec.Persistent) == 0:
+			stored = clone(g.stored())
+		case stored.Name != name || stored.UUID != g.vm.UUID:
+			return drover.Errorf(drover.Invalid, op, "the definition to be stored is of vm %s (%s)", stored.Name, stored.UUID)
+		}
 		h.fleet.serial++
 		cookie := fmt.Sprintf("out-%d", h.fleet.serial)
 		spec.Name = name
 		o = &outgoing{
-			h: h, g: g, spec: spec, ended: make(chan struct{}), began: h.fleet.clock(),
+			h: h, g: g, spec: spec, stored: stored, ended: make(chan struct{}), began: h.fleet.clock(),
 			offer: driver.Offer{Definition: NewDefinition(g.vm), Cookie: []byte(cookie)},
 		}
 		g.sending = o
@@ -310,17 +325,21 @@ func (h *Hypervisor) Prepare(ctx context.Context, spec driver.MigrationSpec, off
 		case from.h == h:
 			return drover.Errorf(drover.Internal, op, "source and destination are the same host")
 		}
+		var before drover.VM
 		g := h.guests[spec.Name]
 		known := g != nil
 		if known && active(g.state) {
 			return drover.Errorf(drover.Refused, op, "it is active here already")
 		}
 		if !known {
-			g = &guest{vm: clone(vm), state: drover.VMOff}
+			g = &guest{state: drover.VMOff}
 			h.guests[spec.Name] = g
+		} else {
+			before = clone(g.vm)
 		}
+		g.vm = clone(vm)
 		h.fleet.serial++
-		in = &incoming{h: h, g: g, spec: spec, from: from, known: known, cookie: fmt.Sprintf("in-%d", h.fleet.serial)}
+		in = &incoming{h: h, g: g, spec: spec, from: from, known: known, before: before, cookie: fmt.Sprintf("in-%d", h.fleet.serial)}
 		g.receiving = in
 		h.fleet.receiving[in.cookie] = in
 		h.fleet.set(h, g, drover.VMPaused, "started")
@@ -371,7 +390,7 @@ func (in *incoming) Finish(ctx context.Context, cookie []byte) ([]byte, error) {
 			return drover.Errorf(drover.Internal, op, "the guest has not arrived")
 		}
 		in.arrived = true
-		in.g.receiving, in.g.persistent = nil, true
+		in.g.receiving, in.g.persistent, in.g.next = nil, true, &in.from.stored
 		delete(f.receiving, in.cookie)
 		f.set(in.h, in.g, drover.VMRunning, "resumed")
 		return nil
@@ -397,7 +416,9 @@ func (in *incoming) discard() {
 	}
 	in.g.receiving = nil
 	in.h.fleet.set(in.h, in.g, drover.VMOff, "stopped")
-	if !in.known {
+	if in.known {
+		in.g.vm = in.before
+	} else {
 		delete(in.h.guests, in.spec.Name)
 	}
 }
