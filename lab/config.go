@@ -66,7 +66,7 @@ func (l *Lab) drovers(f *labfile.File, plan *topology.Plan) error {
 		if role == pki.Server {
 			err = writeYAML(filepath.Join(conf, "server.yaml"), newServerConfig(f, plan, n, files))
 		} else {
-			err = writeYAML(filepath.Join(conf, "agent.yaml"), newAgentConfig(plan, n, files))
+			err = writeYAML(filepath.Join(conf, "agent.yaml"), newAgentConfig(f, plan, n, files))
 		}
 		if err != nil {
 			return err
@@ -85,7 +85,7 @@ func (l *Lab) serverSocket() string {
 	return filepath.Join(node.Dir(l.Dir, labfile.ServerName), serverSock)
 }
 
-func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agent.Config {
+func newAgentConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, files pki.Files) agent.Config {
 	c := agent.Config{Name: n.Name, Site: n.Site, Listen: agentAddress(n.Address), State: stateDir, Run: runDir, TLS: files, Metrics: metricsAddress(n.Address)}
 	switch n.Role {
 	case topology.Host:
@@ -93,7 +93,7 @@ func newAgentConfig(plan *topology.Plan, n *topology.Node, files pki.Files) agen
 	case topology.Client:
 		c.Probe = true
 	case topology.Edge:
-		c.Edge = &agent.Edge{}
+		c.Edge = newEdgeConfig(f, plan, n.Site)
 		for _, k := range plan.Links {
 			if slices.Contains(k.Sites[:], n.Site) {
 				c.Edge.Links = append(c.Edge.Links, agent.EdgeLink{

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -204,7 +203,7 @@ func (f *fleet) allUp() bool {
 func (f *fleet) edges() []*agent {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.DeleteFunc(slices.Collect(maps.Values(f.agents)), func(a *agent) bool { return !a.edge() })
+	return slices.DeleteFunc(f.sorted(), func(a *agent) bool { return !a.edge() })
 }
 
 // edge reports whether the agent has said that it is a site's edge; fleet.mu is

@@ -81,7 +81,17 @@ func (a *app) runAgent(ctx context.Context, path string, cfg agent.Config) (err 
 			return inFile(path, err)
 		}
 		defer func() { _ = volumes.Close() }()
-		deps.Hypervisor, deps.Volumes = hyp, volumes
+		guests := libvirt.NewGuests(log, cfg.Libvirt)
+		defer func() { err = errors.Join(err, guests.Close()) }()
+		deps.Hypervisor, deps.Volumes, deps.Guests = hyp, volumes, guests
+	}
+	if cfg.Edge != nil {
+		edge, err := openEdge(ctx, log, cfg)
+		if err != nil {
+			return inFile(path, err)
+		}
+		defer func() { _ = edge.Close() }()
+		deps.Edge = edge.EdgeDrivers
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(agentGC)
