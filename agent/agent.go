@@ -157,6 +157,7 @@ func New(d Deps, c Config) (*Agent, error) {
 		peers:   newPeers(d.TLS),
 		wan:     node,
 	}
+	a.calls.ending = make(chan struct{})
 	a.observer = newObserver(a)
 	a.probes = newProbes(d.Prober, c.Probe, clock)
 	a.resolver = newResolver(a)
@@ -316,6 +317,8 @@ type calls struct {
 	mu       sync.Mutex
 	stopping bool
 	group    sync.WaitGroup
+	// ending is closed when no more are admitted.
+	ending chan struct{}
 }
 
 // enter admits a call, unless the agent is stopping.
@@ -332,6 +335,9 @@ func (c *calls) enter() (leave func(), err error) {
 // stop admits no more and waits for those that are in.
 func (c *calls) stop() {
 	c.mu.Lock()
+	if !c.stopping {
+		close(c.ending)
+	}
 	c.stopping = true
 	c.mu.Unlock()
 	c.group.Wait()

@@ -23,10 +23,17 @@ const acceptLimit = 2 * time.Minute
 type arrival struct {
 	in      driver.Incoming // nil for a copy
 	session *wan.Receiver   // nil before it is open
+	// edge is told when the guest runs; nil for none. cool ends what keeps the
+	// connection to it open.
+	edge *droverv1.EdgeAgent
+	cool context.CancelFunc
 }
 
 // close ends the data path.
 func (a *arrival) close() {
+	if a.cool != nil {
+		a.cool()
+	}
 	if a.session != nil {
 		a.session.Close()
 	}
@@ -36,6 +43,8 @@ func (a *arrival) close() {
 type incomings struct {
 	mu sync.Mutex
 	m  map[string]*arrival
+	// warm are those that keep connections to edges open.
+	warm sync.WaitGroup
 }
 
 func (i *incomings) put(move string, a *arrival) {
@@ -73,6 +82,7 @@ func (a *Agent) closeIncoming() {
 		_ = a.sockets.remove(move)
 	}
 	a.incoming.m = nil
+	a.incoming.warm.Wait()
 }
 
 // Ping proves reachability, certificates and the clock.
@@ -115,7 +125,7 @@ func (r *record) bind(caller string) error {
 // Prepare makes this host ready to receive: a live migration or, without a
 // definition, disks that package wan copies.
 func (a peerService) Prepare(ctx context.Context, req *droverv1.PrepareRequest) (*droverv1.PrepareResponse, error) {
-	if err := a.needHypervisor(); err != nil {
+	if err := errors.Join(a.needHypervisor(), checkEdge(req.GetTargetEdge())); err != nil {
 		return nil, err
 	}
 	ref, caller, unlock, err := a.peerCall(ctx, req.GetRef())
@@ -175,7 +185,7 @@ func (r *record) prepare(ref moveRef, caller string, token []byte, req *droverv1
 
 // receive starts the receiving hypervisor and opens the data path.
 func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token []byte, req *droverv1.PrepareRequest) (*droverv1.PrepareResponse, error) {
-	arr := &arrival{}
+	arr := &arrival{edge: req.GetTargetEdge()}
 	subject := wan.Subject{Move: ref.move, VM: ref.uuid, Tenant: req.GetTenant()}
 	offered := a.offer(ctx, subject, req.GetDisks())
 	o := wan.ReceiveOptions{Token: token, Peer: caller, Subject: subject, Offered: offered}
@@ -195,6 +205,11 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 		}
 		arr.in, resp.Cookie = in, in.Prepared()
 		o.MemorySocket, o.DiskSocket = a.sockets.memory(ref.move), a.sockets.disk(ref.move)
+	}
+	if arr.edge != nil {
+		var warm context.Context
+		warm, arr.cool = context.WithCancel(context.Background())
+		a.incoming.warm.Go(func() { a.keepEdgeWarm(warm, arr.edge) })
 	}
 	a.incoming.put(ref.move, arr)
 	session, err := a.wan.Receive(o)
@@ -336,6 +351,7 @@ func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*drover
 	arr := a.incoming.get(ref.move)
 	confirm, err := arr.in.Finish(ctx, cookie)
 	if err == nil {
+		a.callOut(ref, arr.edge)
 		resumed := a.observer.resumed(ref.vm, began)
 		err = a.journal.update(ref.move, "running", func(r *record) error {
 			r.In.State, r.In.Cookie, r.In.Resumed = inRunning, confirm, resumed

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"sync"
 	"time"
 
@@ -93,6 +94,13 @@ func peerError(ctx context.Context, err error) error {
 		return drover.E(drover.Unavailable, "", err)
 	}
 	return err
+}
+
+func checkPeer(address, host string) error {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return drover.Errorf(drover.Invalid, "peer_address", "%q: want IP:PORT of the agent at the other end", address)
+	}
+	return drover.CheckName("peer_host", host)
 }
 
 const (

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -269,8 +270,8 @@ func (a *Agent) undefine(ctx context.Context, _ *job, ref moveRef, _ *droverv1.U
 }
 
 // startVM boots the VM at the target.
-func (a *Agent) startVM(ctx context.Context, _ *job, ref moveRef, _ *droverv1.StartVM) (*droverv1.RunResult, error) {
-	if err := a.needHypervisor(); err != nil {
+func (a *Agent) startVM(ctx context.Context, _ *job, ref moveRef, m *droverv1.StartVM) (*droverv1.RunResult, error) {
+	if err := errors.Join(a.needHypervisor(), checkEdge(m.GetTargetEdge())); err != nil {
 		return nil, err
 	}
 	r, err := a.targetRecord(ref)
@@ -293,6 +294,7 @@ func (a *Agent) startVM(ctx context.Context, _ *job, ref moveRef, _ *droverv1.St
 	if err := a.hyp.Start(ctx, ref.vm); err != nil {
 		return nil, a.notStarted(ctx, ref, err)
 	}
+	a.callOut(ref, m.GetTargetEdge())
 	return &droverv1.RunResult{ResumedUnixNanos: a.clock().UnixNano()}, nil
 }
 

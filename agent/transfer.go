@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -33,7 +32,7 @@ const (
 // transfer moves the running VM, switchover included.
 func (a *Agent) transfer(ctx context.Context, j *job, ref moveRef, t *droverv1.Transfer) (*droverv1.RunResult, error) {
 	op := "transfer vm " + ref.vm
-	if err := errors.Join(a.needHypervisor(), checkPeer(t.GetPeerAddress(), t.GetPeerHost())); err != nil {
+	if err := errors.Join(a.needHypervisor(), checkPeer(t.GetPeerAddress(), t.GetPeerHost()), checkEdge(t.GetSourceEdge()), checkEdge(t.GetTargetEdge())); err != nil {
 		return nil, err
 	}
 	r, err := a.sourceRecord(ref)
@@ -136,13 +135,6 @@ func (a *Agent) sourceRecord(ref moveRef) (*record, error) {
 		return nil, drover.Errorf(drover.Refused, "move "+ref.move, "host %s has not reserved vm %s as its source", a.config.Name, ref.vm)
 	}
 	return r, nil
-}
-
-func checkPeer(address, host string) error {
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return drover.Errorf(drover.Invalid, "peer_address", "%q: want IP:PORT of the agent at the other end", address)
-	}
-	return drover.CheckName("peer_host", host)
 }
 
 // flight is one attempt at a transfer.
@@ -258,7 +250,7 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	defer cancel()
 	resp, err := f.peer.Prepare(prep, &droverv1.PrepareRequest{
 		Ref: f.ref.proto(), Definition: offer.Definition, Cookie: offer.Cookie, Disks: disks,
-		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant,
+		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant, TargetEdge: f.msg.GetTargetEdge(),
 	})
 	if err != nil {
 		return nil, peerError(ctx, err)
@@ -334,6 +326,7 @@ func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { f.sample(watch) })
 	helpers.Go(func() { keepWarm(watch, f.peer) })
+	helpers.Go(func() { f.a.keepEdgeWarm(watch, f.msg.GetSourceEdge()) })
 	f.began = f.a.clock()
 	// The hypervisor cannot abort a mirror whose socket nobody reads: when this
 	// ends early, so do its connections.
@@ -449,6 +442,9 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 		return peerError(ctx, err)
 	}
 	answered := a.clock()
+	if resp.GetRunning() {
+		a.callOut(f.ref, f.msg.GetSourceEdge())
+	}
 	// Where the pause goes, by this host's clock.
 	f.log.Info("switchover", "running", resp.GetRunning(), "stopped", stopped, "flush", performed.Sub(stopped),
 		"drain", drained.Sub(performed), "journal", gaveUp.Sub(drained), "finish", answered.Sub(gaveUp), "resumed", fromUnixNanos(resp.GetResumedUnixNanos()))

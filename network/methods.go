@@ -113,6 +113,7 @@ func (p *planner) extendTo(part Part, during, own []string) {
 // nothing has to be flooded to be found. The source passes what comes for the
 // VM on to the destination from its first frame there.
 func (p *planner) place(part Part, during []string) {
+	before := union(extent(p.world, part.Segment.Name, ""))
 	known := p.neighbours(part, during)
 	for _, site := range during {
 		for _, n := range known[:min(len(known), maxStations/len(during))] {
@@ -125,7 +126,12 @@ func (p *planner) place(part Part, during []string) {
 		}
 		op := p.station(part, site, p.From)
 		if site == p.From {
-			p.unstations.add(site, op)
+			// Where the extension is for this move alone, it may be gone by then.
+			if slices.Contains(before, site) {
+				p.unstations.add(site, op)
+			} else {
+				p.unstations.add(site, p.drop(part))
+			}
 			op.Next = p.To
 		}
 		p.stations.add(site, op)

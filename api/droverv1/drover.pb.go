@@ -950,7 +950,12 @@ type PreflightRequest struct {
 	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
 	To    *Place                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// Empty: the method that StartMove would take.
-	Method        string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// For stretch: what others send to the VM takes no way by its segment's home.
+	LocalEgress bool `protobuf:"varint,60,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
+	// What the VM is known by in its segments, where neither its guest nor its
+	// metadata says so.
+	Addresses     []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1004,6 +1009,20 @@ func (x *PreflightRequest) GetMethod() string {
 		return x.Method
 	}
 	return ""
+}
+
+func (x *PreflightRequest) GetLocalEgress() bool {
+	if x != nil {
+		return x.LocalEgress
+	}
+	return false
+}
+
+func (x *PreflightRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type PreflightResponse struct {
@@ -1071,7 +1090,12 @@ type StartMoveRequest struct {
 	// For warm and cold: what must be before the source is released; absent: that
 	// the VM was started. Targets of health "tcp:PORT" are completed with the VM's
 	// address.
-	Gate          *Gate `protobuf:"bytes,31,opt,name=gate,proto3" json:"gate,omitempty"`
+	Gate *Gate `protobuf:"bytes,31,opt,name=gate,proto3" json:"gate,omitempty"`
+	// For stretch: what others send to the VM takes no way by its segment's home.
+	LocalEgress bool `protobuf:"varint,60,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
+	// What the VM is known by in its segments, where neither its guest nor its
+	// metadata says so.
+	Addresses     []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1186,6 +1210,20 @@ func (x *StartMoveRequest) GetMaxDowntimeMillis() int64 {
 func (x *StartMoveRequest) GetGate() *Gate {
 	if x != nil {
 		return x.Gate
+	}
+	return nil
+}
+
+func (x *StartMoveRequest) GetLocalEgress() bool {
+	if x != nil {
+		return x.LocalEgress
+	}
+	return false
+}
+
+func (x *StartMoveRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
 	}
 	return nil
 }
@@ -1734,13 +1772,15 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x0eGetMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"6\n" +
 	"\x0fGetMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\\\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\x9d\x01\n" +
 	"\x10PreflightRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
-	"\x06method\x18\x03 \x01(\tR\x06method\"G\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12!\n" +
+	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
+	"\taddresses\x18= \x03(\tR\taddresses\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xbc\x03\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xfd\x03\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1757,7 +1797,9 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"noThrottle\x12.\n" +
 	"\x13max_downtime_millis\x18\x1e \x01(\x03R\x11maxDowntimeMillis\x12#\n" +
-	"\x04gate\x18\x1f \x01(\v2\x0f.drover.v1.GateR\x04gate\"l\n" +
+	"\x04gate\x18\x1f \x01(\v2\x0f.drover.v1.GateR\x04gate\x12!\n" +
+	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
+	"\taddresses\x18= \x03(\tR\taddresses\"l\n" +
 	"\x11StartMoveResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\x122\n" +
 	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +
