@@ -29,9 +29,9 @@ type guest struct {
 	state      drover.VMState
 	persistent bool
 	// next is what the guest's next start is by, where it is not what it runs by.
-	next *drover.VM
-	sending    *outgoing
-	receiving  *incoming
+	next      *drover.VM
+	sending   *outgoing
+	receiving *incoming
 	// backup is under way; checkpoints are known of.
 	backup      *backup
 	checkpoints []driver.Checkpoint
