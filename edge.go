@@ -38,10 +38,12 @@ const (
 	// MeterTraffic counts the bytes to and from Addresses.
 	MeterTraffic EdgeVerb = "meter-traffic"
 	// ForwardOld sends the open sessions of Addresses, which were in Segment
-	// here, through the mesh to Site, for Limit at most.
+	// here, through the mesh to Site, for Limit at most; with Force new ones as
+	// well, and without a limit.
 	ForwardOld EdgeVerb = "forward-old"
 	// AcceptOld delivers what ForwardOld of Site sends into Segment here.
-	// Subnets are those of the old addresses.
+	// Subnets are those of the old addresses. With Force the VM may begin new
+	// sessions from them.
 	AcceptOld EdgeVerb = "accept-old"
 	// ForgetAddresses undoes all of the owner that the verbs from DeliverHere
 	// to AcceptOld did, but for the routes announced.
@@ -53,7 +55,8 @@ const (
 	SettleName  EdgeVerb = "settle-name"
 	RestoreName EdgeVerb = "restore-name"
 	// ReserveLease has MAC get an address in Segment by DHCP: one of Addresses,
-	// or any; ReleaseLease ends that.
+	// or any; DUID and IAID are by what DHCPv6 knows its guest, if that is known.
+	// ReleaseLease ends that.
 	ReserveLease EdgeVerb = "reserve-lease"
 	ReleaseLease EdgeVerb = "release-lease"
 	// AddServer puts a server named Name, at Target ("ip:port"), into Backend
@@ -67,6 +70,8 @@ const (
 	WeighServer  EdgeVerb = "weigh-server"
 	DrainServer  EdgeVerb = "drain-server"
 	RemoveServer EdgeVerb = "remove-server"
+	// ForgetOwner undoes all that stands here for the owner, who is no more.
+	ForgetOwner EdgeVerb = "forget-owner"
 )
 
 // EdgeOp is one thing that a site's edge does for a VM. All are repeatable,
@@ -90,6 +95,8 @@ type EdgeOp struct {
 	LocalEgress bool           `json:"local_egress,omitempty"`
 	Limit       time.Duration  `json:"limit_ns,omitempty"`
 	Force       bool           `json:"force,omitempty"`
+	DUID        []byte         `json:"duid,omitempty"`
+	IAID        uint32         `json:"iaid,omitempty"`
 }
 
 // edgeNeeds says what each verb cannot do without.
@@ -105,6 +112,7 @@ var edgeNeeds = map[EdgeVerb][]string{
 	ReserveLease: {"segment", "mac"}, ReleaseLease: {"segment", "mac"},
 	AddServer: {"backend", "name", "target"}, ReadyServer: {"backend", "name"}, WeighServer: {"backend", "name"},
 	DrainServer: {"backend", "name"}, RemoveServer: {"backend", "name"},
+	ForgetOwner: {},
 }
 
 // maxEdgeList bounds each list of an operation: a VM has a few addresses, a

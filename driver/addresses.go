@@ -57,6 +57,11 @@ type Addresses interface {
 	// Forget drops the sessions from what the edge knows, so that ForwardOld
 	// refuses them, and says how many it were.
 	Forget(ctx context.Context, addresses []netip.Addr) (int, error)
+	// Stations asks on the bridge who has the addresses, by ARP and neighbour
+	// discovery, and returns those that somebody answered for, in their order.
+	// It takes a few seconds where nobody does. Routing and proxies of this edge
+	// are not looked at.
+	Stations(ctx context.Context, bridge string, addresses []netip.Addr) ([]AddressStation, error)
 	// Meter counts the bytes to and from the addresses from now on.
 	Meter(ctx context.Context, owner Owner, addresses []netip.Addr) error
 	// Metered returns the counts, of every metered address when none is named;
@@ -117,6 +122,9 @@ type OldForward struct {
 	To MeshPath
 	// Limit is how long sessions may go on, at most MaxOldLimit.
 	Limit time.Duration
+	// All lets new sessions go as well, without a limit: for a VM that nothing
+	// else reaches.
+	All bool
 }
 
 // OldAccept is old addresses at the site where their VM is now.
@@ -129,6 +137,8 @@ type OldAccept struct {
 	// Subnets are what the VM takes for its own link, because of its old
 	// addresses: it reaches them through this edge.
 	Subnets []netip.Prefix
+	// All lets the VM begin new sessions from its old addresses.
+	All bool
 }
 
 // Limits of addresses.
@@ -147,8 +157,10 @@ type PlacedAddress struct {
 	Prefix netip.Prefix
 	// Bridge is empty for RoleWatch and RoleMeter.
 	Bridge string
-	// Remote is the other edge's mesh address, for old addresses.
+	// Remote is the other edge's mesh address, for old addresses; All as they
+	// were asked for.
 	Remote netip.Addr
+	All    bool
 	// Missing says that a part of it is not there, for instance because the
 	// bridge was removed; repeating the call mends it.
 	Missing bool
@@ -172,6 +184,12 @@ type AddressSession struct {
 	Age, Idle, Expires time.Duration
 	// Received and Sent are bytes to and from Address since it was watched.
 	Received, Sent drover.Bytes
+}
+
+// AddressStation is who has an address on a bridge.
+type AddressStation struct {
+	Address netip.Addr
+	MAC     string // in lower case, with colons
 }
 
 // AddressTraffic is the bytes of one address through this edge, by where they

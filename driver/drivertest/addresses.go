@@ -55,6 +55,7 @@ type Edge struct {
 func Addresses(t *testing.T, setup func(t *testing.T) Edge) {
 	for name, test := range map[string]func(*edgeTest){
 		"Roles": testAddressesRoles, "Swap": testAddressesSwap, "Owners": testAddressesOwners, "Foreign": testAddressesForeign,
+		"All": testAddressesAll, "Stations": testAddressesStations,
 		"Restart": testAddressesRestart, "BadInput": testAddressesBadInput, "Missing": testAddressesMissing,
 		"Sessions": testAddressesSessions, "Meter": testAddressesMeter, "Redirect": testAddressesRedirect, "Close": testAddressesClose,
 	} {
@@ -248,6 +249,45 @@ func testAddressesOwners(e *edgeTest) {
 		e.ok(e.driver.Remove(e.Context(), placedOwner))
 		e.unchanged()
 	}
+}
+
+func testAddressesAll(e *edgeTest) {
+	ctx := e.Context()
+	f, a := e.forward(AddressesRemote), e.accept()
+	for _, all := range []bool{true, true, false, true} {
+		f.All, a.All = all, all
+		e.ok(e.driver.ForwardOld(ctx, placedOwner, f))
+		want := wanted(placedOwner, driver.RoleForwardOld)
+		for i := range want {
+			want[i].All = all
+		}
+		e.same(want, e.list())
+	}
+	e.ok(e.driver.Remove(ctx, placedOwner))
+	for _, all := range []bool{false, true, false} {
+		a.All = all
+		e.ok(e.driver.AcceptOld(ctx, placedOwner, a))
+		want := wanted(placedOwner, driver.RoleAcceptOld)
+		for i := range want {
+			want[i].All = all
+		}
+		e.same(want, e.list())
+	}
+	e.ok(e.driver.Remove(ctx, placedOwner))
+	e.unchanged()
+}
+
+func testAddressesStations(e *edgeTest) {
+	free := []netip.Addr{netip.MustParseAddr("10.1.0.77"), netip.MustParseAddr("2001:db8:1::77")}
+	found, err := e.driver.Stations(e.Context(), AddressesBridge, free)
+	e.ok(err)
+	if len(found) != 0 {
+		e.Errorf("nobody has %v, but %+v", free, found)
+	}
+	_, err = e.driver.Stations(e.Context(), "br-none", placedBoth)
+	e.kind(err, drover.NotFound)
+	_, err = e.driver.Stations(e.Context(), AddressesBridge, nil)
+	e.kind(err, drover.Invalid)
 }
 
 func testAddressesForeign(e *edgeTest) {

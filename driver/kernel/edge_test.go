@@ -78,10 +78,10 @@ func TestCrash(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
 	before := w.state("ea")
 	lines := []entry{
-		{owner, driver.RoleElsewhere, hostPrefix(guest4), "br-web", netip.Addr{}, 0},
-		{owner, driver.RoleForwardOld, hostPrefix(guest6), "br-web", toB.Remote, firstTable},
-		{owner, driver.RoleRest, subnets[1], "br-web", netip.Addr{}, 0},
-		{owner, driver.RoleMeter, hostPrefix(guest4), "", netip.Addr{}, 0},
+		{owner, driver.RoleElsewhere, hostPrefix(guest4), "br-web", netip.Addr{}, 0, false},
+		{owner, driver.RoleForwardOld, hostPrefix(guest6), "br-web", toB.Remote, firstTable, false},
+		{owner, driver.RoleRest, subnets[1], "br-web", netip.Addr{}, 0, false},
+		{owner, driver.RoleMeter, hostPrefix(guest4), "", netip.Addr{}, 0, false},
 	}
 	_, err := in(t, "ea", func() (any, error) {
 		o, err := readOwned()

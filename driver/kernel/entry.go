@@ -20,7 +20,11 @@ type entry struct {
 	bridge string     // empty for watch and meter
 	remote netip.Addr // the other edge, for old addresses
 	table  int        // the routing table that leads to it
+	all    bool       // of old addresses, new sessions too
 }
+
+// allWord ends the line of an entry with all.
+const allWord = "all"
 
 // String is the line: the comment of a rule without effect.
 func (e entry) String() string {
@@ -30,6 +34,9 @@ func (e entry) String() string {
 	}
 	if e.remote.IsValid() {
 		words = append(words, e.remote.String(), strconv.Itoa(e.table))
+	}
+	if e.all {
+		words = append(words, allWord)
 	}
 	return strings.Join(words, " ")
 }
@@ -53,6 +60,9 @@ func parseEntry(line string) (e entry, err error) {
 		want = 4
 	case driver.RoleForwardOld, driver.RoleAcceptOld:
 		want = 6
+		if len(words) == want+1 && words[want] == allWord {
+			e.all, words = true, words[:want]
+		}
 	default:
 		return e, fmt.Errorf("%q: no such role", line)
 	}

@@ -25,6 +25,7 @@ func TestEntryLine(t *testing.T) {
 		if e.role == driver.RoleForwardOld || e.role == driver.RoleAcceptOld {
 			e.remote = netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "remote")))
 			e.table = rapid.IntRange(firstTable, lastTable).Draw(t, "table")
+			e.all = rapid.Bool().Draw(t, "all")
 		}
 		if e.prefix.Addr().Is4In6() {
 			t.Skip("no address of a VM")

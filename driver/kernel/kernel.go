@@ -329,7 +329,7 @@ func (a *Addresses) List(ctx context.Context) ([]driver.PlacedAddress, error) {
 				return err
 			}
 			all = append(all, driver.PlacedAddress{
-				Owner: e.owner, Role: e.role, Prefix: e.prefix, Bridge: e.bridge, Remote: e.remote, Missing: !whole,
+				Owner: e.owner, Role: e.role, Prefix: e.prefix, Bridge: e.bridge, Remote: e.remote, All: e.all, Missing: !whole,
 			})
 		}
 		return nil

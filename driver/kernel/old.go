@@ -41,12 +41,14 @@ func (a *Addresses) ForwardOld(ctx context.Context, owner driver.Owner, f driver
 	}
 	limits := map[netip.Addr]time.Duration{}
 	for _, addr := range f.Addresses {
-		limits[addr] = f.Limit
+		if !f.All {
+			limits[addr] = f.Limit
+		}
 	}
 	err := a.changeOld(ctx, op, owner, f.To, f.Bridge, limits, func(entries []entry, table int) []entry {
 		entries = without(entries, owner, f.Addresses, driver.RoleForwardOld)
 		for _, addr := range f.Addresses {
-			entries = with(entries, entry{owner, driver.RoleForwardOld, hostPrefix(addr), f.Bridge, f.To.Remote, table})
+			entries = with(entries, entry{owner, driver.RoleForwardOld, hostPrefix(addr), f.Bridge, f.To.Remote, table, f.All})
 		}
 		return entries
 	})
@@ -64,11 +66,14 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 	}
 	return a.changeOld(ctx, op, owner, o.From, o.Bridge, nil, func(entries []entry, table int) []entry {
 		entries = without(entries, owner, o.Addresses, driver.RoleAcceptOld)
+		entries = slices.DeleteFunc(entries, func(e entry) bool {
+			return e.owner == owner && e.role == driver.RoleAcceptOld && slices.Contains(o.Subnets, e.prefix)
+		})
 		for _, addr := range o.Addresses {
-			entries = with(entries, entry{owner, driver.RoleAcceptOld, hostPrefix(addr), o.Bridge, o.From.Remote, table})
+			entries = with(entries, entry{owner, driver.RoleAcceptOld, hostPrefix(addr), o.Bridge, o.From.Remote, table, o.All})
 		}
 		for _, p := range o.Subnets {
-			entries = with(entries, entry{owner, driver.RoleAcceptOld, p, o.Bridge, o.From.Remote, table})
+			entries = with(entries, entry{owner, driver.RoleAcceptOld, p, o.Bridge, o.From.Remote, table, o.All})
 		}
 		return entries
 	})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,6 +109,14 @@ ip -n g route replace default via 10.2.0.1; ip -n g -6 route replace default via
 		w.Errorf("a new session went through the tunnel: %s", seen)
 	}
 
+	// Who has an address is asked on the bridge, and proxies are not heard.
+	stations, err := b.Stations(ctx, "br-new", []netip.Addr{netip.MustParseAddr("10.2.0.5"), netip.MustParseAddr("10.2.0.99"), netip.MustParseAddr("2001:db8:2::5")})
+	w.ok(err)
+	mac := strings.Fields(w.sh("ip -n g -o link show eth0 | grep -o 'link/ether [^ ]*'"))[1]
+	if want := []driver.AddressStation{{Address: netip.MustParseAddr("10.2.0.5"), MAC: mac}, {Address: netip.MustParseAddr("2001:db8:2::5"), MAC: mac}}; !slices.Equal(stations, want) {
+		w.Errorf("stations %+v, want %+v", stations, want)
+	}
+
 	// The sessions are known, by the edge that keeps them.
 	known, err := a.Sessions(ctx, both)
 	w.ok(err)
@@ -139,6 +148,7 @@ ip -n g route replace default via 10.2.0.1; ip -n g -6 route replace default via
 			}
 		}
 	}
+	w.openOld(a, b, forward, driver.OldAccept{Addresses: both, Bridge: "br-new", From: toA, Subnets: subnets})
 	w.endOld(a, forward, session4)
 	w.ok(a.Remove(ctx, owner))
 	w.ok(b.Remove(ctx, owner))
@@ -146,6 +156,35 @@ ip -n g route replace default via 10.2.0.1; ip -n g -6 route replace default via
 	w.unchanged("ea", beforeA)
 	w.sh("ip -n eb link set p-g nomaster netns ea; ip -n ea link set p-g master br-web up")
 	w.unchanged("eb", beforeB)
+}
+
+// openOld lets new sessions of old addresses through, and ends that again.
+func (w edges) openOld(a, b *Addresses, f driver.OldForward, o driver.OldAccept) {
+	w.Helper()
+	f.All, o.All = true, true
+	w.ok(b.AcceptOld(w.Context(), owner, o))
+	w.ok(a.ForwardOld(w.Context(), owner, f))
+	for ns, addresses := range map[string][]string{"cl": {"10.1.0.5:7", "[2001:db8:1::5]:7"}, "n": {"10.1.0.5:7"}} {
+		for _, addr := range addresses {
+			c, err := w.dial(ns, "tcp", addr)
+			w.ok(err)
+			if !answers(c, 100) {
+				w.Errorf("a new session from %s to %s does not answer", ns, addr)
+			}
+			w.ok(c.Close())
+		}
+	}
+	all, err := a.List(w.Context())
+	w.ok(err)
+	for _, p := range all {
+		if p.Missing || p.All != (p.Role == driver.RoleForwardOld) {
+			w.Errorf("List: %+v", p)
+		}
+	}
+	f.All, o.All = false, false
+	w.ok(b.AcceptOld(w.Context(), owner, o))
+	w.ok(a.ForwardOld(w.Context(), owner, f))
+	w.refused("cl", "10.1.0.5:7", "[2001:db8:1::5]:7")
 }
 
 // endOld has the limit reached, and a session dropped.

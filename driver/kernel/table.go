@@ -210,7 +210,7 @@ func chains(entries []entry) map[string]chainSpec {
 	}
 	for _, e := range entries {
 		switch {
-		case !e.prefix.IsSingleIP():
+		case !e.prefix.IsSingleIP(), e.all:
 		case e.role == driver.RoleForwardOld:
 			add(e, "old", false, buildOldTo)
 			add(e, "old", true, buildOldFrom)

@@ -39,6 +39,7 @@ type Edge struct {
 	placed   []driver.PlacedAddress
 	limits   map[netip.Addr]time.Duration
 	sessions []driver.AddressSession
+	stations map[string][]driver.AddressStation // by bridge
 	traffic  map[netip.Addr]driver.AddressTraffic
 }
 
@@ -52,6 +53,21 @@ func (e *Edge) AddSession(s driver.AddressSession) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.sessions = append(e.sessions, s)
+}
+
+// SetStation has a station on a bridge answer for an address; without a MAC
+// nobody does.
+func (e *Edge) SetStation(bridge string, address netip.Addr, mac string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := slices.DeleteFunc(slices.Clone(e.stations[bridge]), func(s driver.AddressStation) bool { return s.Address == address })
+	if mac != "" {
+		list = append(list, driver.AddressStation{Address: address, MAC: mac})
+	}
+	if e.stations == nil {
+		e.stations = map[string][]driver.AddressStation{}
+	}
+	e.stations[bridge] = list
 }
 
 // EndSessions ends the sessions of an address by themselves.
@@ -257,7 +273,11 @@ func (a *Addresses) ForwardOld(ctx context.Context, owner driver.Owner, f driver
 		if err := a.checkPath(op, f.To); err != nil {
 			return err
 		}
-		err := a.place(op, []driver.AddressRole{driver.RoleForwardOld}, entries(owner, driver.RoleForwardOld, f.Addresses, f.Bridge, f.To.Remote)...)
+		more := entries(owner, driver.RoleForwardOld, f.Addresses, f.Bridge, f.To.Remote)
+		for i := range more {
+			more[i].All = f.All
+		}
+		err := a.place(op, []driver.AddressRole{driver.RoleForwardOld}, more...)
 		if err != nil {
 			return err
 		}
@@ -279,6 +299,9 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 		for _, p := range o.Subnets {
 			more = append(more, driver.PlacedAddress{Owner: owner, Role: driver.RoleAcceptOld, Prefix: p, Bridge: o.Bridge, Remote: o.From.Remote})
 		}
+		for i := range more {
+			more[i].All = o.All
+		}
 		return a.place(op, []driver.AddressRole{driver.RoleAcceptOld}, more...)
 	})
 }
@@ -289,6 +312,25 @@ func (a *Addresses) Watch(ctx context.Context, owner driver.Owner, addresses []n
 	return a.run(ctx, op, errors.Join(owner.Validate(), driver.CheckHostAddresses(addresses)), func() error {
 		return a.place(op, nil, entries(owner, driver.RoleWatch, addresses, "", netip.Addr{})...)
 	})
+}
+
+// Stations implements driver.Addresses.
+func (a *Addresses) Stations(ctx context.Context, bridge string, addresses []netip.Addr) (found []driver.AddressStation, err error) {
+	const op = "stations"
+	err = a.run(ctx, op, driver.CheckPlaced(addresses, bridge), func() error {
+		if !slices.Contains(a.edge.cfg.Bridges, bridge) {
+			return drover.Errorf(drover.NotFound, op, "no bridge %s", bridge)
+		}
+		for _, addr := range addresses {
+			for _, s := range a.edge.stations[bridge] {
+				if s.Address == addr {
+					found = append(found, s)
+				}
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 // Meter implements driver.Addresses.
