@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"go.etcd.io/bbolt"
@@ -64,7 +65,7 @@ func stateCheck(vm drover.VM, m drover.Method) drover.Check {
 	case !vm.Persistent:
 		c.OK, c.Detail = false, fmt.Sprintf("vm %s is transient: it is gone when it stops", vm.Name)
 		c.Fix = fmt.Sprintf("define vm %s, so that it has a configuration to come back to", vm.Name)
-	case (m == drover.Live || m == drover.Warm) && vm.State != drover.VMRunning:
+	case slices.Contains([]drover.Method{drover.Live, drover.Stretch, drover.Route, drover.Warm}, m) && vm.State != drover.VMRunning:
 		c.OK = false
 		c.Fix = fmt.Sprintf("start or resume vm %s, or move it cold", vm.Name)
 	case vm.State == drover.VMCrashed:

@@ -2,6 +2,7 @@ package network
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -111,8 +112,8 @@ type tasks map[string][]drover.EdgeOp
 func (t tasks) add(site string, ops ...drover.EdgeOp) { t[site] = append(t[site], ops...) }
 
 // Make returns the plan. The error's kind is drover.Invalid for a wish that no
-// plan can fulfil, with what would be needed: an edge, a segment at the
-// destination, the VM's addresses.
+// plan can fulfil, with a Problem: an edge that is missing, a segment that is not
+// at the destination, addresses that are not known.
 func Make(wish Wish, world World) (Plan, error) {
 	p := &planner{
 		Wish: wish, world: world, owner: Owner(wish.VM.UUID), edges: map[string]Edge{},
@@ -168,35 +169,44 @@ type Part struct {
 	Addresses []netip.Addr
 }
 
+// Problem is why there is no plan, and what to do about it.
+type Problem struct{ Detail, Fix string }
+
+func (p *Problem) Error() string { return p.Detail + ": " + p.Fix }
+
+func problem(op, fix, format string, args ...any) error {
+	return drover.E(drover.Invalid, op, &Problem{fmt.Sprintf(format, args...), fix})
+}
+
 // Check returns the NICs that a plan is about: those in segments that are not
 // joined. Its errors are those of Make.
 func Check(w Wish, world World) ([]Part, error) {
 	op := "plan the network of " + w.VM.Name
 	if w.Method != drover.Stretch && w.Method != drover.Route {
-		return nil, drover.Errorf(drover.Invalid, op, "method %s needs none", w.Method)
+		return nil, problem(op, "take "+string(drover.Stretch)+" or "+string(drover.Route), "method %s needs none", w.Method)
 	}
 	if w.From == w.To {
-		return nil, drover.Errorf(drover.Invalid, op, "it stays at site %s: take live", w.To)
+		return nil, problem(op, "take live", "it stays at site %s", w.To)
 	}
 	var parts []Part
 	for _, n := range w.VM.NICs {
 		seg, known := SegmentOf(world.Segments, n)
 		switch {
 		case !known:
-			return nil, drover.Errorf(drover.Invalid, op, "no edge knows the segment of %s (%s): name it in the file of the edge at %s", n.MAC, n.Network, w.From)
+			return nil, problem(op, "name it in the file of the edge at "+w.From, "no edge knows the segment of %s (%s)", n.MAC, n.Network)
 		case !seg.At(w.To):
-			return nil, drover.Errorf(drover.Invalid, op, "segment %s is not at %s: take renumber, or name the segment in the file of the edge there", seg.Name, w.To)
+			return nil, problem(op, "take renumber, or name the segment in the file of the edge there", "segment %s is not at %s", seg.Name, w.To)
 		case seg.Joined:
 			continue
 		}
 		part := Part{NIC: n, Segment: seg, Addresses: routable(seg, n.Addresses)}
 		if len(part.Addresses) == 0 {
-			return nil, drover.Errorf(drover.Invalid, op, "no address of %s (%s) in segment %s is known: run a guest agent in it, or name them in its metadata", n.MAC, n.Network, seg.Name)
+			return nil, problem(op, "run a guest agent in it, or name them (--address)", "no address of %s (%s) in segment %s is known", n.MAC, n.Network, seg.Name)
 		}
 		parts = append(parts, part)
 	}
 	if len(parts) == 0 {
-		return nil, drover.Errorf(drover.Invalid, op, "its segments are joined between %s and %s: take live", w.From, w.To)
+		return nil, problem(op, "take live", "its segments are joined between %s and %s", w.From, w.To)
 	}
 	return parts, checkEdges(op, w, world, parts)
 }
@@ -213,7 +223,7 @@ func checkEdges(op string, w Wish, world World, parts []Part) error {
 	}
 	for _, site := range need {
 		if !has[site] {
-			return drover.Errorf(drover.Invalid, op, "site %s has no edge: start a drover agent with an edge there", site)
+			return problem(op, "start a drover agent with an edge there", "site %s has no edge", site)
 		}
 	}
 	return nil

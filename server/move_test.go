@@ -57,7 +57,7 @@ func TestPreflight(t *testing.T) {
 		{"where it is", "web1", "", to("north", "n1"), false, "north/n1", "", []string{"target"}},
 		{"no other host there", "web1", "", to("north", ""), false, "north", "", []string{"target"}},
 		{"an edge", "web1", "", to("south", "se"), false, "south/se", "", []string{"target"}},
-		{"a method of later", "web1", "stretch", to("south", ""), false, "south", drover.Stretch, []string{"method"}},
+		{"a segment that no edge knows", "web1", "stretch", to("south", ""), false, "south", drover.Stretch, []string{"segments"}},
 		{"two at once", "off1", "live", to("east", ""), false, "east", drover.Live, []string{"target", "method"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

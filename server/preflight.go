@@ -37,7 +37,7 @@ func (f findings) holds() bool {
 
 // preflight checks a move from both ends; it changes nothing. A VM that does
 // not exist is drover.NotFound; everything else that is wrong is a finding.
-func (s *Server) preflight(ctx context.Context, name string, to drover.Place, method drover.Method) (plan, error) {
+func (s *Server) preflight(ctx context.Context, name string, to drover.Place, ask asked) (plan, error) {
 	moves, err := s.moving(ctx)
 	if err != nil {
 		return plan{}, err
@@ -49,17 +49,22 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, me
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
 	target, chosen := s.checkTarget(&checks, vm, to)
-	way, reasons := s.checkMethod(&checks, vm, source, target, method)
+	way, reasons := s.checkMethod(&checks, vm, source, target, ask.method)
 	p := plan{
 		request: executor.Request{
 			VM: vm, From: drover.Place{Site: vm.Site, Host: vm.Host}, To: drover.Place{Site: to.Site, Host: to.Host},
-			Method: way, Reasons: append(reasons, chosen...),
+			Method: way, Reasons: append(reasons, chosen...), LocalEgress: ask.localEgress,
 		},
 	}
 	if checks.holds() {
 		p.request.To = drover.Place{Site: target.Site, Host: target.Name}
 		p.request.FromAddress, p.request.ToAddress = source.Address, target.Address
 		if err := s.checkEnds(ctx, &checks, &p.request); err != nil {
+			return plan{}, err
+		}
+	}
+	if checks.holds() {
+		if err := s.checkNetwork(ctx, &checks, &p.request, ask); err != nil {
 			return plan{}, err
 		}
 	}
@@ -172,13 +177,13 @@ func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Ho
 		if target.Name == "" {
 			return "", nil // cannot be told without a target, which is what is wrong
 		}
-		method, reasons = defaultMethod(vm, source, target)
+		method, reasons = s.defaultMethod(vm, source, target)
 	} else {
 		reasons = []string{fmt.Sprintf("method %s was asked for", method)}
 	}
 	switch {
-	case method != drover.Live && method != drover.Warm && method != drover.Cold:
-		c.bad("method", "take live, warm or cold", "method %s is not available in this version", method)
+	case !canMove(method):
+		c.bad("method", "take live, stretch, route, warm or cold", "method %s is not available in this version", method)
 	case method != drover.Cold && vm.State != drover.VMRunning:
 		c.bad("method", "take cold", "%s is %s, and only a running VM moves %s", vm.Name, vm.State, method)
 	default:
@@ -187,7 +192,10 @@ func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Ho
 	return method, reasons
 }
 
-func defaultMethod(vm drover.VM, source, target drover.Host) (drover.Method, []string) {
+// canMove reports whether there are moves by the method.
+func canMove(m drover.Method) bool { return keepsRunning(m) || m == drover.Warm || m == drover.Cold }
+
+func (s *Server) defaultMethod(vm drover.VM, source, target drover.Host) (drover.Method, []string) {
 	if vm.State != drover.VMRunning {
 		return drover.Cold, []string{fmt.Sprintf("%s is %s, so there is nothing to keep running", vm.Name, vm.State)}
 	}
@@ -197,6 +205,9 @@ func defaultMethod(vm drover.VM, source, target drover.Host) (drover.Method, []s
 				return drover.Cold, []string{fmt.Sprintf("segment %s is not on %s, so open sessions could not be kept", n.Network, h.Name)}
 			}
 		}
+	}
+	if apart := s.apart(vm, target.Site); len(apart) > 0 {
+		return drover.Route, []string{fmt.Sprintf("%s is running, and %s is not joined between %s and %s, so its addresses follow as host routes", vm.Name, segmentNames(apart), vm.Site, target.Site)}
 	}
 	return drover.Live, []string{fmt.Sprintf("%s is running and its segments are at both ends", vm.Name)}
 }

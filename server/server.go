@@ -112,7 +112,7 @@ func New(d Deps, c Config) (*Server, error) {
 	s.truth = newTruth(s)
 	s.meter = newMeter(s)
 	s.exec = executor.New(executor.Config{
-		Journal: d.Journal, Agents: agents{s.fleet}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
+		Journal: d.Journal, Agents: agents{s.fleet}, Planner: planner{s}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
 	})
 	if err := s.listen(); err != nil {
 		return nil, errors.Join(err, s.Close())

@@ -97,7 +97,11 @@ func (s service) Preflight(ctx context.Context, r *droverv1.PreflightRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.preflight(ctx, r.GetVm(), to, method)
+	ask, err := newAsked(method, r)
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.preflight(ctx, r.GetVm(), to, ask)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +126,7 @@ func readTarget(vm string, p *droverv1.Place, method string) (drover.Place, drov
 	case "", drover.Live, drover.Stretch, drover.Route, drover.Renumber, drover.Redirect, drover.Warm, drover.Cold, drover.Spawn:
 		return to, m, nil
 	default:
-		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live, warm or cold, or nothing to leave the choice to the server", method)
+		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live, stretch, route, warm or cold, or nothing to leave the choice to the server", method)
 	}
 }
 
@@ -176,7 +180,11 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	case found:
 		return &droverv1.StartMoveResponse{Move: api.MoveToProto(m)}, nil
 	}
-	p, err := s.preflight(ctx, r.GetVm(), to, method)
+	ask, err := newAsked(method, r)
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.preflight(ctx, r.GetVm(), to, ask)
 	if err != nil {
 		return nil, err
 	}

@@ -299,7 +299,7 @@ func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *
 		t.s.pause(ctx, recoverRetry)
 	}
 	settle := settleLeast
-	if p := m.Measured.PauseMillis; p != nil && m.Method == drover.Live {
+	if p := m.Measured.PauseMillis; p != nil && keepsRunning(m.Method) {
 		settle = min(max(settle, time.Duration(2**p*float64(time.Millisecond))), settleMost)
 	}
 	t.s.pause(ctx, settle)

@@ -32,7 +32,8 @@ func newMoveCommand(a *app) *cobra.Command {
 			"(exit status 3, with the preflight's report as the result). Then the command watches the move; interrupting it\n" +
 			"leaves the move running.",
 		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m\n" +
-			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return",
+			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return\n" +
+			"drover move web1 --to south --method stretch --local-egress",
 		Args: func(c *cobra.Command, args []string) error {
 			return errors.Join(f.check(c, args), f.gate.check())
 		},
@@ -63,6 +64,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		Vm: vm, To: api.PlaceToProto(drover.Place(f.to)), Method: string(f.method),
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
+		LocalEgress: f.localEgress, Addresses: f.addresses,
 		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {

@@ -18,11 +18,16 @@ type target struct {
 	clientFlags
 	to     placeFlag
 	method methodFlag
+	// localEgress and addresses are for methods that change networks.
+	localEgress bool
+	addresses   []string
 }
 
 func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().Var(&t.to, "to", "where the VM shall be: SITE or SITE/HOST; with a site alone the server picks the host")
-	cmd.Flags().Var(&t.method, "method", "how it gets there (default: live where that is possible, else cold)")
+	cmd.Flags().Var(&t.method, "method", "how it gets there (default: live where that is possible, route where its segments are not one at both sites, else cold)")
+	cmd.Flags().BoolVar(&t.localEgress, "local-egress", false, "for stretch: what others send to the VM takes no way by its segment's home")
+	cmd.Flags().StringSliceVar(&t.addresses, "address", nil, "address that the VM has in its segment, where neither its guest agent nor its metadata says so; may be repeated")
 	_ = cmd.RegisterFlagCompletionFunc("to", completeFlag(&t.clientFlags, places))
 	_ = cmd.RegisterFlagCompletionFunc("method", cobra.FixedCompletions(methodStrings(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = complete(&t.clientFlags, vmNames)
@@ -54,6 +59,7 @@ func newPreflightCommand(a *app) *cobra.Command {
 			return t.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
 				r, err := cl.Preflight(ctx, &droverv1.PreflightRequest{
 					Vm: args[0], To: api.PlaceToProto(drover.Place(t.to)), Method: string(t.method),
+					LocalEgress: t.localEgress, Addresses: t.addresses,
 				})
 				if err != nil {
 					return err
