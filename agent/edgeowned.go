@@ -307,19 +307,14 @@ func (e *edge) removeRoutes(ctx context.Context, owner driver.Owner) error {
 	return e.doRoutes(ctx, owner, op)
 }
 
-// removeNames ends the changes of a VM's names as they are, since it lives on
-// or was removed on purpose, and takes those of a move back.
+// removeNames puts back what was there before the owner's changes.
 func (e *edge) removeNames(ctx context.Context, owner driver.Owner) error {
 	var faults error
 	for _, d := range e.Names {
 		all, err := d.List(ctx)
 		faults = errors.Join(faults, err)
 		for _, n := range all {
-			switch _, ofVM := owner.VM(); {
-			case n.Owner != owner:
-			case ofVM:
-				faults = errors.Join(faults, d.Settle(ctx, owner, n.Name))
-			default:
+			if n.Owner == owner {
 				faults = errors.Join(faults, d.Restore(ctx, owner, n.Name))
 			}
 		}

@@ -16,6 +16,9 @@ const (
 	// askGuestEvery is how often a guest is asked for its addresses at most: the
 	// question is work inside the guest, and addresses change seldom.
 	askGuestEvery = 30 * time.Second
+	// askGuestFirst is the wait after a guest's first failure to answer, which
+	// doubles from then on: one that boots is known soon after.
+	askGuestFirst = 2 * time.Second
 	// askGuestLimit bounds one question.
 	askGuestLimit = 5 * time.Second
 	// askGuestsAtOnce bounds the questions at a time.
@@ -36,8 +39,10 @@ type guestAddresses struct {
 
 type guestKnown struct {
 	asking bool
-	asked  time.Time
-	byMAC  map[string][]netip.Addr
+	// next is when it may be asked again, wait how long after the last failure.
+	next  time.Time
+	wait  time.Duration
+	byMAC map[string][]netip.Addr
 }
 
 func newGuestAddresses(g driver.Guests, clock func() time.Time) *guestAddresses {
@@ -45,7 +50,7 @@ func newGuestAddresses(g driver.Guests, clock func() time.Time) *guestAddresses 
 }
 
 // fill adds what is known to the VMs' NICs. What is older than askGuestEvery is
-// asked for in the background, until ctx ends: nobody waits for a guest.
+// asked for in the background: nobody waits for a guest.
 func (g *guestAddresses) fill(ctx context.Context, vms []drover.VM) {
 	for i := range vms {
 		labelled(&vms[i])
@@ -73,7 +78,7 @@ func (g *guestAddresses) fill(ctx context.Context, vms []drover.VM) {
 				vm.NICs[n].Addresses = slices.Clone(k.byMAC[mac])
 			}
 		}
-		if !k.asking && g.clock().Sub(k.asked) >= askGuestEvery {
+		if !k.asking && !g.clock().Before(k.next) {
 			k.asking = true
 			g.work.Go(func() { g.ask(context.WithoutCancel(ctx), vm.Name, k) })
 		}
@@ -112,10 +117,13 @@ func (g *guestAddresses) ask(ctx context.Context, vm string, k *guestKnown) {
 	list, err := g.guests.Interfaces(ctx, vm)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	k.asking, k.asked = false, g.clock()
+	k.asking = false
 	if err != nil {
+		k.wait = min(max(2*k.wait, askGuestFirst), askGuestEvery)
+		k.next = g.clock().Add(k.wait)
 		return
 	}
+	k.wait, k.next = 0, g.clock().Add(askGuestEvery)
 	k.byMAC = map[string][]netip.Addr{}
 	for _, i := range list {
 		for _, p := range i.Addresses {

@@ -54,9 +54,11 @@ func meshAddresses(f *labfile.File, site string) []netip.Prefix {
 	v4, v6 := meshNet4.Addr().As4(), meshNet6.Addr().As16()
 	v4[2], v4[3] = byte(n>>8), byte(n)
 	v6[14], v6[15] = byte(n>>8), byte(n)
-	return []netip.Prefix{
-		netip.PrefixFrom(netip.AddrFrom4(v4), meshNet4.Bits()), netip.PrefixFrom(netip.AddrFrom16(v6), meshNet6.Bits()),
+	list := []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4(v4), meshNet4.Bits())}
+	if f.IPv6() { // else it is off on edges
+		list = append(list, netip.PrefixFrom(netip.AddrFrom16(v6), meshNet6.Bits()))
 	}
+	return list
 }
 
 func newSegmentConfig(g EdgeSegment) agent.EdgeSegment {
