@@ -15,6 +15,9 @@ import (
 type EdgeState struct {
 	Mesh     *drover.MeshState
 	Segments []drover.Segment
+	// Extended segments, and routers with their sessions.
+	Extended  []drover.ExtendedSegment
+	Neighbors []drover.EdgeNeighbor
 	// Peers are those that SetMesh has set, PeersSet how often it was called.
 	Peers    []drover.MeshPeer
 	PeersSet int
@@ -38,7 +41,10 @@ func (s service) EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*drov
 	if err != nil {
 		return nil, err
 	}
-	state := drover.EdgeState{Name: s.Name, Site: s.Site, Up: true, Mesh: e.Mesh, Peers: e.Peers, Segments: e.Segments}
+	state := drover.EdgeState{
+		Name: s.Name, Site: s.Site, Up: true, Mesh: e.Mesh, Peers: e.Peers, Segments: e.Segments,
+		Extended: e.Extended, Neighbors: e.Neighbors,
+	}
 	return &droverv1.EdgeStatusResponse{State: api.EdgeStateToProto(state)}, nil
 }
 
