@@ -47,6 +47,7 @@ type Store struct {
 	// changed is closed, and replaced, at each change.
 	changed chan struct{}
 	fault   Fault
+	last    store.Record // as Update returned it
 }
 
 // entry is a value with the revision of its last change.
@@ -237,14 +238,15 @@ func (s *Store) Update(ctx context.Context, r store.Record) (kept store.Record, 
 		return store.Record{}, err
 	}
 	err = s.guard(ctx, OpUpdate, r.Move.Name, func() error {
-		kept, err = s.record(r.Move.Name)
+		before, err := s.head(r.Move.Name)
 		if err != nil {
 			return err
 		}
 		if string(s.entries[moveKey+r.Move.Name].value) == string(b) {
-			return nil // made already
+			kept, err = s.record(r.Move.Name)
+			return err // made already
 		}
-		if err := store.CheckUpdate(kept, r); err != nil {
+		if err := store.CheckUpdate(before, r); err != nil {
 			return err
 		}
 		changes := []logged{{key: moveKey + r.Move.Name, value: b}}
@@ -253,12 +255,22 @@ func (s *Store) Update(ctx context.Context, r store.Record) (kept store.Record, 
 		}
 		s.write(changes...)
 		kept, err = s.record(r.Move.Name)
+		s.last = kept
 		return err
 	})
 	if err != nil {
 		return store.Record{}, err
 	}
 	return kept, nil
+}
+
+// head returns what is kept of a move, for comparing only: reading the document of the record that was written last
+// once more is what the executor's tests would spend a third of their time with.
+func (s *Store) head(name string) (store.Record, error) {
+	if e, ok := s.entries[moveKey+name]; ok && s.last.Move.Name == name && s.last.Revision == e.revision {
+		return s.last, nil
+	}
+	return s.record(name)
 }
 
 // Watch implements store.Journal.
