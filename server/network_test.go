@@ -136,10 +136,16 @@ func TestMoveByRoute(t *testing.T) {
 	in := newInstallation(t)
 	in.allUp()
 	in.withNetwork()
+	in.Agents["c1"].Set(func(s *servertest.State) {
+		s.Probe = &droverv1.ProbeResult{OutageMs: 118, Sessions: 4, BeatsSent: 1000, BeatsAnswered: 1000, RttP50Ms: 30}
+	})
 	m := in.startMove(&droverv1.StartMoveRequest{Vm: "web1", To: &droverv1.Place{Site: "south", Host: "s1"}})
 	m = in.follow(m.Name, func(m drover.Move) bool { return m.State.Final() })
 	if m.State != drover.MoveDone || m.Method != drover.Route {
 		t.Fatalf("%s by %s: %s", m.State, m.Method, m.Fault)
+	}
+	if x := m.Measured.ExtraRTT; x == nil || *x != 0 {
+		t.Errorf("the round trip was the same before and after, its figure is %v", x)
 	}
 	for name, want := range map[string][]string{
 		"ne": {"stage-cut-over", "cut-over", "cut-over-unstage", "release"},

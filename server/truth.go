@@ -259,8 +259,9 @@ func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *d
 	target := t.target(ctx, m)
 	for _, a := range at {
 		wg.Go(func() {
+			var after float64
 			if target != nil && m.State != drover.MoveStuck {
-				t.recovered(ctx, a, m, target)
+				after = t.recovered(ctx, a, m, target)
 			}
 			r, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: m.Name})
 			if err != nil {
@@ -275,6 +276,9 @@ func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *d
 			defer mu.Unlock()
 			if r.GetFound() {
 				worst(f, r.GetResult())
+				if before := r.GetResult().GetRttP50Ms(); m.State == drover.MoveDone && keepsRunning(m.Method) && before > 0 && after > 0 {
+					f.ExtraRTT = larger(f.ExtraRTT, after-before)
+				}
 			}
 		})
 	}
@@ -283,8 +287,9 @@ func (t *truth) stopProbes(ctx context.Context, m drover.Move, at []*agent, f *d
 
 // recovered returns when the VM answers the agent's clients again, or when
 // that has taken too long. A probe of its own tells: it starts only where new
-// sessions are answered. An agent without a prober is not waited for.
-func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *drover.ProbeTarget) {
+// sessions are answered. An agent without a prober is not waited for. It returns
+// the median round trip of then in milliseconds, zero where it is not known.
+func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *drover.ProbeTarget) float64 {
 	ctx, cancel := context.WithTimeout(ctx, recoverLimit)
 	defer cancel()
 	name := m.Name + ".after"
@@ -294,7 +299,7 @@ func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *
 			break
 		}
 		if ctx.Err() != nil || !drover.KindOf(err).Retryable() {
-			return
+			return 0
 		}
 		t.s.pause(ctx, recoverRetry)
 	}
@@ -303,9 +308,11 @@ func (t *truth) recovered(ctx context.Context, a *agent, m drover.Move, target *
 		settle = min(max(settle, time.Duration(2**p*float64(time.Millisecond))), settleMost)
 	}
 	t.s.pause(ctx, settle)
-	if _, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: name}); err != nil {
+	r, err := a.client.ProbeStop(ctx, &droverv1.ProbeStopRequest{Move: name})
+	if err != nil {
 		t.s.log.WarnContext(ctx, "probe is left running", "host", a.Name, "probe", name, "error", err)
 	}
+	return r.GetResult().GetRttP50Ms()
 }
 
 // worst takes over each figure that is worse than the one there. Sessions add

@@ -271,6 +271,7 @@ func figuresLine(f drover.Figures) string {
 		{"http outage", millis(f.OutageHTTP)},
 		{"wire", bytesOf(f.WireBytes)},
 		{"guest", bytesOf(f.GuestBytes)},
+		{"extra round trip", millis(f.ExtraRTT)},
 		{"sessions lost", lostOf(f)},
 	} {
 		if p.value != "" {
