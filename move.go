@@ -66,6 +66,8 @@ type Move struct {
 	Progress *Progress    `json:"progress,omitempty"`
 	// Gate is nil for a move without one.
 	Gate *GateRecord `json:"gate,omitempty"`
+	// Clone is the VM that spawn or redirect makes; nil for other methods.
+	Clone *Clone `json:"clone,omitempty"`
 }
 
 // Place is a host at a site.

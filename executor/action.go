@@ -34,7 +34,7 @@ type Ref struct {
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
 //     TakeBack, Undefine, StopReplication, StopVM, AbortCommit) first end every other action of the same move on
 //     their host, and wait for that.
-//   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge and CountSessions
+//   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge, CountSessions and Attend
 //     need the move's reservation on their host. After Release, a late Reserve of the same move is refused.
 type Agents interface {
 	// Run starts or finds the action, calls progress (never after it has
@@ -91,9 +91,11 @@ type DiskPlan struct {
 	VirtualBytes drover.Bytes `json:"virtual_bytes"`
 	// BackingPath is the file below the top image, where the destination has
 	// it; empty when the whole content crosses.
-	BackingPath    string       `json:"backing_path,omitempty"`
-	BackingFormat  string       `json:"backing_format,omitempty"`
-	TopOnly        bool         `json:"top_only,omitempty"`
+	BackingPath   string `json:"backing_path,omitempty"`
+	BackingFormat string `json:"backing_format,omitempty"`
+	TopOnly       bool   `json:"top_only,omitempty"`
+	// Fresh images stay as they are made: nothing is carried into them.
+	Fresh          bool         `json:"fresh,omitempty"`
 	AllocatedBytes drover.Bytes `json:"allocated_bytes"`
 }
 

@@ -2,6 +2,7 @@ package executor_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,10 @@ var moves = map[string]scenario{
 	"stretch home": {method: drover.Stretch, back: drover.Stretch},
 	"route":        {method: drover.Route},
 	"route home":   {method: drover.Route, back: drover.Route, quiet: "prepare-edge"},
+
+	"spawn":          {method: drover.Spawn},
+	"redirect":       {method: drover.Redirect},
+	"redirect added": {method: drover.Redirect, back: drover.Redirect},
 }
 
 var httpCheck = &drover.HealthCheck{Kind: drover.HealthHTTP, Target: "http://192.0.2.7/"}
@@ -83,15 +88,39 @@ func stepsOf(t *testing.T, sc scenario) []string {
 }
 
 // failings are the steps whose failure a scenario is tried with, beside none:
-// all of the two methods; of their variants only the pivot, about which the
-// variants differ.
+// all of the live and the cold move; of the others only those that they do not
+// share with these, and of the variants only the pivot, about which they differ.
 func failings(t *testing.T, sc scenario) []string {
 	steps := stepsOf(t, sc)
-	if sc.off || sc.keep || sc.back != "" {
-		table, _ := executor.Table(request(sc))
+	table, _ := executor.Table(request(sc))
+	switch {
+	case sc.off || sc.keep:
 		steps = steps[table.Pivot() : table.Pivot()+1]
+	case sc.gate != nil && sc.method == drover.Cold:
+		steps = []string{"start", "gate", "commit"}
+	case sc.gate != nil:
+		steps = []string{"commit"}
+	case sc.method == drover.Warm:
+		steps = []string{"replicate", "copy-changes"}
+	case sc.method == drover.Spawn:
+		steps = []string{"commit"}
+	case sc.back == drover.Redirect:
+		steps = nil
+	case sc.method == drover.Redirect:
+		steps = []string{"shift"}
 	}
-	return append(steps, "")
+	return append(slices.Clone(steps), "")
+}
+
+// stride is how far apart the points are at which something befalls a scenario:
+// each one in the live and the cold move, some in those that are mostly made of
+// the same steps. It shares no factor with the calls of a step, so that all
+// moments of them are met.
+func (sc scenario) stride() int {
+	if sc.gate != nil || sc.method == drover.Warm || sc.method.Makes() {
+		return 5
+	}
+	return 1
 }
 
 func want(t *testing.T, name string, st *story, state drover.MoveState) {
@@ -109,7 +138,7 @@ func TestNothingBefalls(t *testing.T) {
 		if m.Generation != 1 || m.Measured.TotalSeconds == nil || *m.Measured.TotalSeconds <= 0 {
 			t.Errorf("%s: generation %d, measured %+v", name, m.Generation, m.Measured)
 		}
-		if !sc.off && (m.Measured.PauseMillis == nil || *m.Measured.PauseMillis <= 0) {
+		if !sc.off && !sc.method.Makes() && (m.Measured.PauseMillis == nil || *m.Measured.PauseMillis <= 0) {
 			t.Errorf("%s: its guest paused, but no pause was measured", name)
 		}
 		for _, s := range m.Steps {
@@ -279,7 +308,7 @@ func TestExecutorDiesAnywhere(t *testing.T) {
 				return sc
 			}
 			whole := bubble(t, name, make())
-			for k := 1; k <= whole.points; k++ {
+			for k := 1; k <= whole.points; k += sc.stride() {
 				sc := make()
 				sc.killAt = k
 				name := fmt.Sprintf("%s: %q fails, the executor dies at point %d (%s)", name, failing, k, whole.trace[k-1])
@@ -305,7 +334,7 @@ func TestAgentDiesAnywhere(t *testing.T) {
 			}
 			for _, host := range hostsOf(sc) {
 				for _, delay := range delays {
-					for hit, more := 1, true; more; hit++ {
+					for hit, more := 1, true; more; hit += sc.stride() {
 						sc := sc
 						more = false
 						sc.fault = dies(host, failing, hit, delay, &more)
@@ -353,7 +382,7 @@ func TestCanceledAnywhere(t *testing.T) {
 	for name, sc := range moves {
 		whole := bubble(t, name, sc)
 		undone := 0
-		for k := 1; k <= whole.points; k++ {
+		for k := 1; k <= whole.points; k += sc.stride() {
 			sc := sc
 			sc.cancelAt = k
 			st := bubble(t, fmt.Sprintf("%s: canceled at point %d (%s)", name, k, whole.trace[k-1]), sc)

@@ -46,6 +46,8 @@ type scenario struct {
 	back drover.Method
 	// quiet is a step that asks nobody, and so cannot fail.
 	quiet string
+	// sessions are those of the server that is redirected.
+	sessions int
 }
 
 // story is what came of it.
@@ -80,6 +82,7 @@ func request(sc scenario) executor.Request {
 		},
 	}
 	withNetwork(sc, &r)
+	withClone(sc, &r)
 	if sc.off {
 		r.VM.State = drover.VMOff
 	}
@@ -96,6 +99,7 @@ func play(sc scenario) *story {
 	w.AddVM(req.VM)
 	w.SetSick(req.VM.Name, sc.sick)
 	st.wrong = setNetwork(w, sc, req)
+	setClone(w, sc, req)
 	before := w.EdgeFacts()
 	if sc.fault != nil {
 		w.SetFault(func(c executortest.Call) error { return sc.fault(w, c) })
@@ -120,7 +124,9 @@ func play(sc scenario) *story {
 			break
 		}
 	}
-	if len(st.wrong) == 0 {
+	if len(st.wrong) == 0 && sc.method.Makes() {
+		st.wrong = append(checkClone(w, sc, req, st.move), checkMove(st.move)...)
+	} else if len(st.wrong) == 0 {
 		st.wrong = append(w.Check(st.move, req.Disks, !sc.off), checkMove(st.move)...)
 		st.wrong = append(st.wrong, checkNetwork(w, sc, req, st.move, before)...)
 	}

@@ -75,6 +75,7 @@ func (m method) table() saga.Table {
 func methods() []method {
 	return []method{
 		liveMethod(), stretchMethod(), routeMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod(),
+		spawnMethod(), redirectMethod(),
 	}
 }
 
@@ -96,10 +97,17 @@ func methodOf(r Request) (method, error) {
 		return warmMethod(), nil
 	case r.Method == drover.Warm:
 		return warmGatedMethod(), nil
+	case r.Method == drover.Spawn && !gated:
+		return spawnMethod(), nil
+	case r.Method == drover.Redirect && !gated:
+		return redirectMethod(), nil
+	case r.Method.Makes():
+		return method{}, drover.Errorf(drover.Invalid, "gate", "method %s has none: it goes by the new VM's health; want it for %s or %s", r.Method, drover.Warm, drover.Cold)
 	case r.keepsRunning():
 		return method{}, drover.Errorf(drover.Invalid, "gate", "method %s has none: its guest goes on where it was; want it for %s or %s", r.Method, drover.Warm, drover.Cold)
 	default:
-		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s, %s, %s or %s", r.Method, drover.Live, drover.Stretch, drover.Route, drover.Warm, drover.Cold)
+		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s, %s, %s, %s, %s or %s", r.Method,
+			drover.Live, drover.Stretch, drover.Route, drover.Warm, drover.Cold, drover.Redirect, drover.Spawn)
 	}
 }
 

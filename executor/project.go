@@ -46,6 +46,7 @@ func project(rec *store.Record, s *state, t saga.Table, now time.Time) {
 	}
 	rec.Move.Fault = fault(s, rec.Move.State)
 	rec.Move.Gate = projectGate(s)
+	rec.Move.Clone = projectClone(s)
 }
 
 func projectStep(r drover.StepRecord, e saga.Entry, now time.Time) drover.StepRecord {

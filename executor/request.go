@@ -53,6 +53,8 @@ type Request struct {
 	// LocalEgress keeps the traffic of a stretched VM from going by way of its
 	// segment's home.
 	LocalEgress bool `json:"local_egress,omitempty"`
+	// Clone is the VM that spawn and redirect make; nil for other methods.
+	Clone *Clone `json:"clone,omitempty"`
 	// Locks are names of which two moves under way have none in common, such as
 	// "address/10.0.0.7": the second waits for the first to end.
 	Locks []string `json:"locks,omitempty"`
@@ -109,13 +111,16 @@ func (r Request) Validate() error {
 	if _, err := methodOf(r); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
-	if (r.keepsRunning() || r.Method == drover.Warm) && r.VM.State != drover.VMRunning {
+	if (r.keepsRunning() || r.Method == drover.Warm || r.Method == drover.Redirect) && r.VM.State != drover.VMRunning {
 		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves %s, take the method cold", r.VM.State, r.Method)
 	}
 	if r.Gate != nil {
 		if err := r.Gate.Validate(); err != nil {
 			return drover.E(drover.Invalid, op, err)
 		}
+	}
+	if err := r.Clone.validate(r, bad); err != nil {
+		return err
 	}
 	return r.checkDisks(bad)
 }

@@ -40,9 +40,11 @@ type state struct {
 	Definition []byte `json:"definition,omitempty"`
 	// Network is what edges do, once it has been planned.
 	Network *network.Plan `json:"network,omitempty"`
-	Stopped time.Time     `json:"stopped,omitzero"`
-	Resumed time.Time     `json:"resumed,omitzero"`
-	Sums    sums          `json:"sums,omitzero"`
+	// Made is what is known of the VM that spawn and redirect make.
+	Made    cloneState `json:"made,omitzero"`
+	Stopped time.Time  `json:"stopped,omitzero"`
+	Resumed time.Time  `json:"resumed,omitzero"`
+	Sums    sums       `json:"sums,omitzero"`
 }
 
 // sums are figures added up over a move's steps.
@@ -123,6 +125,7 @@ func (s *state) figures(from, to time.Time) drover.Figures {
 		f.PathWireBytes = new(int64(s.Sums.PathWireBytes))
 	}
 	f.Path = s.Sums.Path
+	f.SessionsLost = s.Made.Lost
 	return f
 }
 

@@ -46,6 +46,7 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		w.succeeded()
 		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
 			s.WasRunning, s.Definition, s.Gate, s.Network = noted.WasRunning, noted.Definition, noted.Gate, noted.Network
+			s.Made = noted.Made
 			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
 			s.Trouble = ""
 			if st.Pivot {
@@ -177,7 +178,7 @@ func (w *worker) each(ctx context.Context, d saga.Decision, calls []call, note f
 // agent knows which of the two came first.
 func (w *worker) ask(ctx context.Context, d saga.Decision, c call) (Result, error) {
 	m := w.move()
-	ref := Ref{Move: m.Name, Generation: m.Generation, VM: m.VM, VMUUID: m.VMUUID}
+	ref := w.now().known(c.host, Ref{Move: m.Name, Generation: m.Generation, VM: m.VM, VMUUID: m.VMUUID})
 	if c.action == nil {
 		return Result{}, w.e.agents.Cancel(ctx, c.host, ref, c.cancel)
 	}

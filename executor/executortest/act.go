@@ -70,7 +70,13 @@ func (j *job) act() (executor.Result, error) {
 	case executor.AbortCommit:
 		return j.abortCommit()
 	case executor.Edge:
-		return none, j.edge(a)
+		return leased(a), j.edge(a)
+	case executor.DefineClone:
+		return none, j.defineClone(a)
+	case executor.CopyClone:
+		return j.copyClone(a)
+	case executor.Attend:
+		return j.attend(a)
 	case executor.StageEdge:
 		return none, j.stageEdge(a)
 	default:
@@ -133,7 +139,7 @@ func (j *job) createVolumes(a executor.CreateVolumes) error {
 				return drover.Errorf(drover.Exists, "create-volumes", "%s is there already", d.Path)
 			}
 			j.j.created = append(j.j.created, d.Path)
-			j.h.volumes[d.Path] = &volume{torn: true}
+			j.h.volumes[d.Path] = &volume{torn: !d.Fresh}
 			return nil
 		})
 		if err != nil {

@@ -185,7 +185,7 @@ func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error
 // allows refuses what must not come late.
 func (j *journal) allows(a executor.Action) error {
 	switch a.(type) {
-	case executor.Release, executor.CheckHealth, executor.Edge, executor.StageEdge:
+	case executor.Release, executor.CheckHealth, executor.Edge, executor.StageEdge, executor.Attend:
 		return nil
 	case executor.Reserve:
 		if j.released && len(j.results) > 0 {
@@ -235,7 +235,7 @@ func (w *World) SetRate(_ context.Context, hostName string, ref executor.Ref, ra
 	}
 	for k, run := range h.jobs {
 		switch run.action.(type) {
-		case executor.Transfer, executor.Copy, executor.Replicate:
+		case executor.Transfer, executor.Copy, executor.Replicate, executor.CopyClone:
 			if k.move == ref.Move {
 				j.rates = append(j.rates, rate)
 				return nil

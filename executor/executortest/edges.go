@@ -191,6 +191,12 @@ func (j *job) atEdge(op drover.EdgeOp) error {
 	if j.h.facts == nil {
 		return drover.Errorf(drover.Refused, "edge", "%s is no edge", j.h.name)
 	}
+	if err := op.Validate(); err != nil {
+		return err
+	}
+	if ok, err := j.cloneOp(op); ok {
+		return err
+	}
 	return j.h.carryOut(op)
 }
 

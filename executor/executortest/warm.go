@@ -91,6 +91,7 @@ func (j *job) stopVM() error {
 		}
 		v.state, j.j.ran = drover.VMOff, false
 		j.w.written[v.uuid] = j.j.before
+		j.w.serves()
 		return nil
 	})
 }

@@ -34,6 +34,7 @@ type World struct {
 	fault    Fault
 	sick     map[string]string // why VMs are not well, by name
 	network  layout
+	service  *service // nil for none
 	wrong    []string
 	finished bool
 }
@@ -245,6 +246,7 @@ func (w *World) stop(h *host, v *vm, to drover.VMState) {
 		w.guestWrites(h, v)
 	}
 	v.state = to
+	w.serves()
 }
 
 func (w *World) guestWrites(h *host, v *vm) {
@@ -302,6 +304,12 @@ func (w *World) Check(m drover.Move, disks []executor.DiskPlan, running bool) []
 			say("volume %s on %s: there %v, want %v", d.Path, other, !keep, keep)
 		}
 	}
+	w.left(say)
+	return wrong
+}
+
+// left says what a move that is over has left with agents.
+func (w *World) left(say func(string, ...any)) {
 	for _, h := range w.hosts {
 		for name, j := range h.moves {
 			if !j.released {
@@ -315,5 +323,4 @@ func (w *World) Check(m drover.Move, disks []executor.DiskPlan, running bool) []
 			say("%s still runs %s", h.name, k.step)
 		}
 	}
-	return wrong
 }
