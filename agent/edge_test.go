@@ -749,6 +749,23 @@ func TestRemoveOwned(t *testing.T) {
 	}
 }
 
+// TestRemoveOwnedName: a name is put back, or stays as it is.
+func TestRemoveOwnedName(t *testing.T) {
+	w := newEdgeWorld(t).start()
+	for kind, want := range map[string]string{ownedName: "10.50.0.11", ownedNameKept: "10.60.0.9"} {
+		_, err := w.do(drover.EdgeOp{Do: drover.SetName, Name: "web.example", Addresses: addresses("10.60.0.9"), Owner: "move/m"})
+		must(t, err)
+		_, err = w.client.RemoveOwned(t.Context(), &droverv1.RemoveOwnedRequest{Owner: "move/m", Kind: kind})
+		must(t, err)
+		got, err := w.agent.siteedge.Names["example"].Answers(t.Context(), "web.example")
+		must(t, err)
+		if a := got[0].Records.Addresses; len(a) != 1 || a[0].String() != want {
+			t.Errorf("%s: the name has %v, want %s", kind, a, want)
+		}
+		w.zone.Put("web.example", driver.NameRecords{Addresses: addresses("10.50.0.11"), TTL4: 5 * time.Minute})
+	}
+}
+
 func TestRotateMesh(t *testing.T) {
 	w := newEdgeWorld(t).start()
 	first, err := w.client.RotateMesh(t.Context(), &droverv1.RotateMeshRequest{})

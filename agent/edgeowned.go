@@ -22,6 +22,7 @@ const (
 	ownedExtension   = "extension"
 	ownedRoute       = "route"
 	ownedName        = "name"
+	ownedNameKept    = "kept-name" // only for RemoveOwned: the change stays, its mark goes
 	ownedLease       = "lease"
 	ownedServer      = "server"
 )
@@ -245,7 +246,9 @@ func (e *edge) remove(ctx context.Context, owner driver.Owner, kind string) erro
 	case ownedRoute:
 		return e.removeRoutes(ctx, owner)
 	case ownedName:
-		return e.removeNames(ctx, owner)
+		return e.removeNames(ctx, owner, driver.Names.Restore)
+	case ownedNameKept:
+		return e.removeNames(ctx, owner, driver.Names.Settle)
 	case ownedLease:
 		return e.removeLeases(ctx, owner)
 	case ownedServer:
@@ -307,15 +310,16 @@ func (e *edge) removeRoutes(ctx context.Context, owner driver.Owner) error {
 	return e.doRoutes(ctx, owner, op)
 }
 
-// removeNames puts back what was there before the owner's changes.
-func (e *edge) removeNames(ctx context.Context, owner driver.Owner) error {
+// removeNames ends the owner's changes: by Restore, which puts back what was
+// there before, or by Settle.
+func (e *edge) removeNames(ctx context.Context, owner driver.Owner, end func(driver.Names, context.Context, driver.Owner, string) error) error {
 	var faults error
 	for _, d := range e.Names {
 		all, err := d.List(ctx)
 		faults = errors.Join(faults, err)
 		for _, n := range all {
 			if n.Owner == owner {
-				faults = errors.Join(faults, d.Restore(ctx, owner, n.Name))
+				faults = errors.Join(faults, end(d, ctx, owner, n.Name))
 			}
 		}
 	}

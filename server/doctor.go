@@ -12,6 +12,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/store"
 )
 
 // edgeLimit bounds a question to one agent about all it works with: a name
@@ -44,6 +45,9 @@ const (
 	findFault       = "fault"       // something that it could not look at
 )
 
+// fixByDoctor is the fix of what diagnose may remove.
+const fixByDoctor = "drover doctor --remove"
+
 // diagnose looks for what stands without being needed, and removes it if asked
 // to. What belongs to a VM is judged only while every host answers: a VM that
 // nobody sees may be on the one that does not.
@@ -62,8 +66,8 @@ func (s *Server) diagnose(ctx context.Context, remove bool) (drover.Diagnosis, e
 	found := drover.Diagnosis{OK: true, Findings: []drover.Finding{}}
 	for _, o := range answers {
 		for _, f := range o.findings(before, after, complete) {
-			if remove && f.Owner != "" && complete {
-				f = o.agent.remove(ctx, f)
+			if remove && f.Fix == fixByDoctor {
+				f = o.agent.remove(ctx, f, s.removal(ctx, f))
 			}
 			found.OK = found.OK && f.Removed
 			found.Findings = append(found.Findings, f)
@@ -73,11 +77,13 @@ func (s *Server) diagnose(ctx context.Context, remove bool) (drover.Diagnosis, e
 }
 
 // needs is who may own something: the VMs, with the site where each is, and the
-// unfinished moves, by name and by VM.
+// unfinished moves, by name and by VM. Moves that are stuck wait for a person:
+// what is theirs is told, and left.
 type needs struct {
 	vms    map[string]string
 	moves  map[string]bool
 	moving map[string]bool
+	stuck  map[string]bool
 }
 
 func (s *Server) needs(ctx context.Context) (needs, error) {
@@ -85,9 +91,18 @@ func (s *Server) needs(ctx context.Context) (needs, error) {
 	if err != nil {
 		return needs{}, err
 	}
-	n := needs{vms: map[string]string{}, moves: map[string]bool{}, moving: map[string]bool{}}
+	n := needs{vms: map[string]string{}, moves: map[string]bool{}, moving: map[string]bool{}, stuck: map[string]bool{}}
 	for uuid, m := range moves {
 		n.moves[m.Name], n.moving[uuid] = true, true
+	}
+	all, err := s.exec.List(ctx, store.Filter{})
+	if err != nil {
+		return needs{}, err
+	}
+	for _, m := range all {
+		if m.State == drover.MoveStuck {
+			n.stuck[m.Name], n.moving[m.VMUUID] = true, true
+		}
 	}
 	for _, v := range s.fleet.viewVMs(moves) {
 		n.vms[v.UUID] = v.Site
@@ -130,8 +145,10 @@ func (o owned) findings(before, after needs, complete bool) []drover.Finding {
 		switch {
 		case f.Owner == "":
 			f.Fix = "remove it by hand"
+		case after.stuck[strings.TrimPrefix(f.Owner, "move/")]:
+			f.Fix = "see what the move says; what it left is for a person to judge"
 		case complete:
-			f.Fix = "drover doctor --remove"
+			f.Fix = fixByDoctor
 		default:
 			f.Fix = "wait until every agent answers, then drover doctor --remove"
 		}
@@ -150,6 +167,9 @@ func leftover(t *droverv1.OwnedThing, before, after needs) string {
 	case "":
 		return "it has no owner"
 	case "move":
+		if after.stuck[name] {
+			return fmt.Sprintf("move %s is stuck", name)
+		}
 		if before.moves[name] || after.moves[name] {
 			return ""
 		}
@@ -174,11 +194,30 @@ func leftover(t *droverv1.OwnedThing, before, after needs) string {
 	return ""
 }
 
+// Kinds of names in agents' words: one that is put back, and one that stays as
+// it is, because the move that changed it was done.
+const (
+	nameChange = "name"
+	nameKept   = "kept-name"
+)
+
+// removal is the kind under which an agent removes a finding.
+func (s *Server) removal(ctx context.Context, f drover.Finding) string {
+	name, ofMove := strings.CutPrefix(f.Owner, "move/")
+	if f.Kind != nameChange || !ofMove {
+		return f.Kind
+	}
+	if m, err := s.exec.Get(ctx, name); err == nil && m.State == drover.MoveDone {
+		return nameKept
+	}
+	return f.Kind
+}
+
 // remove has the agent remove what was found.
-func (a *agent) remove(ctx context.Context, f drover.Finding) drover.Finding {
+func (a *agent) remove(ctx context.Context, f drover.Finding, kind string) drover.Finding {
 	ctx, cancel := context.WithTimeout(ctx, edgeLimit)
 	defer cancel()
-	if _, err := a.client.RemoveOwned(ctx, &droverv1.RemoveOwnedRequest{Owner: f.Owner, Kind: f.Kind}); err != nil {
+	if _, err := a.client.RemoveOwned(ctx, &droverv1.RemoveOwnedRequest{Owner: f.Owner, Kind: kind}); err != nil {
 		f.Fix = "it could not be removed: " + err.Error()
 		return f
 	}

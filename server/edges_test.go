@@ -213,6 +213,25 @@ func TestDiagnose(t *testing.T) {
 	})
 }
 
+// TestDiagnoseAfterAMove: a name that a move which is done has changed stays as
+// it is.
+func TestDiagnoseAfterAMove(t *testing.T) {
+	in := newInstallation(t)
+	in.withEdges()
+	in.allUp()
+	m := in.startMove(&droverv1.StartMoveRequest{Vm: "web1", To: &droverv1.Place{Site: "south"}, RequestId: "r"})
+	in.follow(m.Name, func(m drover.Move) bool { return m.State == drover.MoveDone })
+	owned := []*droverv1.OwnedThing{{Kind: "name", Owner: "move/" + m.Name, What: "a"}, {Kind: "name", Owner: "move/unknown", What: "b"}}
+	in.Agents["se"].Set(func(s *servertest.State) { s.Edge.Owned = owned })
+	in.diagnose(true)
+	in.Agents["se"].Get(func(s *servertest.State) {
+		want := []string{"kept-name move/" + m.Name, "name move/unknown"}
+		if slices.Sort(s.Edge.Removed); !slices.Equal(s.Edge.Removed, want) {
+			t.Errorf("removed %q, want %q", s.Edge.Removed, want)
+		}
+	})
+}
+
 // TestDiagnoseDuringAMove: what belongs to a move under way, or to its VM, is
 // needed wherever it is.
 func TestDiagnoseDuringAMove(t *testing.T) {

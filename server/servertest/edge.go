@@ -21,8 +21,13 @@ type EdgeState struct {
 	// Peers are those that SetMesh has set, PeersSet how often it was called.
 	Peers    []drover.MeshPeer
 	PeersSet int
-	// Owned stands at the agent, until RemoveOwned.
-	Owned []*droverv1.OwnedThing
+	// Owned stands at the agent, until RemoveOwned; Removed has those calls, as
+	// "KIND OWNER".
+	Owned   []*droverv1.OwnedThing
+	Removed []string
+	// OpChecks is what CheckOps finds, Leases what it says of a MAC.
+	OpChecks []drover.Check
+	Leases   []*droverv1.HeldLease
 }
 
 func (a *Agent) edge() (EdgeState, error) {
@@ -77,6 +82,7 @@ func (s service) RemoveOwned(_ context.Context, r *droverv1.RemoveOwnedRequest) 
 		return nil, err
 	}
 	s.Set(func(st *State) {
+		st.Edge.Removed = append(st.Edge.Removed, r.GetKind()+" "+r.GetOwner())
 		st.Edge.Owned = slices.DeleteFunc(slices.Clone(st.Edge.Owned), func(t *droverv1.OwnedThing) bool {
 			return t.GetOwner() == r.GetOwner() && t.GetKind() == r.GetKind()
 		})
