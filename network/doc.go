@@ -18,7 +18,7 @@
 //	at D by stretch     H, D and every other edge to which the segment is extended:
 //	                    the extension, with the VM as an owner; the stations.
 //	                    D: addresses delivered into the bridge. With local egress
-//	                    announced, too.
+//	                    announced, too. H: what it still carries for them is metered.
 //
 // Every plan leads to one of these states from any other of them, and so does
 // not care how the VM came to where it is. Everything has the VM as its owner,

@@ -36,6 +36,9 @@ func (p *planner) route(part Part) {
 	}
 	if p.From != home && p.To != home {
 		p.keeps[home] = true
+		if len(extent(p.world, seg, p.owner)) > 0 {
+			p.settle.add(home, drover.EdgeOp{Do: drover.ForgetAddresses, Owner: p.owner})
+		}
 		p.settle.add(home, elsewhere)
 	}
 	// It was away by stretch before.
@@ -82,6 +85,10 @@ func (p *planner) stretch(part Part) {
 	if home != p.From && home != p.To && p.standing(home).Addresses {
 		// It was away by route before.
 		p.settle.add(home, drover.EdgeOp{Do: drover.ForgetAddresses, Owner: p.owner})
+	}
+	if p.To != home {
+		// What the home's edge carries for it is a detour.
+		p.settle.add(home, p.op(drover.MeterTraffic, part, part.Addresses))
 	}
 	after := union([]string{home, p.To}, rest)
 	if p.To == home {

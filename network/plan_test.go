@@ -38,13 +38,17 @@ type model struct {
 	placed   map[string]map[string]map[string]string // site, owner, address → "here" or "elsewhere"
 	rest     map[string]map[string]bool              // site, owner
 	routes   map[string]map[string]string            // site, address → owner
+	metered  map[string]map[string]bool              // site, owner
 }
 
 func newModel() *model {
-	m := &model{map[string]map[string][]string{}, map[string]map[string]drover.EdgeOp{}, map[string]map[string]map[string]string{}, map[string]map[string]bool{}, map[string]map[string]string{}}
+	m := &model{
+		map[string]map[string][]string{}, map[string]map[string]drover.EdgeOp{}, map[string]map[string]map[string]string{},
+		map[string]map[string]bool{}, map[string]map[string]string{}, map[string]map[string]bool{},
+	}
 	for _, e := range edges {
 		m.extended[e.Site], m.stations[e.Site], m.placed[e.Site] = map[string][]string{}, map[string]drover.EdgeOp{}, map[string]map[string]string{}
-		m.rest[e.Site], m.routes[e.Site] = map[string]bool{}, map[string]string{}
+		m.rest[e.Site], m.routes[e.Site], m.metered[e.Site] = map[string]bool{}, map[string]string{}, map[string]bool{}
 	}
 	return m
 }
@@ -102,6 +106,9 @@ func (m *model) one(site string, op drover.EdgeOp) error {
 	case drover.ForgetAddresses:
 		delete(m.placed[site], op.Owner)
 		delete(m.rest[site], op.Owner)
+		delete(m.metered[site], op.Owner)
+	case drover.MeterTraffic:
+		m.metered[site][op.Owner] = true
 	case drover.AnnounceRoutes:
 		for _, a := range op.Addresses {
 			m.routes[site][a.String()] = op.Owner
@@ -207,6 +214,9 @@ func (m *model) wrong(v drover.VM, how drover.Method, local bool) (wrong []strin
 			}
 		}
 		at := e.Site == v.Site && !home
+		if metered := m.metered[e.Site][o]; metered != (!home && how == drover.Stretch && e.Site == blue.Home) {
+			say("metered at %s: %v", e.Site, metered)
+		}
 		if rest := m.rest[e.Site][o]; rest != (at && how == drover.Route) {
 			say("rest answered for at %s: %v", e.Site, rest)
 		}
@@ -326,6 +336,7 @@ stations edge-north: set-station set-station
 stations edge-south: set-station set-station
 target edge-south: set-station deliver-here announce-routes
 source edge-north: set-station
+settle edge-north: meter-traffic
 `
 	if got := show(p); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

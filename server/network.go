@@ -112,6 +112,8 @@ func (a *agent) view(ctx context.Context, owner string) edgeView {
 		switch k := t.GetKind(); {
 		case k == "route":
 			v.standing.Routes = true
+		case k == string(driver.RoleMeter) || k == string(driver.RoleWatch):
+			// It leads nothing anywhere.
 		case slices.Contains(driver.AddressRoles, driver.AddressRole(k)):
 			v.standing.Addresses = true
 		}

@@ -53,6 +53,8 @@ type truth struct {
 type before struct {
 	// wire is the sum of both directions per link that joins the two sites.
 	wire map[string]drover.Bytes
+	// vm is the move's, at its source; nil when it was not seen.
+	vm *drover.VM
 	// probing are the hosts whose agents run a probe for the move.
 	probing []string
 }
@@ -63,7 +65,7 @@ func newTruth(s *Server) *truth { return &truth{s: s, moves: map[string]*before{
 
 // MoveStarting reads the counters and starts the probes.
 func (t *truth) MoveStarting(ctx context.Context, m drover.Move) error {
-	b := &before{}
+	b := &before{vm: t.moved(ctx, m)}
 	probing, perr := t.startProbes(ctx, m)
 	b.probing = probing
 	var werr error
@@ -96,7 +98,9 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	if m.Generation > 1 && len(t.joining(m)) > 0 {
 		f.WireBytes = m.Measured.PathWireBytes
 	}
+	hairpin := t.hairpin(ctx, m, b)
 	t.stopProbes(ctx, m, t.probersOf(m, b), &f)
+	f.HairpinBPS = hairpin()
 	return f, werr
 }
 

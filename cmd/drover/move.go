@@ -272,6 +272,7 @@ func figuresLine(f drover.Figures) string {
 		{"wire", bytesOf(f.WireBytes)},
 		{"guest", bytesOf(f.GuestBytes)},
 		{"extra round trip", millis(f.ExtraRTT)},
+		{"by way of its segment's home", rateOf(f.HairpinBPS)},
 		{"sessions lost", lostOf(f)},
 	} {
 		if p.value != "" {
@@ -279,6 +280,13 @@ func figuresLine(f drover.Figures) string {
 		}
 	}
 	return strings.Join(parts, "   ")
+}
+
+func rateOf(bps *int64) string {
+	if bps == nil {
+		return ""
+	}
+	return drover.BitRate(*bps).String()
 }
 
 func lostOf(f drover.Figures) string {

@@ -145,6 +145,11 @@ func (h *host) carryOut(op drover.EdgeOp) error {
 	case drover.ForgetAddresses:
 		forget("rest " + op.Owner + " ")
 		forget("placed " + op.Owner + " ")
+		forget("metered " + op.Owner + " ")
+	case drover.MeterTraffic:
+		for _, a := range op.Addresses {
+			h.facts[fmt.Sprintf("metered %s %s", op.Owner, a)] = "counted"
+		}
 	case drover.DeliverHere, drover.Elsewhere, drover.AnnounceRoutes, drover.WithdrawRoutes:
 		for _, a := range op.Addresses {
 			switch op.Do {

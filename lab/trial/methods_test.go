@@ -11,7 +11,8 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab"
-	"github.com/drover-vm/drover/lab/node"
+	"github.com/drover-vm/drover/lab/labfile"
+	"github.com/drover-vm/drover/lab/topology"
 	"github.com/drover-vm/drover/lab/trial"
 )
 
@@ -19,8 +20,7 @@ import (
 // nothing between the two.
 type methodTrial struct {
 	*trial.Lab
-	t   *testing.T
-	lab *lab.Lab
+	t *testing.T
 }
 
 // movedAddresses are those of sheep1, as routers have them when they are
@@ -43,8 +43,8 @@ func TestMethods(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	opened, err := lab.Open(lab.Options{Exe: l.Bin}, l.Name)
-	if err != nil {
+	// A neighbour in the guest's segment, at home.
+	if _, err := l.Exec(t.Context(), "n1", "ip", "addr", "add", "10.50.0.201/24", "dev", "br-blue"); err != nil {
 		t.Fatal(err)
 	}
 	for _, sub := range []struct {
@@ -58,7 +58,7 @@ func TestMethods(t *testing.T) {
 		{"stretch home of a routed one", func(m *methodTrial) { m.outAndBack([]string{"route"}, []string{"stretch"}) }},
 		{"router away", (*methodTrial).routerAway},
 	} {
-		t.Run(sub.name, func(t *testing.T) { sub.run(&methodTrial{Lab: l, t: t, lab: opened}) })
+		t.Run(sub.name, func(t *testing.T) { sub.run(&methodTrial{Lab: l, t: t}) })
 	}
 }
 
@@ -94,6 +94,11 @@ func (m *methodTrial) move(to, method string, flags ...string) {
 	default:
 		m.t.Logf("by %s to %s: pause %.0f ms, outage %.0f ms", method, to, *f.PauseMillis, *f.OutageMillis)
 	}
+	if detour := method == "stretch" && to == "south"; (f.HairpinBPS != nil) != detour || f.ExtraRTT == nil {
+		m.t.Errorf("by %s to %s: by way of its home %v, extra round trip %v", method, to, f.HairpinBPS, f.ExtraRTT)
+	} else if detour {
+		m.t.Logf("by way of its home %s, extra round trip %.1f ms", drover.BitRate(*f.HairpinBPS), *f.ExtraRTT)
+	}
 }
 
 // shell runs a line in a node and returns what it wrote.
@@ -111,10 +116,15 @@ func (m *methodTrial) reached() {
 			m.t.Errorf("the client does not reach %s: %v %s", address, err, out)
 		}
 	}
-	out, err := m.shell("n1", "ip addr add 10.50.0.201/24 dev br-blue; ping -c 3 -i 0.3 -W 3 10.50.0.11; e=$?; ip addr del 10.50.0.201/24 dev br-blue; exit $e")
-	if err != nil {
-		m.t.Errorf("a neighbour does not reach 10.50.0.11: %v %s", err, out)
-	}
+	// The guest itself takes some seconds to notice that a neighbour which it has
+	// in mind is not in its segment's part any more.
+	m.soon(func() error {
+		out, err := m.shell("n1", "ping -c 1 -W 1 10.50.0.11; e=$?; ip neigh show 10.50.0.11 dev br-blue; exit $e")
+		if err != nil {
+			return fmt.Errorf("a neighbour does not reach 10.50.0.11: %w %s", err, out)
+		}
+		return nil
+	})
 }
 
 // standing looks at routers and edges: whether something has to stand for a VM
@@ -164,6 +174,8 @@ func (m *methodTrial) soon(ok func() error) {
 // preflight takes route where nothing else is asked for, and says no to what
 // would leave the guest unreachable.
 func (m *methodTrial) preflight() {
+	// The guest is asked for its addresses beside everything else.
+	m.soon(func() error { return m.Drover(timeout(m.t, time.Minute), nil, "preflight", "sheep1", "--to", "south") })
 	for _, c := range []struct {
 		flags []string
 		want  drover.Method
@@ -186,12 +198,27 @@ func (m *methodTrial) preflight() {
 	}
 }
 
-// routerAway: an edge whose router is gone could announce nothing, so a move by
-// route does not begin; by stretch it does.
-func (m *methodTrial) routerAway() {
-	if _, err := m.lab.Service(m.t.Context(), "south-router", node.Stop, "bgpd"); err != nil {
+// session changes the session with south's edge at its router.
+func (m *methodTrial) session(line string) {
+	m.t.Helper()
+	f, err := labfile.Load("routed")
+	if err != nil {
 		m.t.Fatal(err)
 	}
+	plan, err := topology.New(f)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	r := lab.Services(f, plan, "south").Router
+	if out, err := m.shell("south-router", fmt.Sprintf("vtysh -c 'configure terminal' -c 'router bgp %d' -c '"+line+"'", r.RouterAS, r.Address)); err != nil {
+		m.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// routerAway: an edge whose router is gone could announce nothing, so a move by
+// route does not begin.
+func (m *methodTrial) routerAway() {
+	m.session("neighbor %s shutdown")
 	m.soon(func() error {
 		var p drover.Preflight
 		_ = m.Drover(timeout(m.t, time.Minute), &p, "preflight", "sheep1", "--to", "south", "--method", "route")
@@ -204,9 +231,7 @@ func (m *methodTrial) routerAway() {
 	})
 	_, err := m.Move(timeout(m.t, time.Minute), "sheep1", "south", "--method", "route")
 	wantStatus(m.t, err, 3)
-	if _, err := m.lab.Service(m.t.Context(), "south-router", node.Start, "bgpd"); err != nil {
-		m.t.Fatal(err)
-	}
+	m.session("no neighbor %s shutdown")
 	m.soon(func() error {
 		var p drover.Preflight
 		return m.Drover(timeout(m.t, time.Minute), &p, "preflight", "sheep1", "--to", "south", "--method", "route")
