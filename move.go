@@ -66,6 +66,8 @@ type Move struct {
 	Progress *Progress    `json:"progress,omitempty"`
 	// Gate is nil for a move without one.
 	Gate *GateRecord `json:"gate,omitempty"`
+	// Renumber is what becomes of the VM's addresses; nil for other methods.
+	Renumber *Renumbered `json:"renumber,omitempty"`
 	// Clone is the VM that spawn or redirect makes; nil for other methods.
 	Clone *Clone `json:"clone,omitempty"`
 }

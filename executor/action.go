@@ -34,7 +34,7 @@ type Ref struct {
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
 //     TakeBack, Undefine, StopReplication, StopVM, AbortCommit) first end every other action of the same move on
 //     their host, and wait for that.
-//   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge, CountSessions and Attend
+//   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge, CountSessions, FindStation and Attend
 //     need the move's reservation on their host. After Release, a late Reserve of the same move is refused.
 type Agents interface {
 	// Run starts or finds the action, calls progress (never after it has
@@ -112,6 +112,11 @@ type Transfer struct {
 	// SourceEdge and TargetEdge are told of the switchover, each by the host of
 	// its own site.
 	SourceEdge, TargetEdge EdgeAgent
+	// Retarget is nil for a VM that stays in its segments. Guest is done by the
+	// destination's agent as soon as the guest runs there, as far as it can be:
+	// whoever needs it asks again (ChangeGuest).
+	Retarget *Retarget
+	Guest    *GuestChange
 }
 
 // AbortTransfer makes sure that no transfer of this move is under way or will

@@ -46,6 +46,8 @@ type scenario struct {
 	back drover.Method
 	// quiet is a step that asks nobody, and so cannot fail.
 	quiet string
+	// dhcp: the guest has no agent, and asks DHCP when its cable is plugged in.
+	dhcp bool
 	// sessions are those of the server that is redirected.
 	sessions int
 }
@@ -82,6 +84,7 @@ func request(sc scenario) executor.Request {
 		},
 	}
 	withNetwork(sc, &r)
+	withRenumber(sc, &r)
 	withClone(sc, &r)
 	if sc.off {
 		r.VM.State = drover.VMOff
@@ -99,6 +102,7 @@ func play(sc scenario) *story {
 	w.AddVM(req.VM)
 	w.SetSick(req.VM.Name, sc.sick)
 	st.wrong = setNetwork(w, sc, req)
+	setRenumber(w, sc, req)
 	setClone(w, sc, req)
 	before := w.EdgeFacts()
 	if sc.fault != nil {
@@ -129,6 +133,7 @@ func play(sc scenario) *story {
 	} else if len(st.wrong) == 0 {
 		st.wrong = append(w.Check(st.move, req.Disks, !sc.off), checkMove(st.move)...)
 		st.wrong = append(st.wrong, checkNetwork(w, sc, req, st.move, before)...)
+		st.wrong = append(st.wrong, checkRenumber(w, sc, req, st.move)...)
 	}
 	all, _, err := journal.List(context.Background(), store.Filter{})
 	if err != nil || len(all) != 1 {

@@ -51,11 +51,13 @@ func transfer() step {
 		},
 		do: func(s *state) []call {
 			r := s.Request
-			return []call{{host: r.From.Host, action: Transfer{
+			t := Transfer{
 				PeerAddress: r.ToAddress, PeerHost: r.To.Host,
 				Disks: r.Disks, Bandwidth: r.Bandwidth, MaxPause: r.MaxPause, NoThrottle: r.NoThrottle,
 				SourceEdge: told(s.network().Source), TargetEdge: told(s.network().Target),
-			}}}
+			}
+			s.intoSegment(&t)
+			return []call{{host: r.From.Host, action: t}}
 		},
 		note: func(s *state, _ int, r Result) error {
 			if !r.Moved {

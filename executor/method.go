@@ -32,6 +32,9 @@ type step struct {
 	// local does the part of a step that asks no agent, before do's calls; nil
 	// for most. What it notes in the state is kept when the step is done.
 	local func(context.Context, *Executor, *state) error
+	// work does the part of a step whose calls depend on each other's results,
+	// after do's; nil for most. What it notes is kept when the step is done.
+	work func(ctx context.Context, w *worker, s *state, ask asker) error
 	// patient steps are asked for again for as long as it takes when nobody
 	// answers: only a definite failure undoes the move.
 	patient bool
@@ -75,7 +78,7 @@ func (m method) table() saga.Table {
 func methods() []method {
 	return []method{
 		liveMethod(), stretchMethod(), routeMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod(),
-		spawnMethod(), redirectMethod(),
+		renumberMethod(), spawnMethod(), redirectMethod(),
 	}
 }
 
@@ -89,6 +92,8 @@ func methodOf(r Request) (method, error) {
 		return stretchMethod(), nil
 	case r.Method == drover.Route && !gated:
 		return routeMethod(), nil
+	case r.Method == drover.Renumber && !gated:
+		return renumberMethod(), nil
 	case r.Method == drover.Cold && !gated:
 		return coldMethod(), nil
 	case r.Method == drover.Cold:
@@ -106,8 +111,8 @@ func methodOf(r Request) (method, error) {
 	case r.keepsRunning():
 		return method{}, drover.Errorf(drover.Invalid, "gate", "method %s has none: its guest goes on where it was; want it for %s or %s", r.Method, drover.Warm, drover.Cold)
 	default:
-		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s, %s, %s, %s, %s or %s", r.Method,
-			drover.Live, drover.Stretch, drover.Route, drover.Warm, drover.Cold, drover.Redirect, drover.Spawn)
+		return method{}, drover.Errorf(drover.Invalid, "method", "%q is not one that can be carried out: want %s, %s, %s, %s, %s, %s, %s or %s", r.Method,
+			drover.Live, drover.Stretch, drover.Route, drover.Renumber, drover.Warm, drover.Cold, drover.Redirect, drover.Spawn)
 	}
 }
 

@@ -22,7 +22,7 @@ func (sc scenario) byNetwork() bool { return sc.method == drover.Stretch || sc.m
 // hostsOf are the agents that may die in a scenario.
 func hostsOf(sc scenario) []string {
 	hosts := []string{"west1", "east1"}
-	if sc.byNetwork() || sc.method.Makes() {
+	if sc.byNetwork() || sc.method.Makes() || sc.method == drover.Renumber {
 		hosts = append(hosts, "west-edge", "east-edge")
 	}
 	return hosts

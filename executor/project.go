@@ -47,6 +47,7 @@ func project(rec *store.Record, s *state, t saga.Table, now time.Time) {
 	rec.Move.Fault = fault(s, rec.Move.State)
 	rec.Move.Gate = projectGate(s)
 	rec.Move.Clone = projectClone(s)
+	rec.Move.Renumber = projectRenumber(s)
 }
 
 func projectStep(r drover.StepRecord, e saga.Entry, now time.Time) drover.StepRecord {
@@ -73,8 +74,8 @@ func fault(s *state, st drover.MoveState) string {
 	if st == drover.MoveDone {
 		return ""
 	}
-	parts := make([]string, 0, 2)
-	for _, p := range []string{s.Cause, s.Trouble} {
+	parts := make([]string, 0, 3)
+	for _, p := range []string{s.Cause, s.Trouble, heldFault(s)} {
 		if p != "" {
 			parts = append(parts, p)
 		}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/network"
 )
 
 // Request is a move as it has been decided: nothing is left to choose. It is
@@ -53,6 +54,8 @@ type Request struct {
 	// LocalEgress keeps the traffic of a stretched VM from going by way of its
 	// segment's home.
 	LocalEgress bool `json:"local_egress,omitempty"`
+	// Renumber is the VM's way into another segment; nil for other methods.
+	Renumber *network.Renumber `json:"renumber,omitempty"`
 	// Clone is the VM that spawn and redirect make; nil for other methods.
 	Clone *Clone `json:"clone,omitempty"`
 	// Locks are names of which two moves under way have none in common, such as
@@ -105,6 +108,8 @@ func (r Request) Validate() error {
 		return bad("%d locks: want at most %d", len(r.Locks), maxLocks)
 	case r.LocalEgress && r.Method != drover.Stretch:
 		return bad("local_egress is for the method %s: by %s traffic takes the direct way, or its segment is one", drover.Stretch, r.Method)
+	case (r.Method == drover.Renumber) != (r.Renumber != nil):
+		return bad("renumber: want it for the method %s, and for no other", drover.Renumber)
 	case r.MaxDowntime < 0:
 		return bad("max_downtime %v: want 0 (the agent's choice) or more", r.MaxDowntime)
 	}
@@ -153,7 +158,7 @@ func (r Request) checkDisks(bad func(string, ...any) error) error {
 // keepsRunning reports whether the guest goes on at the destination where it was
 // at the source.
 func (r Request) keepsRunning() bool {
-	return r.Method == drover.Live || r.Method == drover.Stretch || r.Method == drover.Route
+	return r.Method == drover.Live || r.Method == drover.Stretch || r.Method == drover.Route || r.Method == drover.Renumber
 }
 
 // running reports whether the VM was executing when it was observed.

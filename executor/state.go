@@ -40,11 +40,16 @@ type state struct {
 	Definition []byte `json:"definition,omitempty"`
 	// Network is what edges do, once it has been planned.
 	Network *network.Plan `json:"network,omitempty"`
+	// Renumbered is what is known of a VM's new and old addresses.
+	Renumbered renumbered `json:"renumbered,omitzero"`
 	// Made is what is known of the VM that spawn and redirect make.
 	Made    cloneState `json:"made,omitzero"`
 	Stopped time.Time  `json:"stopped,omitzero"`
 	Resumed time.Time  `json:"resumed,omitzero"`
 	Sums    sums       `json:"sums,omitzero"`
+
+	// move is the record's name.
+	move string
 }
 
 // sums are figures added up over a move's steps.
@@ -158,6 +163,7 @@ func openState(r store.Record) (*state, method, error) {
 	if err := s.Journal.Fits(m.table()); err != nil {
 		return nil, method{}, drover.E(drover.Corrupt, op, err)
 	}
+	s.move = r.Move.Name
 	return &s, m, nil
 }
 

@@ -33,6 +33,9 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 			return st.note(noted, n, r)
 		})
 	}
+	if err == nil && st.work != nil {
+		err = st.work(ctx, w, noted, func(ctx context.Context, c call) (Result, error) { return w.ask(ctx, d, c) })
+	}
 	if st.hold != nil && w.now().Committed {
 		err = nil // the operator's word counts, whatever the check says
 	}
@@ -47,6 +50,9 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
 			s.WasRunning, s.Definition, s.Gate, s.Network = noted.WasRunning, noted.Definition, noted.Gate, noted.Network
 			s.Made = noted.Made
+			ended := s.Renumbered.Ended
+			s.Renumbered = noted.Renumbered
+			s.Renumbered.Ended = ended
 			s.Stopped, s.Resumed, s.Sums = noted.Stopped, noted.Resumed, noted.Sums
 			s.Trouble = ""
 			if st.Pivot {

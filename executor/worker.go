@@ -157,21 +157,11 @@ func (w *worker) finish(ctx context.Context, d saga.Decision) error {
 		saga.FinishedDone: drover.MoveDone, saga.FinishedUndone: drover.MoveUndone, saga.Stuck: drover.MoveStuck,
 	}[d.Verb]
 	m.Ended, m.Progress = ended, nil
-	begun := firstStart(m.Steps)
-	m.Measured = s.figures(begun, ended)
-	if !begun.IsZero() {
-		octx, cancel := context.WithTimeout(ctx, w.e.limits.ObserverTime)
-		more, err := w.e.watcher.MoveEnded(octx, m)
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			w.log.WarnContext(ctx, "observer failed as the move ended", "error", err)
-		}
-		merge(&m.Measured, more)
+	var err error
+	if m.Measured, err = w.measure(ctx, m, s, ended); err != nil {
+		return err
 	}
-	err := w.change(ctx, func(s *state, rec *store.Record) error {
+	err = w.change(ctx, func(s *state, rec *store.Record) error {
 		s.ended()
 		s.Trouble = ""
 		rec.Move.State, rec.Move.Ended, rec.Move.Measured = m.State, m.Ended, m.Measured
@@ -182,6 +172,30 @@ func (w *worker) finish(ctx context.Context, d saga.Decision) error {
 		w.log.InfoContext(ctx, "move ended", "state", m.State, "fault", w.move().Fault, "seconds", ended.Sub(m.Created).Seconds())
 	}
 	return err
+}
+
+// measure returns the figures of a move that has ended then, with what the
+// observer saw.
+func (w *worker) measure(ctx context.Context, m drover.Move, s *state, ended time.Time) (drover.Figures, error) {
+	if known := s.Renumbered.Measured; known != nil {
+		return withLost(*known, s.Renumbered.Lost), nil
+	}
+	begun := firstStart(m.Steps)
+	m.Measured, m.Ended = s.figures(begun, ended), ended
+	if begun.IsZero() {
+		return m.Measured, nil
+	}
+	octx, cancel := context.WithTimeout(ctx, w.e.limits.ObserverTime)
+	more, err := w.e.watcher.MoveEnded(octx, m)
+	cancel()
+	if ctx.Err() != nil {
+		return drover.Figures{}, ctx.Err()
+	}
+	if err != nil {
+		w.log.WarnContext(ctx, "observer failed as the move ended", "error", err)
+	}
+	merge(&m.Measured, more)
+	return m.Measured, nil
 }
 
 func firstStart(steps []drover.StepRecord) time.Time {

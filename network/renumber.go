@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"net/url"
@@ -53,45 +54,26 @@ type Renumber struct {
 	VM string `json:"vm"`
 }
 
-const (
-	// DefaultOldLimit is how long old sessions may go on where nobody says
-	// otherwise: most end within minutes, and who has longer ones knows.
-	DefaultOldLimit = time.Hour
-	// MaxOldLimit is what edges take.
-	MaxOldLimit = 30 * 24 * time.Hour
-	// lowTTL is a name's TTL around the move: what resolvers honour, and short
-	// enough that a wrong answer is soon forgotten.
-	lowTTL = 5 * time.Second
-	// maxWished is one address for each family.
-	maxWished = 2
-)
+// lowTTL is a name's TTL around the move: what resolvers honour, and short
+// enough that a wrong answer is soon forgotten.
+const lowTTL = 5 * time.Second
 
-// RenumberWish is what an operator wants of the new place.
+// RenumberWish is a move by renumber as far as it matters here.
 type RenumberWish struct {
+	drover.RenumberWish
 	VM       drover.VM
 	From, To string
-	// Segment at the destination; empty: the only one that is at home there.
-	Segment string
-	// Addresses to have there, one for a family at most.
-	Addresses []netip.Addr
-	Name      string
-	Limit     time.Duration // zero: DefaultOldLimit
 }
 
 // MakeRenumber decides what can be without asking anybody. The error's kind is
 // drover.Invalid for a wish that cannot be fulfilled, with what would be needed.
 func MakeRenumber(w RenumberWish, world World) (Renumber, error) {
 	op := "plan the network of " + w.VM.Name
-	bad := func(format string, args ...any) (Renumber, error) {
-		return Renumber{}, drover.Errorf(drover.Invalid, op, format, args...)
+	if err := w.Validate(); err != nil {
+		return Renumber{}, err
 	}
-	switch {
-	case w.From == w.To:
-		return bad("it stays at site %s: take live", w.To)
-	case w.Limit < 0 || w.Limit > MaxOldLimit:
-		return bad("limit %v for old sessions: want more than zero, up to %v", w.Limit, MaxOldLimit)
-	case strings.ContainsAny(w.Name, " \t\r\n\"'\\;()") || len(w.Name) > 253:
-		return bad("name %q: want a DNS name with its zone, such as web1.example.net", w.Name)
+	if w.From == w.To {
+		return Renumber{}, problem(op, "take live", "it stays at site %s", w.To)
 	}
 	part, err := renumbered(op, w, world)
 	if err != nil {
@@ -105,25 +87,22 @@ func MakeRenumber(w RenumberWish, world World) (Renumber, error) {
 		return Renumber{}, err
 	}
 	if len(to.Gateways) == 0 {
-		return bad("segment %s has no gateway: name it in the file of the edge at %s", to.Name, w.To)
+		return Renumber{}, problem(op, "name it in the file of the edge at "+w.To, "segment %s has no gateway", to.Name)
 	}
 	owner := Owner(w.VM.UUID)
 	for _, e := range world.Extended {
 		if slices.Contains(e.Owners, owner) {
-			return bad("it is away from home by stretch (segment %s at %s): move it home first", e.Segment, e.Site)
+			return Renumber{}, problem(op, "move it home first", "it is away from home by stretch (segment %s at %s)", e.Segment, e.Site)
 		}
 	}
 	for _, s := range world.Standing {
 		if s.Routes || s.Addresses {
-			return bad("it is away from home by route (something stands for it at %s): move it home first", s.Site)
+			return Renumber{}, problem(op, "move it home first", "it is away from home by route (something stands for it at %s)", s.Site)
 		}
 	}
 	r := Renumber{
 		MAC: part.NIC.MAC, From: part.Segment, To: to, Old: part.Addresses, Wished: w.Addresses, Hostname: w.VM.Name,
-		Name: strings.ToLower(strings.TrimSuffix(w.Name, ".")), Limit: w.Limit, VM: w.VM.UUID,
-	}
-	if r.Limit == 0 {
-		r.Limit = DefaultOldLimit
+		Name: strings.ToLower(strings.TrimSuffix(w.DNSName, ".")), Limit: cmp.Or(w.OldLimit, drover.DefaultOldLimit), VM: w.VM.UUID,
 	}
 	for _, e := range world.Edges {
 		switch e.Site {
@@ -133,9 +112,9 @@ func MakeRenumber(w RenumberWish, world World) (Renumber, error) {
 			r.Target = e
 		}
 	}
-	for site, e := range map[string]Edge{w.From: r.Source, w.To: r.Target} {
+	for i, e := range []Edge{r.Source, r.Target} {
 		if e.Host == "" {
-			return bad("site %s has no edge: start a drover agent with an edge there", site)
+			return Renumber{}, problem(op, "start a drover agent with an edge there", "site %s has no edge", []string{w.From, w.To}[i])
 		}
 	}
 	return r, nil
@@ -147,7 +126,7 @@ func renumbered(op string, w RenumberWish, world World) (Part, error) {
 	for _, n := range w.VM.NICs {
 		seg, known := SegmentOf(world.Segments, n)
 		if !known {
-			return Part{}, drover.Errorf(drover.Invalid, op, "no edge knows the segment of %s (%s): name it in the file of the edge at %s", n.MAC, n.Network, w.From)
+			return Part{}, problem(op, "name it in the file of the edge at "+w.From, "no edge knows the segment of %s (%s)", n.MAC, n.Network)
 		}
 		if seg.Joined && seg.At(w.To) {
 			continue // the same network is there
@@ -156,12 +135,12 @@ func renumbered(op string, w RenumberWish, world World) (Part, error) {
 	}
 	switch {
 	case len(parts) == 0:
-		return Part{}, drover.Errorf(drover.Invalid, op, "its segments are joined between %s and %s: take live", w.From, w.To)
+		return Part{}, problem(op, "take live", "its segments are joined between %s and %s", w.From, w.To)
 	case len(parts) > 1:
-		return Part{}, drover.Errorf(drover.Invalid, op, "%d of its network cards would get new addresses: renumber is for one, take route or stretch", len(parts))
+		return Part{}, problem(op, "take route or stretch", "%d of its network cards would get new addresses, and renumber is for one", len(parts))
 	case len(parts[0].Addresses) == 0:
 		p := parts[0]
-		return Part{}, drover.Errorf(drover.Invalid, op, "no address of %s (%s) in segment %s is known: run a guest agent in it, or name them in its metadata", p.NIC.MAC, p.NIC.Network, p.Segment.Name)
+		return Part{}, problem(op, "run a guest agent in it, or name them (--address)", "no address of %s (%s) in segment %s is known", p.NIC.MAC, p.NIC.Network, p.Segment.Name)
 	}
 	return parts[0], nil
 }
@@ -183,11 +162,11 @@ func newSegment(op string, w RenumberWish, world World, from drover.Segment) (dr
 	case len(found) == 1:
 		return found[0], nil
 	case w.Segment == from.Name:
-		return drover.Segment{}, drover.Errorf(drover.Invalid, op, "segment %s is the one that it is in: take route or stretch", w.Segment)
+		return drover.Segment{}, problem(op, "take route or stretch", "segment %s is the one that it is in", w.Segment)
 	case w.Segment != "":
-		return drover.Segment{}, drover.Errorf(drover.Invalid, op, "segment %s is not at %s: want one of %s", w.Segment, w.To, list(there))
+		return drover.Segment{}, problem(op, "name one of "+list(there), "segment %s is not at %s", w.Segment, w.To)
 	default:
-		return drover.Segment{}, drover.Errorf(drover.Invalid, op, "which segment at %s is it to be in? name one of %s", w.To, list(there))
+		return drover.Segment{}, problem(op, "name one of "+list(there), "it is not said in which segment at %s it is to be", w.To)
 	}
 }
 
@@ -199,12 +178,9 @@ func list(names []string) string {
 }
 
 func checkWished(op string, w RenumberWish, to drover.Segment) error {
-	if len(w.Addresses) > maxWished || len(w.Addresses) == maxWished && w.Addresses[0].Is4() == w.Addresses[1].Is4() {
-		return drover.Errorf(drover.Invalid, op, "new addresses %v: want one for a family at most", w.Addresses)
-	}
 	for _, a := range w.Addresses {
 		if !to.Contains(a) || slices.Contains(to.Gateways, a) {
-			return drover.Errorf(drover.Invalid, op, "new address %v: want one of segment %s (%v), and not its gateway's", a, to.Name, to.Subnets)
+			return problem(op, "name another", "new address %v is not one of segment %s (%v), or its gateway's", a, to.Name, to.Subnets)
 		}
 	}
 	return nil

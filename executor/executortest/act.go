@@ -79,6 +79,12 @@ func (j *job) act() (executor.Result, error) {
 		return j.attend(a)
 	case executor.StageEdge:
 		return none, j.stageEdge(a)
+	case executor.CountSessions:
+		return j.countSessions()
+	case executor.ChangeGuest:
+		return j.changeGuest(a)
+	case executor.FindStation:
+		return j.findStation(a)
 	default:
 		return none, drover.Errorf(drover.Invalid, j.key.step, "unknown action %T", a)
 	}

@@ -185,7 +185,7 @@ func (w *World) admit(hostName string, ref executor.Ref) (*host, *journal, error
 // allows refuses what must not come late.
 func (j *journal) allows(a executor.Action) error {
 	switch a.(type) {
-	case executor.Release, executor.CheckHealth, executor.Edge, executor.StageEdge, executor.Attend:
+	case executor.Release, executor.CheckHealth, executor.Edge, executor.StageEdge, executor.CountSessions, executor.FindStation, executor.Attend:
 		return nil
 	case executor.Reserve:
 		if j.released && len(j.results) > 0 {
@@ -263,7 +263,7 @@ func (j *job) run() {
 	j.w.mu.Lock()
 	if !j.dead {
 		delete(j.h.jobs, j.key)
-		if j.err == nil {
+		if j.err == nil && !fresh(j.action) {
 			j.j.results[j.key.step] = j.result
 		}
 	} else if j.err == nil {
@@ -272,6 +272,18 @@ func (j *job) run() {
 	}
 	j.w.mu.Unlock()
 	close(j.done)
+}
+
+// fresh actions are carried out anew each time that they are asked for.
+func fresh(a executor.Action) bool {
+	switch a := a.(type) {
+	case executor.CountSessions, executor.FindStation:
+		return true
+	case executor.ChangeGuest:
+		return a.Primary || a.Ask
+	default:
+		return false
+	}
 }
 
 func errCrashed(h *host) error {

@@ -162,7 +162,7 @@ func (h *host) carryOut(op drover.EdgeOp) error {
 			}
 		}
 	default:
-		return drover.Errorf(drover.Invalid, "edge", "%s is none of those that edges here can do", op.Do)
+		return h.renumberOp(op)
 	}
 	return nil
 }
@@ -198,6 +198,9 @@ func (j *job) atEdge(op drover.EdgeOp) error {
 	}
 	if err := op.Validate(); err != nil {
 		return err
+	}
+	if strings.HasPrefix(op.Owner, "move/") {
+		return j.h.carryOut(op)
 	}
 	if ok, err := j.cloneOp(op); ok {
 		return err

@@ -20,6 +20,9 @@ const rounds = 3
 //	guest destroyed, journal: moved
 func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 	var none executor.Result
+	if (a.Retarget == nil) != (a.Guest == nil) {
+		return none, drover.Errorf(drover.Invalid, "transfer", "into another segment %v, with other addresses %v", a.Retarget, a.Guest)
+	}
 	given := false
 	err := j.part(func() error {
 		if j.j.aborted {
@@ -71,6 +74,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 	}
 	if err == nil {
 		j.callOut(a.TargetEdge, a.PeerHost)
+		j.callGuest(a)
 		err = j.hold() // the answer's way back
 	}
 	if err != nil && drover.KindOf(err).Retryable() {

@@ -35,6 +35,8 @@ type World struct {
 	sick     map[string]string // why VMs are not well, by name
 	network  layout
 	service  *service // nil for none
+	guests   map[string]*guest
+	sessions int // of old addresses
 	wrong    []string
 	finished bool
 }
