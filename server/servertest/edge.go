@@ -25,9 +25,6 @@ type EdgeState struct {
 	// "KIND OWNER".
 	Owned   []*droverv1.OwnedThing
 	Removed []string
-	// OpChecks is what CheckOps finds, Leases what it says of a MAC.
-	OpChecks []drover.Check
-	Leases   []*droverv1.HeldLease
 }
 
 func (a *Agent) edge() (EdgeState, error) {
