@@ -250,6 +250,8 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 			a.log.Error("cannot take up the mesh", "err", err)
 		}
 	}
+	group.Go(func() error { a.thawLeft(ctx); return nil })
+	group.Go(func() error { a.plugLeft(ctx); return nil })
 	a.jobs.start(ctx)
 	a.log.Info("agent serves", "site", a.config.Site, "address", listener.Addr().String())
 	<-ctx.Done()

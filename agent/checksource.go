@@ -44,18 +44,25 @@ func (a agentService) CheckSource(ctx context.Context, req *droverv1.CheckSource
 		a.freeCheck("no-other-move", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-source"),
 	}
-	if drover.Method(req.GetMethod()) == drover.Warm {
+	if m := drover.Method(req.GetMethod()); m == drover.Warm || m == drover.Redirect {
 		more, err := a.warmChecks(ctx, vm)
 		if err != nil {
 			return nil, err
 		}
-		checks = append(checks, more...)
+		if checks = append(checks, more...); m == drover.Redirect {
+			checks = append(checks, a.freezeCheck(ctx, vm))
+		}
 	}
 	checks = append(checks, reached()...)
-	return &droverv1.CheckSourceResponse{
-		Checks: api.ChecksToProto(checks), Vm: api.VMToProto(vm), Definition: def,
-		Host: api.HostToProto(host), BackingIds: ids,
-	}, nil
+	resp := &droverv1.CheckSourceResponse{Vm: api.VMToProto(vm), Host: api.HostToProto(host), BackingIds: ids}
+	if drover.Method(req.GetMethod()) == drover.Renumber {
+		resp.GuestAgent, resp.GuestFault = a.guestCheck(ctx, vm)
+	}
+	if def, err = a.retargeted(def, req.GetRetarget()); err != nil {
+		return nil, err
+	}
+	resp.Checks, resp.Definition = api.ChecksToProto(checks), def
+	return resp, nil
 }
 
 // stateCheck says whether the VM is in a state that the method can start from.
@@ -65,7 +72,7 @@ func stateCheck(vm drover.VM, m drover.Method) drover.Check {
 	case !vm.Persistent:
 		c.OK, c.Detail = false, fmt.Sprintf("vm %s is transient: it is gone when it stops", vm.Name)
 		c.Fix = fmt.Sprintf("define vm %s, so that it has a configuration to come back to", vm.Name)
-	case slices.Contains([]drover.Method{drover.Live, drover.Stretch, drover.Route, drover.Warm}, m) && vm.State != drover.VMRunning:
+	case slices.Contains([]drover.Method{drover.Live, drover.Stretch, drover.Route, drover.Renumber, drover.Warm}, m) && vm.State != drover.VMRunning:
 		c.OK = false
 		c.Fix = fmt.Sprintf("start or resume vm %s, or move it cold", vm.Name)
 	case vm.State == drover.VMCrashed:

@@ -11,6 +11,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/driver"
 )
 
 // CheckTarget is the target's end of a preflight.
@@ -31,7 +32,13 @@ func (a agentService) CheckTarget(ctx context.Context, req *droverv1.CheckTarget
 	if err != nil {
 		return nil, err
 	}
-	compatible, err := a.hyp.Compatible(ctx, req.GetDefinition(), source)
+	def := driver.Definition(req.GetDefinition())
+	if c := req.GetClone(); c != nil {
+		if def, err = a.cloneDefinition(vm.Name, vm.UUID, c); err != nil {
+			return nil, err
+		}
+	}
+	compatible, err := a.hyp.Compatible(ctx, def, source)
 	if err != nil {
 		return nil, err
 	}
@@ -41,6 +48,9 @@ func (a agentService) CheckTarget(ctx context.Context, req *droverv1.CheckTarget
 	checks = append(checks, backing, a.spaceCheck(ctx, vm, same), a.pathsCheck(ctx, vm),
 		a.freeCheck("no-other-move-target", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-target"))
+	if req.GetClone() != nil && drover.Method(req.GetMethod()) == drover.Spawn {
+		checks = append(checks, baseCheck(a.config.Name, vm, same))
+	}
 	checks = append(checks, reached()...)
 	return &droverv1.CheckTargetResponse{Checks: api.ChecksToProto(checks), Host: api.HostToProto(host), SameBacking: same}, nil
 }

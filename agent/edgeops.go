@@ -43,6 +43,8 @@ func (e *edge) carryOut(ctx context.Context, op drover.EdgeOp, out *edgeOutcome,
 		return e.doLease(ctx, owner, op, out)
 	case drover.AddServer, drover.ReadyServer, drover.WeighServer, drover.DrainServer, drover.RemoveServer:
 		return e.doServer(ctx, owner, op, out)
+	case drover.ForgetOwner:
+		return e.forget(ctx, owner)
 	default:
 		return drover.Errorf(drover.Invalid, "edge operation", "%q is none that this agent knows", string(op.Do))
 	}
@@ -204,9 +206,9 @@ func (e *edge) doAddresses(ctx context.Context, owner driver.Owner, op drover.Ed
 		return err
 	}
 	if op.Do == drover.ForwardOld {
-		return d.ForwardOld(ctx, owner, driver.OldForward{Addresses: op.Addresses, Bridge: s.Bridge, To: path, Limit: op.Limit})
+		return d.ForwardOld(ctx, owner, driver.OldForward{Addresses: op.Addresses, Bridge: s.Bridge, To: path, Limit: op.Limit, All: op.Force})
 	}
-	return d.AcceptOld(ctx, owner, driver.OldAccept{Addresses: op.Addresses, Bridge: s.Bridge, From: path, Subnets: op.Subnets})
+	return d.AcceptOld(ctx, owner, driver.OldAccept{Addresses: op.Addresses, Bridge: s.Bridge, From: path, Subnets: op.Subnets, All: op.Force})
 }
 
 func (e *edge) doName(ctx context.Context, owner driver.Owner, op drover.EdgeOp, out *edgeOutcome, patient bool) error {
@@ -250,7 +252,7 @@ func (e *edge) doLease(ctx context.Context, owner driver.Owner, op drover.EdgeOp
 	if err != nil {
 		return err
 	}
-	lease, err := d.Reserve(ctx, owner, driver.LeaseRequest{Segment: op.Segment, MAC: op.MAC, Hostname: op.Name, Addresses: op.Addresses})
+	lease, err := d.Reserve(ctx, owner, driver.LeaseRequest{Segment: op.Segment, MAC: op.MAC, Hostname: op.Name, Addresses: op.Addresses, DUID: op.DUID, IAID: op.IAID})
 	if err != nil {
 		return err
 	}

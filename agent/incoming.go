@@ -27,6 +27,8 @@ type arrival struct {
 	// connection to it open.
 	edge *droverv1.EdgeAgent
 	cool context.CancelFunc
+	// guest is changed when it runs; nil for nothing.
+	guest *guestChange
 }
 
 // close ends the data path.
@@ -185,7 +187,11 @@ func (r *record) prepare(ref moveRef, caller string, token []byte, req *droverv1
 
 // receive starts the receiving hypervisor and opens the data path.
 func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token []byte, req *droverv1.PrepareRequest) (*droverv1.PrepareResponse, error) {
-	arr := &arrival{edge: req.GetTargetEdge()}
+	guest, err := readGuestChange(req.GetGuest())
+	if err != nil {
+		return nil, err
+	}
+	arr := &arrival{edge: req.GetTargetEdge(), guest: guest}
 	subject := wan.Subject{Move: ref.move, VM: ref.uuid, Tenant: req.GetTenant()}
 	offered := a.offer(ctx, subject, req.GetDisks())
 	o := wan.ReceiveOptions{Token: token, Peer: caller, Subject: subject, Offered: offered}
@@ -352,6 +358,7 @@ func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*drover
 	confirm, err := arr.in.Finish(ctx, cookie)
 	if err == nil {
 		a.callOut(ref, arr.edge)
+		a.calls.group.Go(func() { a.changeArrived(ref, arr.guest) })
 		resumed := a.observer.resumed(ref.vm, began)
 		err = a.journal.update(ref.move, "running", func(r *record) error {
 			r.In.State, r.In.Cookie, r.In.Resumed = inRunning, confirm, resumed

@@ -208,7 +208,7 @@ func (a *Agent) define(ctx context.Context, _ *job, ref moveRef, m *droverv1.Def
 	for _, v := range r.Volumes {
 		// What was to be copied must have been: a VM that boots from an empty
 		// disk may well format it.
-		if _, copied := r.Copied[v.Target]; !copied {
+		if _, copied := r.Copied[v.Target]; !copied && !v.Fresh {
 			return nil, drover.Errorf(drover.Refused, op, "disk %s has not been copied", v.Target)
 		}
 	}

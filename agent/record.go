@@ -53,6 +53,8 @@ type record struct {
 	// never will, by this move.
 	Committed   bool `json:"committed,omitempty"`
 	Uncommitted bool `json:"uncommitted,omitempty"`
+	// Unplugged is the network card whose cable is out for a moment.
+	Unplugged string `json:"unplugged,omitempty"`
 }
 
 // The states of an outgoing transfer.
@@ -122,6 +124,8 @@ type volumeRecord struct {
 	Target string            `json:"target"`
 	Spec   driver.VolumeSpec `json:"spec"`
 	Made   bool              `json:"made,omitempty"`
+	// Fresh says that it stays as it was made: nothing is carried into it.
+	Fresh bool `json:"fresh,omitempty"`
 	// Dirty says that a copy into it has begun: another begins with an empty
 	// volume.
 	Dirty bool `json:"dirty,omitempty"`

@@ -28,6 +28,10 @@ type replication struct {
 	downtime time.Duration
 	// done is the newest round that the destination has.
 	done int64
+	// freezes has the guest's file systems frozen at the backup's beginning, and
+	// frozen is how that went.
+	freezes bool
+	frozen  string
 
 	mu   sync.Mutex
 	rate drover.BitRate // may be changed while it runs
@@ -171,7 +175,7 @@ func (w *replication) sendDisks(ctx context.Context, session *wan.Sender, number
 		return f, err
 	}
 	defer w.a.sockets.remove(w.ref.move)
-	backup, err := w.a.hyp.BeginBackup(ctx, w.ref.vm, spec)
+	backup, err := w.begin(ctx, spec)
 	if err != nil {
 		return f, err
 	}

@@ -36,13 +36,13 @@ var kinds = map[string]kind{
 	"take-back":      {undo: true, free: true, forgets: []string{"give-up", "shutdown", "copy"}},
 	"copy":           {},
 	"define":         {forgets: []string{"undefine"}},
-	"undefine":       {undo: true, free: true, forgets: []string{"define", "start"}},
+	"undefine":       {undo: true, free: true, forgets: []string{"define", "define-clone", "start"}},
 	"start":          {forgets: []string{"undefine"}},
 	"verify":         {fresh: true, free: true},
 	"release-source": {},
 
 	"replicate":        {forgets: []string{"stop-replication"}},
-	"stop-replication": {undo: true, free: true, forgets: []string{"replicate"}},
+	"stop-replication": {undo: true, free: true, forgets: []string{"replicate", "copy-clone"}},
 	"stop-vm":          {undo: true, free: true, forgets: []string{"start"}},
 	"check-health":     {free: true},
 	"commit":           {},
@@ -52,6 +52,15 @@ var kinds = map[string]kind{
 	"undo-edge":      {undo: true, free: true},
 	"stage-edge":     {free: true},
 	"count-sessions": {fresh: true, free: true},
+
+	"change-guest":      {forgets: []string{"undo-change-guest"}},
+	"make-primary":      {fresh: true},
+	"undo-change-guest": {undo: true, free: true, forgets: []string{"change-guest"}},
+	"find-station":      {fresh: true, free: true},
+
+	"define-clone": {forgets: []string{"undefine"}},
+	"copy-clone":   {forgets: []string{"stop-replication"}},
+	"attend":       {free: true},
 }
 
 const (
@@ -193,6 +202,24 @@ func (a *Agent) actionOf(ref moveRef, req *droverv1.RunRequest) (string, action,
 		return bind("edge", with(a.runEdge, act.Edge))
 	case *droverv1.RunRequest_StageEdge:
 		return bind("stage-edge", with(a.stageEdge, act.StageEdge))
+	case *droverv1.RunRequest_DefineClone:
+		return bind("define-clone", with(a.defineClone, act.DefineClone))
+	case *droverv1.RunRequest_CopyClone:
+		return bind("copy-clone", with(a.copyClone, act.CopyClone))
+	case *droverv1.RunRequest_Attend:
+		return bind("attend", with(a.attend, act.Attend))
+	case *droverv1.RunRequest_ChangeGuest:
+		c := act.ChangeGuest
+		switch {
+		case c.GetUndo():
+			return bind("undo-change-guest", with(a.changeGuest, c))
+		case c.GetChange().GetPrimary() || c.GetChange().GetAsk():
+			return bind("make-primary", with(a.changeGuest, c))
+		default:
+			return bind("change-guest", with(a.changeGuest, c))
+		}
+	case *droverv1.RunRequest_FindStation:
+		return bind("find-station", with(a.findStation, act.FindStation))
 	case *droverv1.RunRequest_CountSessions:
 		return bind("count-sessions", with(a.countSessions, act.CountSessions))
 	default:

@@ -239,24 +239,44 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	if err := a.sockets.make(f.ref.move); err != nil {
 		return nil, err
 	}
-	f.out, err = a.hyp.Begin(ctx, f.ref.vm, f.spec(ctx, disks))
+	spec := f.spec(ctx, disks)
+	if spec.Persistent, err = f.stored(ctx); err != nil {
+		return nil, err
+	}
+	f.out, err = a.hyp.Begin(ctx, f.ref.vm, spec)
 	if err != nil {
 		return nil, err
 	}
 	approach := a.wan.Approach(f.msg.GetPeerAddress(), f.msg.GetPeerHost())
 	defer approach.Close()
 	offer := f.out.Offer()
+	if offer.Definition, err = a.retargeted(offer.Definition, f.msg.GetRetarget()); err != nil {
+		return nil, err
+	}
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
 	resp, err := f.peer.Prepare(prep, &droverv1.PrepareRequest{
 		Ref: f.ref.proto(), Definition: offer.Definition, Cookie: offer.Cookie, Disks: disks,
-		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant, TargetEdge: f.msg.GetTargetEdge(),
+		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant, TargetEdge: f.msg.GetTargetEdge(), Guest: f.msg.GetGuest(),
 	})
 	if err != nil {
 		return nil, peerError(ctx, err)
 	}
 	f.token = resp.GetToken()
 	return resp.GetCookie(), f.connect(prep, resp, approach)
+}
+
+// stored is the definition for the VM's next start at the destination; none
+// where it is as here.
+func (f *flight) stored(ctx context.Context) (driver.Definition, error) {
+	if f.msg.GetRetarget() == nil {
+		return nil, nil
+	}
+	def, err := f.a.hyp.Definition(ctx, f.ref.vm)
+	if err != nil {
+		return nil, err
+	}
+	return f.a.retargeted(def, f.msg.GetRetarget())
 }
 
 // connect opens the data path and the sockets at which the hypervisor will

@@ -113,7 +113,7 @@ func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskP
 		if v := r.volume(d.GetTarget()); v != nil {
 			v.Made, v.Round = false, 0
 		} else {
-			r.Volumes = append(r.Volumes, volumeRecord{Target: d.GetTarget(), Spec: spec})
+			r.Volumes = append(r.Volumes, volumeRecord{Target: d.GetTarget(), Spec: spec, Fresh: d.GetFresh()})
 		}
 		return nil
 	})

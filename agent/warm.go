@@ -49,6 +49,8 @@ type warmRecord struct {
 	// is that of the newest round that the destination has complete; zero: none.
 	Last int64 `json:"last"`
 	Done int64 `json:"done,omitempty"`
+	// Frozen says that the guest's file systems may be frozen, for a copy of them.
+	Frozen bool `json:"frozen,omitempty"`
 	// Figures of all rounds so far.
 	Figures transferFigure `json:"figures"`
 }
@@ -266,6 +268,9 @@ func (a *Agent) stopReplication(ctx context.Context, _ *job, ref moveRef, _ *dro
 
 // endWarm removes what a warm move has made at its source besides figures.
 func (a *Agent) endWarm(ctx context.Context, ref moveRef, r *record) error {
+	if err := a.thaw(ctx, ref); err != nil {
+		return err
+	}
 	vm, err := a.vmHere(ctx, ref)
 	there := err == nil
 	if err != nil && drover.KindOf(err) != drover.NotFound {

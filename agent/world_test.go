@@ -42,6 +42,7 @@ const (
 type world struct {
 	t      *testing.T
 	fleet  *memory.Fleet
+	inside *memory.GuestWorld
 	hosts  map[string]*host
 	server *tls.Config
 	log    *slog.Logger
@@ -83,6 +84,7 @@ type life struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, fleet: memory.NewFleet(time.Now), hosts: make(map[string]*host)}
+	w.inside = memory.NewGuestWorld(w.fleet)
 	w.log = slog.New(slog.DiscardHandler)
 	if testing.Verbose() {
 		w.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
@@ -197,6 +199,7 @@ func (h *host) start() {
 	}
 	a, err := New(Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
+		Guests: guestGate{h.w.inside.Guests(h.name), l},
 		Clock: func() time.Time {
 			if h.name != "south1" {
 				return time.Now()
@@ -372,6 +375,10 @@ func request(step string, generation int64, action any) *droverv1.RunRequest {
 		r.Action = &droverv1.RunRequest_CheckHealth{CheckHealth: a}
 	case *droverv1.Commit:
 		r.Action = &droverv1.RunRequest_Commit{Commit: a}
+	case *droverv1.DefineClone:
+		r.Action = &droverv1.RunRequest_DefineClone{DefineClone: a}
+	case *droverv1.CopyClone:
+		r.Action = &droverv1.RunRequest_CopyClone{CopyClone: a}
 	case *droverv1.AbortCommit:
 		r.Action = &droverv1.RunRequest_AbortCommit{AbortCommit: a}
 	default:

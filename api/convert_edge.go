@@ -64,7 +64,7 @@ func EdgeOpToProto(o drover.EdgeOp) *droverv1.EdgeOp {
 		Do: string(o.Do), Owner: o.Owner, Segment: o.Segment, Sites: o.Sites, Site: o.Site, Next: o.Next, Mac: o.MAC,
 		Addresses: textOf(o.Addresses), Subnets: textOf(o.Subnets), Name: o.Name, Backend: o.Backend, Target: o.Target,
 		Weight: int32(o.Weight), LocalEgress: o.LocalEgress, LimitNanos: int64(o.Limit),
-		Force: o.Force,
+		Force: o.Force, Duid: o.DUID, Iaid: o.IAID,
 	}
 }
 
@@ -75,7 +75,7 @@ func EdgeOpFromProto(p *droverv1.EdgeOp) (drover.EdgeOp, error) {
 		Do: drover.EdgeVerb(p.GetDo()), Owner: p.GetOwner(), Segment: p.GetSegment(), Sites: p.GetSites(), Site: p.GetSite(),
 		Next: p.GetNext(), MAC: p.GetMac(), Name: p.GetName(), Backend: p.GetBackend(), Target: p.GetTarget(),
 		Weight: int(p.GetWeight()), LocalEgress: p.GetLocalEgress(), Limit: time.Duration(p.GetLimitNanos()),
-		Force: p.GetForce(),
+		Force: p.GetForce(), DUID: p.GetDuid(), IAID: p.GetIaid(),
 	}
 	op := "edge operation " + p.GetDo()
 	var err error

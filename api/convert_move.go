@@ -22,7 +22,7 @@ func MoveToProto(m drover.Move) *droverv1.Move {
 		Method: string(m.Method), Reasons: m.Reason, KeepSource: m.KeepSource, BandwidthBps: int64(m.Bandwidth), Generation: m.Generation,
 		State: string(m.State), Fault: m.Fault,
 		CreatedUnixNanos: nanos(m.Created), EndedUnixNanos: nanos(m.Ended),
-		Measured: FiguresToProto(m.Measured), Steps: each(m.Steps, StepRecordToProto), Gate: GateRecordToProto(m.Gate),
+		Measured: FiguresToProto(m.Measured), Steps: each(m.Steps, StepRecordToProto), Gate: GateRecordToProto(m.Gate), Renumber: RenumberedToProto(m.Renumber), Clone: CloneToProto(m.Clone),
 	}
 	if m.Progress != nil {
 		p.Progress = ProgressToProto(*m.Progress)
@@ -37,7 +37,7 @@ func MoveFromProto(p *droverv1.Move) drover.Move {
 		Method: drover.Method(p.GetMethod()), Reason: p.GetReasons(), KeepSource: p.GetKeepSource(), Bandwidth: drover.BitRate(p.GetBandwidthBps()), Generation: p.GetGeneration(),
 		State: drover.MoveState(p.GetState()), Fault: p.GetFault(),
 		Created: fromNanos(p.GetCreatedUnixNanos()), Ended: fromNanos(p.GetEndedUnixNanos()),
-		Measured: FiguresFromProto(p.GetMeasured()), Steps: each(p.GetSteps(), StepRecordFromProto), Gate: GateRecordFromProto(p.GetGate()),
+		Measured: FiguresFromProto(p.GetMeasured()), Steps: each(p.GetSteps(), StepRecordFromProto), Gate: GateRecordFromProto(p.GetGate()), Renumber: RenumberedFromProto(p.GetRenumber()), Clone: CloneFromProto(p.GetClone()),
 	}
 	if p.GetProgress() != nil {
 		g := ProgressFromProto(p.GetProgress())

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"net/netip"
 	"reflect"
 	"testing"
 	"time"
@@ -20,6 +21,12 @@ var generators = rapid.MakeConfig{
 	Types: map[reflect.Type]*rapid.Generator[any]{
 		reflect.TypeFor[time.Time](): rapid.Custom(func(t *rapid.T) any {
 			return time.Unix(0, rapid.Int64Range(1, 1<<62).Draw(t, "nanos")).UTC()
+		}),
+		reflect.TypeFor[netip.Addr](): rapid.Custom(func(t *rapid.T) any {
+			return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "address")))
+		}),
+		reflect.TypeFor[netip.AddrPort](): rapid.Custom(func(t *rapid.T) any {
+			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "address"))), rapid.Uint16().Draw(t, "port"))
 		}),
 		reflect.TypeFor[int](): rapid.Custom(func(t *rapid.T) any {
 			return int(rapid.Int32().Draw(t, "count"))
@@ -45,14 +52,14 @@ func roundTrip[D any, P proto.Message](t *testing.T, to func(D) P, from func(P) 
 			if err := proto.Unmarshal(raw, msg); err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(want, from(msg), cmpopts.EquateEmpty()); diff != "" {
+			if diff := cmp.Diff(want, from(msg), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 				t.Fatalf("(-sent +received)\n%s", diff)
 			}
 		})
 		// Nil messages come from peers that left a field out.
 		var none P
 		var empty D
-		if diff := cmp.Diff(empty, from(none), cmpopts.EquateEmpty()); diff != "" {
+		if diff := cmp.Diff(empty, from(none), cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 			t.Errorf("nil message (-want +got)\n%s", diff)
 		}
 	})
@@ -75,6 +82,7 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, api.PathFiguresToProto, api.PathFiguresFromProto)
 	roundTrip(t, api.CheckToProto, api.CheckFromProto)
 	roundTrip(t, api.PreflightToProto, api.PreflightFromProto)
+	roundTrip(t, api.BackendServerToProto, api.BackendServerFromProto)
 }
 
 func TestMeasuredZeroIsNotMissing(t *testing.T) {

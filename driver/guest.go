@@ -217,6 +217,9 @@ type Retarget struct {
 	Paths map[string]string
 	// Probe replaces where clients see whether the VM answers.
 	Probe *drover.ProbeTarget
+	// Network replaces what the kernel's command line says of the guest's
+	// addresses.
+	Network *GuestNetwork
 	// Clone makes the definition that of another VM.
 	Clone *RetargetClone
 }

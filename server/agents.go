@@ -97,6 +97,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks),
 			BandwidthBps: int64(v.Bandwidth), MaxPauseMillis: v.MaxPause.Milliseconds(),
 			NoThrottle: v.NoThrottle, SourceEdge: edgeToProto(v.SourceEdge), TargetEdge: edgeToProto(v.TargetEdge),
+			Retarget: retargetToProto(v.Retarget), Guest: guestToProto(v.Guest),
 		}}
 	case executor.AbortTransfer:
 		req.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: &droverv1.AbortTransfer{PeerAddress: v.PeerAddress, PeerHost: v.PeerHost}}
@@ -143,11 +144,20 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 		req.Action = &droverv1.RunRequest_Edge{Edge: &droverv1.Edge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto), Undo: v.Undo}}
 	case executor.StageEdge:
 		req.Action = &droverv1.RunRequest_StageEdge{StageEdge: &droverv1.StageEdge{Ops: api.ListToProto(v.Ops, api.EdgeOpToProto), By: v.By}}
+	case executor.ChangeGuest:
+		req.Action = &droverv1.RunRequest_ChangeGuest{ChangeGuest: &droverv1.ChangeGuest{Change: guestToProto(&v.GuestChange), Undo: v.Undo}}
+	case executor.FindStation:
+		req.Action = &droverv1.RunRequest_FindStation{FindStation: &droverv1.FindStation{
+			Segment: v.Segment, Mac: v.MAC, Addresses: api.AddressesToProto(v.Addresses), WaitMillis: v.Wait.Milliseconds(),
+		}}
 	case executor.CountSessions:
 		req.Action = &droverv1.RunRequest_CountSessions{CountSessions: &droverv1.CountSessions{
 			Addresses: api.AddressesToProto(v.Addresses), Backend: v.Backend, Server: v.Server,
 		}}
 	default:
+		if cloneActions(req, action) {
+			return nil
+		}
 		return drover.Errorf(drover.Internal, "run action", "%s", fmt.Sprintf("the API has no action for %T", action))
 	}
 	return nil
@@ -159,10 +169,32 @@ func plansToProto(in []executor.DiskPlan) []*droverv1.DiskPlan {
 		out[i] = &droverv1.DiskPlan{
 			Target: d.Target, Path: d.Path, Format: d.Format, VirtualBytes: int64(d.VirtualBytes),
 			BackingPath: d.BackingPath, BackingFormat: d.BackingFormat, TopOnly: d.TopOnly,
-			AllocatedBytes: int64(d.AllocatedBytes),
+			AllocatedBytes: int64(d.AllocatedBytes), Fresh: d.Fresh,
 		}
 	}
 	return out
+}
+
+// retargetToProto and guestToProto are nil for nil.
+func retargetToProto(r *executor.Retarget) *droverv1.Retarget {
+	if r == nil {
+		return nil
+	}
+	p := &droverv1.Retarget{Mac: r.MAC, Network: r.Network}
+	if r.Probe != nil {
+		p.Probe = api.ProbeTargetToProto(*r.Probe)
+	}
+	return p
+}
+
+func guestToProto(c *executor.GuestChange) *droverv1.GuestChange {
+	if c == nil {
+		return nil
+	}
+	return &droverv1.GuestChange{
+		Mac: c.MAC, Add: api.PrefixesToProto(c.Add), Gateways: api.AddressesToProto(c.Gateways), Primary: c.Primary,
+		Drop: api.AddressesToProto(c.Drop), Ask: c.Ask,
+	}
 }
 
 // edgeToProto is nil for none.

@@ -19,23 +19,38 @@ import (
 // field of its message to arrive.
 func TestEveryActionCrosses(t *testing.T) {
 	disks := []executor.DiskPlan{{
-		Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 1, BackingPath: "/b", BackingFormat: "raw", TopOnly: true, AllocatedBytes: 2,
+		Target: "vda", Path: "/a", Format: "qcow2", VirtualBytes: 1, BackingPath: "/b", BackingFormat: "raw", TopOnly: true, AllocatedBytes: 2, Fresh: true,
 	}}
 	ops := []drover.EdgeOp{{
 		Do: drover.ForwardOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
-		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true,
+		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true, DUID: []byte{1}, IAID: 1,
 	}}
+	change := executor.GuestChange{
+		MAC: "m", Add: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}, Gateways: ops[0].Addresses, Primary: true, Drop: ops[0].Addresses, Ask: true,
+	}
 	edge := executor.EdgeAgent{Host: "e", Address: "a"}
 	all := []executor.Action{
 		executor.Edge{Ops: ops, Undo: true},
 		executor.StageEdge{Ops: ops, By: "h"},
 		executor.CountSessions{Addresses: ops[0].Addresses, Backend: "k", Server: "s"},
+		executor.DefineClone{
+			Definition: []byte("x"), NICs: []executor.CloneNIC{{MAC: "a", NewMAC: "b", Network: "c"}}, Paths: map[string]string{"/a": "/b"},
+			Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}, Gateways: ops[0].Addresses,
+			Probe: &drover.ProbeTarget{TCP: "t", Kind: "k", HTTP: "h"},
+		},
+		executor.CopyClone{PeerAddress: "a", PeerHost: "h", Name: "n", UUID: "u", Disks: disks, Bandwidth: 1},
+		executor.Attend{Kind: drover.HealthTCP, Target: "t", For: time.Second, Backend: "k", Server: "s"},
 		executor.Reserve{Target: true, MemoryBytes: 1},
 		executor.Release{Target: true},
 		executor.CreateVolumes{Disks: disks},
 		executor.DeleteVolumes{},
-		executor.Transfer{PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true, SourceEdge: edge, TargetEdge: edge},
+		executor.Transfer{
+			PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true, SourceEdge: edge, TargetEdge: edge,
+			Retarget: &executor.Retarget{MAC: "m", Network: "n", Probe: &drover.ProbeTarget{TCP: "a:1"}}, Guest: &change,
+		},
+		executor.ChangeGuest{GuestChange: change, Undo: true},
+		executor.FindStation{Segment: "s", MAC: "m", Addresses: ops[0].Addresses, Wait: time.Second},
 		executor.AbortTransfer{PeerAddress: "a", PeerHost: "h"},
 		executor.Shutdown{Grace: time.Second, Force: true},
 		executor.GiveUp{},

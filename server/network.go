@@ -20,8 +20,12 @@ import (
 type asked struct {
 	method      drover.Method
 	localEgress bool
+	// renumber is for the method renumber.
+	renumber drover.RenumberWish
 	// addresses that the VM has in its segments, besides those observed.
 	addresses []netip.Addr
+	// makes is nil for methods that make no other VM.
+	makes *makes
 }
 
 // maxAddresses bounds the addresses that a caller may name.
@@ -30,8 +34,14 @@ const maxAddresses = 64
 func newAsked(method drover.Method, r interface {
 	GetLocalEgress() bool
 	GetAddresses() []string
+	GetRenumber() *droverv1.RenumberWish
+	GetClone() *droverv1.CloneWish
 },
 ) (asked, error) {
+	clone, err := newMakes(method, r)
+	if err != nil {
+		return asked{}, err
+	}
 	addresses, err := api.ParseAddresses("addresses", r.GetAddresses())
 	if err == nil && len(addresses) > maxAddresses {
 		err = drover.Errorf(drover.Invalid, "addresses", "%d: want at most %d", len(addresses), maxAddresses)
@@ -39,12 +49,19 @@ func newAsked(method drover.Method, r interface {
 	if err == nil && len(addresses) > 0 {
 		err = drover.E(drover.Invalid, "addresses", driver.CheckHostAddresses(addresses))
 	}
-	return asked{method, r.GetLocalEgress(), addresses}, err
+	if err != nil {
+		return asked{}, err
+	}
+	wish, err := api.RenumberWishFromProto(r.GetRenumber())
+	if err == nil && method != drover.Renumber && !wish.IsZero() {
+		err = drover.Errorf(drover.Invalid, "renumber", "it is for the method %s: new addresses, their segment and name, and a limit for old sessions", drover.Renumber)
+	}
+	return asked{method: method, localEgress: r.GetLocalEgress(), renumber: wish, addresses: addresses, makes: clone}, err
 }
 
 // keepsRunning reports whether the guest's memory comes along.
 func keepsRunning(m drover.Method) bool {
-	return m == drover.Live || m == drover.Stretch || m == drover.Route
+	return m == drover.Live || m == drover.Stretch || m == drover.Route || m == drover.Renumber
 }
 
 // apart returns the VM's segments that are not one layer 2 network with the

@@ -46,6 +46,9 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	if err != nil {
 		return plan{}, err
 	}
+	if ask.makes != nil {
+		return s.preflightClone(ctx, vm, moves, to, ask.method, ask.makes)
+	}
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
 	target, chosen := s.checkTarget(&checks, vm, to)
@@ -59,11 +62,25 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	if checks.holds() {
 		p.request.To = drover.Place{Site: target.Site, Host: target.Name}
 		p.request.FromAddress, p.request.ToAddress = source.Address, target.Address
-		if err := s.checkEnds(ctx, &checks, &p.request); err != nil {
+		if way == drover.Renumber {
+			if _, err := s.planRenumber(ctx, &checks, &p.request, ask); err != nil {
+				return plan{}, err
+			}
+		}
+	}
+	var guest guestWord
+	if checks.holds() {
+		if guest, err = s.checkEnds(ctx, &checks, &p.request); err != nil {
 			return plan{}, err
 		}
 	}
-	if checks.holds() {
+	switch {
+	case !checks.holds():
+	case way == drover.Renumber:
+		if err := s.checkRenumber(ctx, &checks, &p.request, ask, guest); err != nil {
+			return plan{}, err
+		}
+	default:
 		if err := s.checkNetwork(ctx, &checks, &p.request, ask); err != nil {
 			return plan{}, err
 		}
@@ -183,7 +200,7 @@ func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Ho
 	}
 	switch {
 	case !canMove(method):
-		c.bad("method", "take live, stretch, route, warm or cold", "method %s is not available in this version", method)
+		c.bad("method", "take live, stretch, route, renumber, warm or cold", "method %s is not available in this version", method)
 	case method != drover.Cold && vm.State != drover.VMRunning:
 		c.bad("method", "take cold", "%s is %s, and only a running VM moves %s", vm.Name, vm.State, method)
 	default:
@@ -214,34 +231,35 @@ func (s *Server) defaultMethod(vm drover.VM, source, target drover.Host) (drover
 
 // checkEnds asks the two agents, first the source's, whose answer the
 // target's needs. It completes the request with what it learns.
-func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request) error {
+func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request) (guest guestWord, err error) {
 	from, err := s.fleet.agent(r.From.Host)
 	if err != nil {
-		return err
+		return guest, err
 	}
 	to, err := s.fleet.agent(r.To.Host)
 	if err != nil {
-		return err
+		return guest, err
 	}
 	src, err := from.client.CheckSource(ctx, &droverv1.CheckSourceRequest{
-		Vm: r.VM.Name, Method: string(r.Method), TargetAddress: to.Address, TargetHost: to.Name,
+		Vm: r.VM.Name, Method: string(r.Method), TargetAddress: to.Address, TargetHost: to.Name, Retarget: retargetOf(r),
 	})
 	if err != nil {
-		return unanswered(ctx, c, "source agent", r.From.Host, err)
+		return guest, unanswered(ctx, c, "source agent", r.From.Host, err)
 	}
 	*c = append(*c, api.ChecksFromProto(src.GetChecks())...)
+	guest = guestWord{src.GetGuestAgent(), src.GetGuestFault()}
 	if src.GetVm() == nil {
 		if c.holds() {
 			c.bad("source agent", "look at the log of drover agent on "+r.From.Host, "it does not describe %s", r.VM.Name)
 		}
-		return nil
+		return guest, nil
 	}
 	dst, err := to.client.CheckTarget(ctx, &droverv1.CheckTargetRequest{
 		Vm: src.GetVm(), Method: string(r.Method), Definition: src.GetDefinition(), Source: src.GetHost(),
 		BackingIds: src.GetBackingIds(), SourceAddress: from.Address,
 	})
 	if err != nil {
-		return unanswered(ctx, c, "target agent", r.To.Host, err)
+		return guest, unanswered(ctx, c, "target agent", r.To.Host, err)
 	}
 	*c = append(*c, api.ChecksFromProto(dst.GetChecks())...)
 
@@ -252,7 +270,7 @@ func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request
 	}
 	r.VM, r.Definition = vm, src.GetDefinition()
 	r.Disks = diskPlans(vm, dst.GetSameBacking())
-	return nil
+	return guest, nil
 }
 
 // unanswered turns an agent's failure into a finding. The caller's own end is

@@ -339,6 +339,9 @@ func (s *Server) moving(ctx context.Context) (movesByVM, error) {
 	by := make(movesByVM, len(moves))
 	for _, m := range moves {
 		by[m.VMUUID] = m
+		if m.Clone != nil {
+			by[m.Clone.UUID] = m
+		}
 	}
 	return by, nil
 }

@@ -126,7 +126,7 @@ func readTarget(vm string, p *droverv1.Place, method string) (drover.Place, drov
 	case "", drover.Live, drover.Stretch, drover.Route, drover.Renumber, drover.Redirect, drover.Warm, drover.Cold, drover.Spawn:
 		return to, m, nil
 	default:
-		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live, stretch, route, warm or cold, or nothing to leave the choice to the server", method)
+		return to, "", drover.Errorf(drover.Invalid, "method", "%q: want live, stretch, route, renumber, redirect, warm, cold or spawn, or nothing to leave the choice to the server", method)
 	}
 }
 
@@ -201,8 +201,10 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	q.ShutdownForce = r.GetForceShutdown()
 	q.NoThrottle = r.GetNoThrottle()
 	q.MaxDowntime = time.Duration(r.GetMaxDowntimeMillis()) * time.Millisecond
-	if q.Gate, err = s.gateOf(r.GetGate(), q.VM); err != nil {
-		return nil, err
+	if !method.Makes() { // whose health is in its clone
+		if q.Gate, err = s.gateOf(r.GetGate(), q.VM); err != nil {
+			return nil, err
+		}
 	}
 	m, err := s.exec.Start(ctx, q)
 	if err != nil {

@@ -243,6 +243,13 @@ func (t *truth) probersOf(m drover.Move, b *before) []*agent {
 
 // target is where the move's VM is probed, nil when it does not say.
 func (t *truth) target(ctx context.Context, m drover.Move) *drover.ProbeTarget {
+	if m.Method.Makes() {
+		// The VM itself is not what clients go on with: they know the service.
+		if m.Clone == nil {
+			return nil
+		}
+		return m.Clone.Probe
+	}
 	moves, err := t.s.moving(ctx)
 	if err != nil {
 		return nil

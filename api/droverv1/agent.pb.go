@@ -247,6 +247,9 @@ type CheckSourceRequest struct {
 	// The agent at the destination, "ip:port", to be reached from here.
 	TargetAddress string `protobuf:"bytes,3,opt,name=target_address,json=targetAddress,proto3" json:"target_address,omitempty"`
 	TargetHost    string `protobuf:"bytes,4,opt,name=target_host,json=targetHost,proto3" json:"target_host,omitempty"`
+	// For renumber: how the VM is attached at the target, which the definition in
+	// the answer already is.
+	Retarget      *Retarget `protobuf:"bytes,90,opt,name=retarget,proto3" json:"retarget,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -309,6 +312,13 @@ func (x *CheckSourceRequest) GetTargetHost() string {
 	return ""
 }
 
+func (x *CheckSourceRequest) GetRetarget() *Retarget {
+	if x != nil {
+		return x.Retarget
+	}
+	return nil
+}
+
 type CheckSourceResponse struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Checks     []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
@@ -316,7 +326,11 @@ type CheckSourceResponse struct {
 	Definition []byte                 `protobuf:"bytes,3,opt,name=definition,proto3" json:"definition,omitempty"`
 	Host       *Host                  `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
 	// Identities of backing files, by path.
-	BackingIds    map[string][]byte `protobuf:"bytes,5,rep,name=backing_ids,json=backingIds,proto3" json:"backing_ids,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	BackingIds map[string][]byte `protobuf:"bytes,5,rep,name=backing_ids,json=backingIds,proto3" json:"backing_ids,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// For renumber: whether the guest has an agent that can change its addresses,
+	// and why not.
+	GuestAgent    bool   `protobuf:"varint,90,opt,name=guest_agent,json=guestAgent,proto3" json:"guest_agent,omitempty"`
+	GuestFault    string `protobuf:"bytes,91,opt,name=guest_fault,json=guestFault,proto3" json:"guest_fault,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -386,6 +400,20 @@ func (x *CheckSourceResponse) GetBackingIds() map[string][]byte {
 	return nil
 }
 
+func (x *CheckSourceResponse) GetGuestAgent() bool {
+	if x != nil {
+		return x.GuestAgent
+	}
+	return false
+}
+
+func (x *CheckSourceResponse) GetGuestFault() string {
+	if x != nil {
+		return x.GuestFault
+	}
+	return ""
+}
+
 type CheckTargetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -394,6 +422,8 @@ type CheckTargetRequest struct {
 	Source        *Host                  `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	BackingIds    map[string][]byte      `protobuf:"bytes,5,rep,name=backing_ids,json=backingIds,proto3" json:"backing_ids,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SourceAddress string                 `protobuf:"bytes,6,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	// For methods that make another VM: vm is that one.
+	Clone         *CloneDefinition `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -468,6 +498,13 @@ func (x *CheckTargetRequest) GetSourceAddress() string {
 		return x.SourceAddress
 	}
 	return ""
+}
+
+func (x *CheckTargetRequest) GetClone() *CloneDefinition {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
 }
 
 type CheckTargetResponse struct {
@@ -631,6 +668,11 @@ type RunRequest struct {
 	//	*RunRequest_Edge
 	//	*RunRequest_StageEdge
 	//	*RunRequest_CountSessions
+	//	*RunRequest_ChangeGuest
+	//	*RunRequest_FindStation
+	//	*RunRequest_DefineClone
+	//	*RunRequest_CopyClone
+	//	*RunRequest_Attend
 	Action        isRunRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -903,6 +945,51 @@ func (x *RunRequest) GetCountSessions() *CountSessions {
 	return nil
 }
 
+func (x *RunRequest) GetChangeGuest() *ChangeGuest {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_ChangeGuest); ok {
+			return x.ChangeGuest
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetFindStation() *FindStation {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_FindStation); ok {
+			return x.FindStation
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetDefineClone() *DefineClone {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_DefineClone); ok {
+			return x.DefineClone
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetCopyClone() *CopyClone {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_CopyClone); ok {
+			return x.CopyClone
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetAttend() *Attend {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_Attend); ok {
+			return x.Attend
+		}
+	}
+	return nil
+}
+
 type isRunRequest_Action interface {
 	isRunRequest_Action()
 }
@@ -1003,6 +1090,26 @@ type RunRequest_CountSessions struct {
 	CountSessions *CountSessions `protobuf:"bytes,42,opt,name=count_sessions,json=countSessions,proto3,oneof"`
 }
 
+type RunRequest_ChangeGuest struct {
+	ChangeGuest *ChangeGuest `protobuf:"bytes,90,opt,name=change_guest,json=changeGuest,proto3,oneof"`
+}
+
+type RunRequest_FindStation struct {
+	FindStation *FindStation `protobuf:"bytes,91,opt,name=find_station,json=findStation,proto3,oneof"`
+}
+
+type RunRequest_DefineClone struct {
+	DefineClone *DefineClone `protobuf:"bytes,50,opt,name=define_clone,json=defineClone,proto3,oneof"`
+}
+
+type RunRequest_CopyClone struct {
+	CopyClone *CopyClone `protobuf:"bytes,51,opt,name=copy_clone,json=copyClone,proto3,oneof"`
+}
+
+type RunRequest_Attend struct {
+	Attend *Attend `protobuf:"bytes,52,opt,name=attend,proto3,oneof"`
+}
+
 func (*RunRequest_Reserve) isRunRequest_Action() {}
 
 func (*RunRequest_Release) isRunRequest_Action() {}
@@ -1050,6 +1157,16 @@ func (*RunRequest_Edge) isRunRequest_Action() {}
 func (*RunRequest_StageEdge) isRunRequest_Action() {}
 
 func (*RunRequest_CountSessions) isRunRequest_Action() {}
+
+func (*RunRequest_ChangeGuest) isRunRequest_Action() {}
+
+func (*RunRequest_FindStation) isRunRequest_Action() {}
+
+func (*RunRequest_DefineClone) isRunRequest_Action() {}
+
+func (*RunRequest_CopyClone) isRunRequest_Action() {}
+
+func (*RunRequest_Attend) isRunRequest_Action() {}
 
 // Reserve admits a move to this host: no VM of that name or identity may be
 // here (target), or it must be (source), and no other move may have it.
@@ -1244,8 +1361,10 @@ type DiskPlan struct {
 	BackingFormat  string `protobuf:"bytes,6,opt,name=backing_format,json=backingFormat,proto3" json:"backing_format,omitempty"`
 	TopOnly        bool   `protobuf:"varint,7,opt,name=top_only,json=topOnly,proto3" json:"top_only,omitempty"`
 	AllocatedBytes int64  `protobuf:"varint,8,opt,name=allocated_bytes,json=allocatedBytes,proto3" json:"allocated_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The image stays as it is made: nothing is carried into it.
+	Fresh         bool `protobuf:"varint,50,opt,name=fresh,proto3" json:"fresh,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiskPlan) Reset() {
@@ -1334,6 +1453,13 @@ func (x *DiskPlan) GetAllocatedBytes() int64 {
 	return 0
 }
 
+func (x *DiskPlan) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
+}
+
 // Transfer is the live migration, run by the source's agent, including the
 // switchover, which the two agents decide between them.
 type Transfer struct {
@@ -1348,8 +1474,12 @@ type Transfer struct {
 	NoThrottle bool `protobuf:"varint,6,opt,name=no_throttle,json=noThrottle,proto3" json:"no_throttle,omitempty"`
 	// The edges that are told of the switchover, each by the agent of its own
 	// site; absent: nobody is.
-	SourceEdge    *EdgeAgent `protobuf:"bytes,40,opt,name=source_edge,json=sourceEdge,proto3" json:"source_edge,omitempty"`
-	TargetEdge    *EdgeAgent `protobuf:"bytes,41,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
+	SourceEdge *EdgeAgent `protobuf:"bytes,40,opt,name=source_edge,json=sourceEdge,proto3" json:"source_edge,omitempty"`
+	TargetEdge *EdgeAgent `protobuf:"bytes,41,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
+	// For a VM that gets into another segment: how it is attached there, and what
+	// the destination's agent does in the guest as soon as it runs.
+	Retarget      *Retarget    `protobuf:"bytes,90,opt,name=retarget,proto3" json:"retarget,omitempty"`
+	Guest         *GuestChange `protobuf:"bytes,91,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1440,6 +1570,300 @@ func (x *Transfer) GetTargetEdge() *EdgeAgent {
 	return nil
 }
 
+func (x *Transfer) GetRetarget() *Retarget {
+	if x != nil {
+		return x.Retarget
+	}
+	return nil
+}
+
+func (x *Transfer) GetGuest() *GuestChange {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
+// Retarget is how a VM's network card is attached at its destination, now and
+// from its next start on.
+type Retarget struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Mac     string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	Network string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	// Absent: as before.
+	Probe         *ProbeTarget `protobuf:"bytes,3,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retarget) Reset() {
+	*x = Retarget{}
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retarget) ProtoMessage() {}
+
+func (x *Retarget) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retarget.ProtoReflect.Descriptor instead.
+func (*Retarget) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Retarget) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Retarget) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Retarget) GetProbe() *ProbeTarget {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+// GuestChange is a change of the addresses of a network card in the guest.
+type GuestChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Mac   string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	// Addresses to add, with the length of their subnet, and their gateways.
+	// Primary ones are those that new connections begin from.
+	Add      []string `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	Gateways []string `protobuf:"bytes,3,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Primary  bool     `protobuf:"varint,4,opt,name=primary,proto3" json:"primary,omitempty"`
+	// Addresses to take away.
+	Drop []string `protobuf:"bytes,5,rep,name=drop,proto3" json:"drop,omitempty"`
+	// Take the cable out and put it back, so that a guest without an agent asks
+	// DHCP again.
+	Ask           bool `protobuf:"varint,6,opt,name=ask,proto3" json:"ask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestChange) Reset() {
+	*x = GuestChange{}
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestChange) ProtoMessage() {}
+
+func (x *GuestChange) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestChange.ProtoReflect.Descriptor instead.
+func (*GuestChange) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GuestChange) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *GuestChange) GetAdd() []string {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *GuestChange) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *GuestChange) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
+}
+
+func (x *GuestChange) GetDrop() []string {
+	if x != nil {
+		return x.Drop
+	}
+	return nil
+}
+
+func (x *GuestChange) GetAsk() bool {
+	if x != nil {
+		return x.Ask
+	}
+	return false
+}
+
+// ChangeGuest changes the guest, which runs here. The result says healthy when
+// that was done, and detail when the guest would not.
+type ChangeGuest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Change *GuestChange           `protobuf:"bytes,1,opt,name=change,proto3" json:"change,omitempty"`
+	// Ends every other action of the move on this host first; a VM that does not
+	// run here is fine then.
+	Undo          bool `protobuf:"varint,2,opt,name=undo,proto3" json:"undo,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeGuest) Reset() {
+	*x = ChangeGuest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeGuest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeGuest) ProtoMessage() {}
+
+func (x *ChangeGuest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeGuest.ProtoReflect.Descriptor instead.
+func (*ChangeGuest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ChangeGuest) GetChange() *GuestChange {
+	if x != nil {
+		return x.Change
+	}
+	return nil
+}
+
+func (x *ChangeGuest) GetUndo() bool {
+	if x != nil {
+		return x.Undo
+	}
+	return false
+}
+
+// FindStation asks in a segment, at an edge's site, who has the addresses. The
+// result says healthy when all are mac's, and detail.
+type FindStation struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Segment   string                 `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Mac       string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Addresses []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// How long to go on asking as long as somebody is missing; 0: once.
+	WaitMillis    int64 `protobuf:"varint,4,opt,name=wait_millis,json=waitMillis,proto3" json:"wait_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindStation) Reset() {
+	*x = FindStation{}
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindStation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindStation) ProtoMessage() {}
+
+func (x *FindStation) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindStation.ProtoReflect.Descriptor instead.
+func (*FindStation) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *FindStation) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *FindStation) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *FindStation) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *FindStation) GetWaitMillis() int64 {
+	if x != nil {
+		return x.WaitMillis
+	}
+	return 0
+}
+
 // EdgeAgent is a site's edge, as the hosts of the site reach it.
 type EdgeAgent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1451,7 +1875,7 @@ type EdgeAgent struct {
 
 func (x *EdgeAgent) Reset() {
 	*x = EdgeAgent{}
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1887,7 @@ func (x *EdgeAgent) String() string {
 func (*EdgeAgent) ProtoMessage() {}
 
 func (x *EdgeAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1900,7 @@ func (x *EdgeAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAgent.ProtoReflect.Descriptor instead.
 func (*EdgeAgent) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EdgeAgent) GetHost() string {
@@ -1505,7 +1929,7 @@ type AbortTransfer struct {
 
 func (x *AbortTransfer) Reset() {
 	*x = AbortTransfer{}
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1941,7 @@ func (x *AbortTransfer) String() string {
 func (*AbortTransfer) ProtoMessage() {}
 
 func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1954,7 @@ func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortTransfer.ProtoReflect.Descriptor instead.
 func (*AbortTransfer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AbortTransfer) GetPeerAddress() string {
@@ -1558,7 +1982,7 @@ type Shutdown struct {
 
 func (x *Shutdown) Reset() {
 	*x = Shutdown{}
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1994,7 @@ func (x *Shutdown) String() string {
 func (*Shutdown) ProtoMessage() {}
 
 func (x *Shutdown) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +2007,7 @@ func (x *Shutdown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shutdown.ProtoReflect.Descriptor instead.
 func (*Shutdown) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Shutdown) GetGraceMillis() int64 {
@@ -1610,7 +2034,7 @@ type GiveUp struct {
 
 func (x *GiveUp) Reset() {
 	*x = GiveUp{}
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +2046,7 @@ func (x *GiveUp) String() string {
 func (*GiveUp) ProtoMessage() {}
 
 func (x *GiveUp) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +2059,7 @@ func (x *GiveUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUp.ProtoReflect.Descriptor instead.
 func (*GiveUp) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 // TakeBack undoes GiveUp, and starts the VM where it ran before.
@@ -1648,7 +2072,7 @@ type TakeBack struct {
 
 func (x *TakeBack) Reset() {
 	*x = TakeBack{}
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +2084,7 @@ func (x *TakeBack) String() string {
 func (*TakeBack) ProtoMessage() {}
 
 func (x *TakeBack) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +2097,7 @@ func (x *TakeBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeBack.ProtoReflect.Descriptor instead.
 func (*TakeBack) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TakeBack) GetStart() bool {
@@ -1698,7 +2122,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +2134,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +2147,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Copy) GetPeerAddress() string {
@@ -1777,7 +2201,7 @@ type Replicate struct {
 
 func (x *Replicate) Reset() {
 	*x = Replicate{}
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2213,7 @@ func (x *Replicate) String() string {
 func (*Replicate) ProtoMessage() {}
 
 func (x *Replicate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2226,7 @@ func (x *Replicate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replicate.ProtoReflect.Descriptor instead.
 func (*Replicate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Replicate) GetPeerAddress() string {
@@ -1849,7 +2273,7 @@ type StopReplication struct {
 
 func (x *StopReplication) Reset() {
 	*x = StopReplication{}
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2285,7 @@ func (x *StopReplication) String() string {
 func (*StopReplication) ProtoMessage() {}
 
 func (x *StopReplication) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2298,7 @@ func (x *StopReplication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReplication.ProtoReflect.Descriptor instead.
 func (*StopReplication) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 // StopVM ends the VM's execution at the target, where it has not been
@@ -1887,7 +2311,7 @@ type StopVM struct {
 
 func (x *StopVM) Reset() {
 	*x = StopVM{}
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2323,7 @@ func (x *StopVM) String() string {
 func (*StopVM) ProtoMessage() {}
 
 func (x *StopVM) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2336,7 @@ func (x *StopVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVM.ProtoReflect.Descriptor instead.
 func (*StopVM) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 // CheckHealth asks until the VM is well or the time is over. On a host that is
@@ -1929,7 +2353,7 @@ type CheckHealth struct {
 
 func (x *CheckHealth) Reset() {
 	*x = CheckHealth{}
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2365,7 @@ func (x *CheckHealth) String() string {
 func (*CheckHealth) ProtoMessage() {}
 
 func (x *CheckHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2378,7 @@ func (x *CheckHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealth.ProtoReflect.Descriptor instead.
 func (*CheckHealth) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CheckHealth) GetKind() string {
@@ -1987,7 +2411,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2423,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2436,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 // AbortCommit makes sure that no Commit of this move is or will be accepted, or
@@ -2025,7 +2449,7 @@ type AbortCommit struct {
 
 func (x *AbortCommit) Reset() {
 	*x = AbortCommit{}
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2461,7 @@ func (x *AbortCommit) String() string {
 func (*AbortCommit) ProtoMessage() {}
 
 func (x *AbortCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2474,7 @@ func (x *AbortCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortCommit.ProtoReflect.Descriptor instead.
 func (*AbortCommit) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type Define struct {
@@ -2062,7 +2486,7 @@ type Define struct {
 
 func (x *Define) Reset() {
 	*x = Define{}
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2498,7 @@ func (x *Define) String() string {
 func (*Define) ProtoMessage() {}
 
 func (x *Define) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2511,7 @@ func (x *Define) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Define.ProtoReflect.Descriptor instead.
 func (*Define) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Define) GetDefinition() []byte {
@@ -2105,7 +2529,7 @@ type Undefine struct {
 
 func (x *Undefine) Reset() {
 	*x = Undefine{}
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2541,7 @@ func (x *Undefine) String() string {
 func (*Undefine) ProtoMessage() {}
 
 func (x *Undefine) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2554,7 @@ func (x *Undefine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Undefine.ProtoReflect.Descriptor instead.
 func (*Undefine) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type StartVM struct {
@@ -2143,7 +2567,7 @@ type StartVM struct {
 
 func (x *StartVM) Reset() {
 	*x = StartVM{}
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2579,7 @@ func (x *StartVM) String() string {
 func (*StartVM) ProtoMessage() {}
 
 func (x *StartVM) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2592,7 @@ func (x *StartVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVM.ProtoReflect.Descriptor instead.
 func (*StartVM) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StartVM) GetTargetEdge() *EdgeAgent {
@@ -2188,7 +2612,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2624,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2637,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Verify) GetRunning() bool {
@@ -2234,7 +2658,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2670,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2683,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReleaseSource) GetKeepVolumes() bool {
@@ -2289,7 +2713,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2725,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2738,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Edge) GetOps() []*EdgeOp {
@@ -2344,7 +2768,7 @@ type StageEdge struct {
 
 func (x *StageEdge) Reset() {
 	*x = StageEdge{}
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2780,7 @@ func (x *StageEdge) String() string {
 func (*StageEdge) ProtoMessage() {}
 
 func (x *StageEdge) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2793,7 @@ func (x *StageEdge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageEdge.ProtoReflect.Descriptor instead.
 func (*StageEdge) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StageEdge) GetOps() []*EdgeOp {
@@ -2399,7 +2823,7 @@ type CountSessions struct {
 
 func (x *CountSessions) Reset() {
 	*x = CountSessions{}
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2411,7 +2835,7 @@ func (x *CountSessions) String() string {
 func (*CountSessions) ProtoMessage() {}
 
 func (x *CountSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2424,7 +2848,7 @@ func (x *CountSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountSessions.ProtoReflect.Descriptor instead.
 func (*CountSessions) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CountSessions) GetAddresses() []string {
@@ -2448,6 +2872,364 @@ func (x *CountSessions) GetServer() string {
 	return ""
 }
 
+// CloneDefinition is how a VM's definition becomes that of another.
+type CloneDefinition struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Definition []byte                 `protobuf:"bytes,1,opt,name=definition,proto3" json:"definition,omitempty"`
+	Nics       []*CloneNIC            `protobuf:"bytes,2,rep,name=nics,proto3" json:"nics,omitempty"`
+	// Of disks, old to new.
+	Paths map[string]string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What a guest is told that reads its addresses from the kernel's command line:
+	// addresses with the length of their subnet, and gateways.
+	Addresses     []string     `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Gateways      []string     `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Probe         *ProbeTarget `protobuf:"bytes,6,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneDefinition) Reset() {
+	*x = CloneDefinition{}
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneDefinition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneDefinition) ProtoMessage() {}
+
+func (x *CloneDefinition) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneDefinition.ProtoReflect.Descriptor instead.
+func (*CloneDefinition) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CloneDefinition) GetDefinition() []byte {
+	if x != nil {
+		return x.Definition
+	}
+	return nil
+}
+
+func (x *CloneDefinition) GetNics() []*CloneNIC {
+	if x != nil {
+		return x.Nics
+	}
+	return nil
+}
+
+func (x *CloneDefinition) GetPaths() map[string]string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *CloneDefinition) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *CloneDefinition) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+func (x *CloneDefinition) GetProbe() *ProbeTarget {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+type CloneNIC struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           string                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	NewMac        string                 `protobuf:"bytes,2,opt,name=new_mac,json=newMac,proto3" json:"new_mac,omitempty"`
+	Network       string                 `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneNIC) Reset() {
+	*x = CloneNIC{}
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneNIC) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneNIC) ProtoMessage() {}
+
+func (x *CloneNIC) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneNIC.ProtoReflect.Descriptor instead.
+func (*CloneNIC) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CloneNIC) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *CloneNIC) GetNewMac() string {
+	if x != nil {
+		return x.NewMac
+	}
+	return ""
+}
+
+func (x *CloneNIC) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+// DefineClone makes another VM's definition known here; the move's VM is that one.
+type DefineClone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Clone         *CloneDefinition       `protobuf:"bytes,1,opt,name=clone,proto3" json:"clone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DefineClone) Reset() {
+	*x = DefineClone{}
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DefineClone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DefineClone) ProtoMessage() {}
+
+func (x *DefineClone) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DefineClone.ProtoReflect.Descriptor instead.
+func (*DefineClone) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DefineClone) GetClone() *CloneDefinition {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
+}
+
+// CopyClone sends the disks of a VM that runs on, as they were at one moment.
+type CopyClone struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	PeerAddress string                 `protobuf:"bytes,1,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	PeerHost    string                 `protobuf:"bytes,2,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	// The new VM's name and UUID, by which the peer knows the move.
+	Name          string      `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Uuid          string      `protobuf:"bytes,4,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Disks         []*DiskPlan `protobuf:"bytes,5,rep,name=disks,proto3" json:"disks,omitempty"`
+	BandwidthBps  int64       `protobuf:"varint,6,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyClone) Reset() {
+	*x = CopyClone{}
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyClone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyClone) ProtoMessage() {}
+
+func (x *CopyClone) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyClone.ProtoReflect.Descriptor instead.
+func (*CopyClone) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *CopyClone) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return ""
+}
+
+func (x *CopyClone) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *CopyClone) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CopyClone) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *CopyClone) GetDisks() []*DiskPlan {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *CopyClone) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+// Attend watches a VM that a load balancer sends sessions to. It ends when that is
+// not well, after the time given, or when the backend's server named has no
+// session any more.
+type Attend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	ForMillis     int64                  `protobuf:"varint,3,opt,name=for_millis,json=forMillis,proto3" json:"for_millis,omitempty"`
+	Backend       string                 `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"`
+	Server        string                 `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attend) Reset() {
+	*x = Attend{}
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attend) ProtoMessage() {}
+
+func (x *Attend) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attend.ProtoReflect.Descriptor instead.
+func (*Attend) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Attend) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Attend) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Attend) GetForMillis() int64 {
+	if x != nil {
+		return x.ForMillis
+	}
+	return 0
+}
+
+func (x *Attend) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Attend) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 type RunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set while the action runs.
@@ -2460,7 +3242,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +3254,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +3267,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RunResponse) GetProgress() *Progress {
@@ -2534,7 +3316,7 @@ type RunResult struct {
 
 func (x *RunResult) Reset() {
 	*x = RunResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +3328,7 @@ func (x *RunResult) String() string {
 func (*RunResult) ProtoMessage() {}
 
 func (x *RunResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +3341,7 @@ func (x *RunResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResult.ProtoReflect.Descriptor instead.
 func (*RunResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RunResult) GetMoved() bool {
@@ -2677,7 +3459,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +3471,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +3484,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CancelRequest) GetRef() *MoveRef {
@@ -2727,7 +3509,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +3521,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +3534,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 type SetRateRequest struct {
@@ -2766,7 +3548,7 @@ type SetRateRequest struct {
 
 func (x *SetRateRequest) Reset() {
 	*x = SetRateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +3560,7 @@ func (x *SetRateRequest) String() string {
 func (*SetRateRequest) ProtoMessage() {}
 
 func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +3573,7 @@ func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateRequest.ProtoReflect.Descriptor instead.
 func (*SetRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetRateRequest) GetRef() *MoveRef {
@@ -2816,7 +3598,7 @@ type SetRateResponse struct {
 
 func (x *SetRateResponse) Reset() {
 	*x = SetRateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +3610,7 @@ func (x *SetRateResponse) String() string {
 func (*SetRateResponse) ProtoMessage() {}
 
 func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +3623,7 @@ func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateResponse.ProtoReflect.Descriptor instead.
 func (*SetRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type ProbeStartRequest struct {
@@ -2854,7 +3636,7 @@ type ProbeStartRequest struct {
 
 func (x *ProbeStartRequest) Reset() {
 	*x = ProbeStartRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3648,7 @@ func (x *ProbeStartRequest) String() string {
 func (*ProbeStartRequest) ProtoMessage() {}
 
 func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3661,7 @@ func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStartRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ProbeStartRequest) GetMove() string {
@@ -2904,7 +3686,7 @@ type ProbeStartResponse struct {
 
 func (x *ProbeStartResponse) Reset() {
 	*x = ProbeStartResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +3698,7 @@ func (x *ProbeStartResponse) String() string {
 func (*ProbeStartResponse) ProtoMessage() {}
 
 func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3711,7 @@ func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStartResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 type ProbeStopRequest struct {
@@ -2941,7 +3723,7 @@ type ProbeStopRequest struct {
 
 func (x *ProbeStopRequest) Reset() {
 	*x = ProbeStopRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3735,7 @@ func (x *ProbeStopRequest) String() string {
 func (*ProbeStopRequest) ProtoMessage() {}
 
 func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3748,7 @@ func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStopRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ProbeStopRequest) GetMove() string {
@@ -2986,7 +3768,7 @@ type ProbeStopResponse struct {
 
 func (x *ProbeStopResponse) Reset() {
 	*x = ProbeStopResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3780,7 @@ func (x *ProbeStopResponse) String() string {
 func (*ProbeStopResponse) ProtoMessage() {}
 
 func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3793,7 @@ func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStopResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ProbeStopResponse) GetFound() bool {
@@ -3046,7 +3828,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3840,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3853,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ProbeResult) GetOutageMs() float64 {
@@ -3152,7 +3934,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3946,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3959,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 type PingResponse struct {
@@ -3191,7 +3973,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3985,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3998,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PingResponse) GetName() string {
@@ -3257,14 +4039,16 @@ type PrepareRequest struct {
 	Round int64 `protobuf:"varint,30,opt,name=round,proto3" json:"round,omitempty"`
 	Base  int64 `protobuf:"varint,31,opt,name=base,proto3" json:"base,omitempty"`
 	// The edge of the destination's site, told when the guest runs; absent: none is.
-	TargetEdge    *EdgeAgent `protobuf:"bytes,40,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
+	TargetEdge *EdgeAgent `protobuf:"bytes,40,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
+	// What is done in the guest as soon as it runs here; absent: nothing.
+	Guest         *GuestChange `protobuf:"bytes,90,opt,name=guest,proto3" json:"guest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +4060,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +4073,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PrepareRequest) GetRef() *MoveRef {
@@ -3362,6 +4146,13 @@ func (x *PrepareRequest) GetTargetEdge() *EdgeAgent {
 	return nil
 }
 
+func (x *PrepareRequest) GetGuest() *GuestChange {
+	if x != nil {
+		return x.Guest
+	}
+	return nil
+}
+
 type PrepareResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Cookie []byte                 `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
@@ -3376,7 +4167,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +4179,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +4192,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PrepareResponse) GetCookie() []byte {
@@ -3438,7 +4229,7 @@ type ContentSource struct {
 
 func (x *ContentSource) Reset() {
 	*x = ContentSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[50]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3450,7 +4241,7 @@ func (x *ContentSource) String() string {
 func (*ContentSource) ProtoMessage() {}
 
 func (x *ContentSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[50]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +4254,7 @@ func (x *ContentSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentSource.ProtoReflect.Descriptor instead.
 func (*ContentSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ContentSource) GetId() []byte {
@@ -3501,7 +4292,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[51]
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +4304,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[51]
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +4317,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *FinishRequest) GetRef() *MoveRef {
@@ -3569,7 +4360,7 @@ type DiskPosition struct {
 
 func (x *DiskPosition) Reset() {
 	*x = DiskPosition{}
-	mi := &file_drover_v1_agent_proto_msgTypes[52]
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3581,7 +4372,7 @@ func (x *DiskPosition) String() string {
 func (*DiskPosition) ProtoMessage() {}
 
 func (x *DiskPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[52]
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3594,7 +4385,7 @@ func (x *DiskPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskPosition.ProtoReflect.Descriptor instead.
 func (*DiskPosition) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DiskPosition) GetExport() string {
@@ -3631,7 +4422,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[53]
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +4434,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[53]
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +4447,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -3696,7 +4487,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[54]
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3708,7 +4499,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[54]
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +4512,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -3744,7 +4535,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[55]
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3756,7 +4547,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[55]
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3769,7 +4560,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -3802,7 +4593,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[56]
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +4605,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[56]
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3827,7 +4618,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -3847,7 +4638,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[57]
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4650,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[57]
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4663,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -3892,7 +4683,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[58]
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +4695,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[58]
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +4708,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -3943,7 +4734,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[59]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4746,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[59]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4759,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -3987,7 +4778,7 @@ type CutOverRequest struct {
 
 func (x *CutOverRequest) Reset() {
 	*x = CutOverRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3999,7 +4790,7 @@ func (x *CutOverRequest) String() string {
 func (*CutOverRequest) ProtoMessage() {}
 
 func (x *CutOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4012,7 +4803,7 @@ func (x *CutOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutOverRequest.ProtoReflect.Descriptor instead.
 func (*CutOverRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CutOverRequest) GetRef() *MoveRef {
@@ -4032,7 +4823,7 @@ type CutOverResponse struct {
 
 func (x *CutOverResponse) Reset() {
 	*x = CutOverResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4044,7 +4835,7 @@ func (x *CutOverResponse) String() string {
 func (*CutOverResponse) ProtoMessage() {}
 
 func (x *CutOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4057,7 +4848,7 @@ func (x *CutOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutOverResponse.ProtoReflect.Descriptor instead.
 func (*CutOverResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CutOverResponse) GetAtUnixNanos() int64 {
@@ -4077,7 +4868,7 @@ type EdgeStatusRequest struct {
 
 func (x *EdgeStatusRequest) Reset() {
 	*x = EdgeStatusRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4089,7 +4880,7 @@ func (x *EdgeStatusRequest) String() string {
 func (*EdgeStatusRequest) ProtoMessage() {}
 
 func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4102,7 +4893,7 @@ func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusRequest.ProtoReflect.Descriptor instead.
 func (*EdgeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *EdgeStatusRequest) GetBrief() bool {
@@ -4121,7 +4912,7 @@ type EdgeStatusResponse struct {
 
 func (x *EdgeStatusResponse) Reset() {
 	*x = EdgeStatusResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4133,7 +4924,7 @@ func (x *EdgeStatusResponse) String() string {
 func (*EdgeStatusResponse) ProtoMessage() {}
 
 func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4146,7 +4937,7 @@ func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusResponse.ProtoReflect.Descriptor instead.
 func (*EdgeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{63}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *EdgeStatusResponse) GetState() *EdgeState {
@@ -4165,7 +4956,7 @@ type SetMeshRequest struct {
 
 func (x *SetMeshRequest) Reset() {
 	*x = SetMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	mi := &file_drover_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4177,7 +4968,7 @@ func (x *SetMeshRequest) String() string {
 func (*SetMeshRequest) ProtoMessage() {}
 
 func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	mi := &file_drover_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4190,7 +4981,7 @@ func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshRequest.ProtoReflect.Descriptor instead.
 func (*SetMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{64}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SetMeshRequest) GetPeers() []*MeshPeer {
@@ -4208,7 +4999,7 @@ type SetMeshResponse struct {
 
 func (x *SetMeshResponse) Reset() {
 	*x = SetMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	mi := &file_drover_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4220,7 +5011,7 @@ func (x *SetMeshResponse) String() string {
 func (*SetMeshResponse) ProtoMessage() {}
 
 func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	mi := &file_drover_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4233,7 +5024,7 @@ func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshResponse.ProtoReflect.Descriptor instead.
 func (*SetMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 type RotateMeshRequest struct {
@@ -4247,7 +5038,7 @@ type RotateMeshRequest struct {
 
 func (x *RotateMeshRequest) Reset() {
 	*x = RotateMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +5050,7 @@ func (x *RotateMeshRequest) String() string {
 func (*RotateMeshRequest) ProtoMessage() {}
 
 func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +5063,7 @@ func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshRequest.ProtoReflect.Descriptor instead.
 func (*RotateMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RotateMeshRequest) GetAdopt() string {
@@ -4291,7 +5082,7 @@ type RotateMeshResponse struct {
 
 func (x *RotateMeshResponse) Reset() {
 	*x = RotateMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +5094,7 @@ func (x *RotateMeshResponse) String() string {
 func (*RotateMeshResponse) ProtoMessage() {}
 
 func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +5107,7 @@ func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshResponse.ProtoReflect.Descriptor instead.
 func (*RotateMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RotateMeshResponse) GetMesh() *Mesh {
@@ -4324,6 +5115,312 @@ func (x *RotateMeshResponse) GetMesh() *Mesh {
 		return x.Mesh
 	}
 	return nil
+}
+
+// CheckEdgeRequest names what a move wants of the edge; empty: not that.
+type CheckEdgeRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Backend string                 `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	Name    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The addresses that the name may have already.
+	Addresses     []string `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Segment       string   `protobuf:"bytes,4,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckEdgeRequest) Reset() {
+	*x = CheckEdgeRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckEdgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckEdgeRequest) ProtoMessage() {}
+
+func (x *CheckEdgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckEdgeRequest.ProtoReflect.Descriptor instead.
+func (*CheckEdgeRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *CheckEdgeRequest) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *CheckEdgeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckEdgeRequest) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *CheckEdgeRequest) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+type CheckEdgeResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Checks []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	// Of the backend.
+	Servers       []*BackendServer `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckEdgeResponse) Reset() {
+	*x = CheckEdgeResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckEdgeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckEdgeResponse) ProtoMessage() {}
+
+func (x *CheckEdgeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckEdgeResponse.ProtoReflect.Descriptor instead.
+func (*CheckEdgeResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *CheckEdgeResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *CheckEdgeResponse) GetServers() []*BackendServer {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type CheckOpsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ops   []*EdgeOp              `protobuf:"bytes,1,rep,name=ops,proto3" json:"ops,omitempty"`
+	// Whose leases are returned; empty: nobody's.
+	Mac           string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckOpsRequest) Reset() {
+	*x = CheckOpsRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckOpsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckOpsRequest) ProtoMessage() {}
+
+func (x *CheckOpsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckOpsRequest.ProtoReflect.Descriptor instead.
+func (*CheckOpsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *CheckOpsRequest) GetOps() []*EdgeOp {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+func (x *CheckOpsRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+type CheckOpsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checks        []*Check               `protobuf:"bytes,1,rep,name=checks,proto3" json:"checks,omitempty"`
+	Leases        []*HeldLease           `protobuf:"bytes,2,rep,name=leases,proto3" json:"leases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckOpsResponse) Reset() {
+	*x = CheckOpsResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckOpsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckOpsResponse) ProtoMessage() {}
+
+func (x *CheckOpsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckOpsResponse.ProtoReflect.Descriptor instead.
+func (*CheckOpsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *CheckOpsResponse) GetChecks() []*Check {
+	if x != nil {
+		return x.Checks
+	}
+	return nil
+}
+
+func (x *CheckOpsResponse) GetLeases() []*HeldLease {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+// HeldLease is what a MAC has from a segment's DHCP service.
+type HeldLease struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Segment   string                 `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Owner     string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Addresses []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// By what DHCPv6 knows the client.
+	Duid          []byte `protobuf:"bytes,4,opt,name=duid,proto3" json:"duid,omitempty"`
+	Iaid          uint32 `protobuf:"varint,5,opt,name=iaid,proto3" json:"iaid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldLease) Reset() {
+	*x = HeldLease{}
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldLease) ProtoMessage() {}
+
+func (x *HeldLease) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldLease.ProtoReflect.Descriptor instead.
+func (*HeldLease) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *HeldLease) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *HeldLease) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *HeldLease) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *HeldLease) GetDuid() []byte {
+	if x != nil {
+		return x.Duid
+	}
+	return nil
+}
+
+func (x *HeldLease) GetIaid() uint32 {
+	if x != nil {
+		return x.Iaid
+	}
+	return 0
 }
 
 type OwnedRequest struct {
@@ -4334,7 +5431,7 @@ type OwnedRequest struct {
 
 func (x *OwnedRequest) Reset() {
 	*x = OwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4346,7 +5443,7 @@ func (x *OwnedRequest) String() string {
 func (*OwnedRequest) ProtoMessage() {}
 
 func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4359,7 +5456,7 @@ func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedRequest.ProtoReflect.Descriptor instead.
 func (*OwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{82}
 }
 
 type OwnedResponse struct {
@@ -4373,7 +5470,7 @@ type OwnedResponse struct {
 
 func (x *OwnedResponse) Reset() {
 	*x = OwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4385,7 +5482,7 @@ func (x *OwnedResponse) String() string {
 func (*OwnedResponse) ProtoMessage() {}
 
 func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4398,7 +5495,7 @@ func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedResponse.ProtoReflect.Descriptor instead.
 func (*OwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *OwnedResponse) GetThings() []*OwnedThing {
@@ -4432,7 +5529,7 @@ type OwnedThing struct {
 
 func (x *OwnedThing) Reset() {
 	*x = OwnedThing{}
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4444,7 +5541,7 @@ func (x *OwnedThing) String() string {
 func (*OwnedThing) ProtoMessage() {}
 
 func (x *OwnedThing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4457,7 +5554,7 @@ func (x *OwnedThing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedThing.ProtoReflect.Descriptor instead.
 func (*OwnedThing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *OwnedThing) GetKind() string {
@@ -4506,7 +5603,7 @@ type RemoveOwnedRequest struct {
 
 func (x *RemoveOwnedRequest) Reset() {
 	*x = RemoveOwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[71]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4518,7 +5615,7 @@ func (x *RemoveOwnedRequest) String() string {
 func (*RemoveOwnedRequest) ProtoMessage() {}
 
 func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[71]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4531,7 +5628,7 @@ func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{71}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RemoveOwnedRequest) GetOwner() string {
@@ -4556,7 +5653,7 @@ type RemoveOwnedResponse struct {
 
 func (x *RemoveOwnedResponse) Reset() {
 	*x = RemoveOwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[72]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4568,7 +5665,7 @@ func (x *RemoveOwnedResponse) String() string {
 func (*RemoveOwnedResponse) ProtoMessage() {}
 
 func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[72]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4581,7 +5678,7 @@ func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{72}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{86}
 }
 
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
@@ -4606,13 +5703,14 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"ab_packets\x18\x06 \x01(\x04R\tabPackets\x12\x1d\n" +
 	"\n" +
-	"ba_packets\x18\a \x01(\x04R\tbaPackets\"\x84\x01\n" +
+	"ba_packets\x18\a \x01(\x04R\tbaPackets\"\xb5\x01\n" +
 	"\x12CheckSourceRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12%\n" +
 	"\x0etarget_address\x18\x03 \x01(\tR\rtargetAddress\x12\x1f\n" +
 	"\vtarget_host\x18\x04 \x01(\tR\n" +
-	"targetHost\"\xb3\x02\n" +
+	"targetHost\x12/\n" +
+	"\bretarget\x18Z \x01(\v2\x13.drover.v1.RetargetR\bretarget\"\xf5\x02\n" +
 	"\x13CheckSourceResponse\x12(\n" +
 	"\x06checks\x18\x01 \x03(\v2\x10.drover.v1.CheckR\x06checks\x12\x1d\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x1e\n" +
@@ -4621,10 +5719,14 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"definition\x12#\n" +
 	"\x04host\x18\x04 \x01(\v2\x0f.drover.v1.HostR\x04host\x12O\n" +
 	"\vbacking_ids\x18\x05 \x03(\v2..drover.v1.CheckSourceResponse.BackingIdsEntryR\n" +
-	"backingIds\x1a=\n" +
+	"backingIds\x12\x1f\n" +
+	"\vguest_agent\x18Z \x01(\bR\n" +
+	"guestAgent\x12\x1f\n" +
+	"\vguest_fault\x18[ \x01(\tR\n" +
+	"guestFault\x1a=\n" +
 	"\x0fBackingIdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xca\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xfc\x02\n" +
 	"\x12CheckTargetRequest\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x1e\n" +
@@ -4634,7 +5736,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\v2\x0f.drover.v1.HostR\x06source\x12N\n" +
 	"\vbacking_ids\x18\x05 \x03(\v2-.drover.v1.CheckTargetRequest.BackingIdsEntryR\n" +
 	"backingIds\x12%\n" +
-	"\x0esource_address\x18\x06 \x01(\tR\rsourceAddress\x1a=\n" +
+	"\x0esource_address\x18\x06 \x01(\tR\rsourceAddress\x120\n" +
+	"\x05clone\x182 \x01(\v2\x1a.drover.v1.CloneDefinitionR\x05clone\x1a=\n" +
 	"\x0fBackingIdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xf8\x01\n" +
@@ -4651,8 +5754,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x0e\n" +
 	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x17\n" +
-	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xd9\n" +
-	"\n" +
+	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xf4\f\n" +
 	"\n" +
 	"RunRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
@@ -4682,7 +5784,13 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x04edge\x18( \x01(\v2\x0f.drover.v1.EdgeH\x00R\x04edge\x125\n" +
 	"\n" +
 	"stage_edge\x18) \x01(\v2\x14.drover.v1.StageEdgeH\x00R\tstageEdge\x12A\n" +
-	"\x0ecount_sessions\x18* \x01(\v2\x18.drover.v1.CountSessionsH\x00R\rcountSessionsB\b\n" +
+	"\x0ecount_sessions\x18* \x01(\v2\x18.drover.v1.CountSessionsH\x00R\rcountSessions\x12;\n" +
+	"\fchange_guest\x18Z \x01(\v2\x16.drover.v1.ChangeGuestH\x00R\vchangeGuest\x12;\n" +
+	"\ffind_station\x18[ \x01(\v2\x16.drover.v1.FindStationH\x00R\vfindStation\x12;\n" +
+	"\fdefine_clone\x182 \x01(\v2\x16.drover.v1.DefineCloneH\x00R\vdefineClone\x125\n" +
+	"\n" +
+	"copy_clone\x183 \x01(\v2\x14.drover.v1.CopyCloneH\x00R\tcopyClone\x12+\n" +
+	"\x06attend\x184 \x01(\v2\x11.drover.v1.AttendH\x00R\x06attendB\b\n" +
 	"\x06action\"D\n" +
 	"\aReserve\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\bR\x06target\x12!\n" +
@@ -4691,7 +5799,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06target\x18\x01 \x01(\bR\x06target\":\n" +
 	"\rCreateVolumes\x12)\n" +
 	"\x05disks\x18\x01 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"\x0f\n" +
-	"\rDeleteVolumes\"\x81\x02\n" +
+	"\rDeleteVolumes\"\x97\x02\n" +
 	"\bDiskPlan\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -4700,7 +5808,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fbacking_path\x18\x05 \x01(\tR\vbackingPath\x12%\n" +
 	"\x0ebacking_format\x18\x06 \x01(\tR\rbackingFormat\x12\x19\n" +
 	"\btop_only\x18\a \x01(\bR\atopOnly\x12'\n" +
-	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\"\xd3\x02\n" +
+	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\x12\x14\n" +
+	"\x05fresh\x182 \x01(\bR\x05fresh\"\xb2\x03\n" +
 	"\bTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
@@ -4712,7 +5821,29 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\vsource_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
 	"sourceEdge\x125\n" +
 	"\vtarget_edge\x18) \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
-	"targetEdge\"9\n" +
+	"targetEdge\x12/\n" +
+	"\bretarget\x18Z \x01(\v2\x13.drover.v1.RetargetR\bretarget\x12,\n" +
+	"\x05guest\x18[ \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\"d\n" +
+	"\bRetarget\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12,\n" +
+	"\x05probe\x18\x03 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\"\x8d\x01\n" +
+	"\vGuestChange\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03add\x18\x02 \x03(\tR\x03add\x12\x1a\n" +
+	"\bgateways\x18\x03 \x03(\tR\bgateways\x12\x18\n" +
+	"\aprimary\x18\x04 \x01(\bR\aprimary\x12\x12\n" +
+	"\x04drop\x18\x05 \x03(\tR\x04drop\x12\x10\n" +
+	"\x03ask\x18\x06 \x01(\bR\x03ask\"Q\n" +
+	"\vChangeGuest\x12.\n" +
+	"\x06change\x18\x01 \x01(\v2\x16.drover.v1.GuestChangeR\x06change\x12\x12\n" +
+	"\x04undo\x18\x02 \x01(\bR\x04undo\"x\n" +
+	"\vFindStation\x12\x18\n" +
+	"\asegment\x18\x01 \x01(\tR\asegment\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x1f\n" +
+	"\vwait_millis\x18\x04 \x01(\x03R\n" +
+	"waitMillis\"9\n" +
 	"\tEdgeAgent\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"O\n" +
@@ -4768,7 +5899,40 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\rCountSessions\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x16\n" +
-	"\x06server\x18\x03 \x01(\tR\x06server\"l\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\"\xb9\x02\n" +
+	"\x0fCloneDefinition\x12\x1e\n" +
+	"\n" +
+	"definition\x18\x01 \x01(\fR\n" +
+	"definition\x12'\n" +
+	"\x04nics\x18\x02 \x03(\v2\x13.drover.v1.CloneNICR\x04nics\x12;\n" +
+	"\x05paths\x18\x03 \x03(\v2%.drover.v1.CloneDefinition.PathsEntryR\x05paths\x12\x1c\n" +
+	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n" +
+	"\bgateways\x18\x05 \x03(\tR\bgateways\x12,\n" +
+	"\x05probe\x18\x06 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\x1a8\n" +
+	"\n" +
+	"PathsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\bCloneNIC\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x17\n" +
+	"\anew_mac\x18\x02 \x01(\tR\x06newMac\x12\x18\n" +
+	"\anetwork\x18\x03 \x01(\tR\anetwork\"?\n" +
+	"\vDefineClone\x120\n" +
+	"\x05clone\x18\x01 \x01(\v2\x1a.drover.v1.CloneDefinitionR\x05clone\"\xc3\x01\n" +
+	"\tCopyClone\x12!\n" +
+	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
+	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x12\n" +
+	"\x04uuid\x18\x04 \x01(\tR\x04uuid\x12)\n" +
+	"\x05disks\x18\x05 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
+	"\rbandwidth_bps\x18\x06 \x01(\x03R\fbandwidthBps\"\x85\x01\n" +
+	"\x06Attend\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1d\n" +
+	"\n" +
+	"for_millis\x18\x03 \x01(\x03R\tforMillis\x12\x18\n" +
+	"\abackend\x18\x04 \x01(\tR\abackend\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\"l\n" +
 	"\vRunResponse\x12/\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12,\n" +
 	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xfd\x03\n" +
@@ -4830,7 +5994,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fPingResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12(\n" +
-	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\xe1\x02\n" +
+	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\x8f\x03\n" +
 	"\x0ePrepareRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x1e\n" +
 	"\n" +
@@ -4844,7 +6008,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05round\x18\x1e \x01(\x03R\x05round\x12\x12\n" +
 	"\x04base\x18\x1f \x01(\x03R\x04base\x125\n" +
 	"\vtarget_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
-	"targetEdge\"s\n" +
+	"targetEdge\x12,\n" +
+	"\x05guest\x18Z \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\"s\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\fR\x06cookie\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x122\n" +
@@ -4898,7 +6063,27 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x11RotateMeshRequest\x12\x14\n" +
 	"\x05adopt\x18\x01 \x01(\tR\x05adopt\"9\n" +
 	"\x12RotateMeshResponse\x12#\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x0f.drover.v1.MeshR\x04mesh\"\x0e\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x0f.drover.v1.MeshR\x04mesh\"x\n" +
+	"\x10CheckEdgeRequest\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x18\n" +
+	"\asegment\x18\x04 \x01(\tR\asegment\"q\n" +
+	"\x11CheckEdgeResponse\x12(\n" +
+	"\x06checks\x18\x01 \x03(\v2\x10.drover.v1.CheckR\x06checks\x122\n" +
+	"\aservers\x18\x02 \x03(\v2\x18.drover.v1.BackendServerR\aservers\"H\n" +
+	"\x0fCheckOpsRequest\x12#\n" +
+	"\x03ops\x18\x01 \x03(\v2\x11.drover.v1.EdgeOpR\x03ops\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\"j\n" +
+	"\x10CheckOpsResponse\x12(\n" +
+	"\x06checks\x18\x01 \x03(\v2\x10.drover.v1.CheckR\x06checks\x12,\n" +
+	"\x06leases\x18\x02 \x03(\v2\x14.drover.v1.HeldLeaseR\x06leases\"\x81\x01\n" +
+	"\tHeldLease\x12\x18\n" +
+	"\asegment\x18\x01 \x01(\tR\asegment\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x12\n" +
+	"\x04duid\x18\x04 \x01(\fR\x04duid\x12\x12\n" +
+	"\x04iaid\x18\x05 \x01(\rR\x04iaid\"\x0e\n" +
 	"\fOwnedRequest\"V\n" +
 	"\rOwnedResponse\x12-\n" +
 	"\x06things\x18\x01 \x03(\v2\x15.drover.v1.OwnedThingR\x06things\x12\x16\n" +
@@ -4913,7 +6098,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x12RemoveOwnedRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\"\x15\n" +
-	"\x13RemoveOwnedResponse2\xe1\a\n" +
+	"\x13RemoveOwnedResponse2\xee\b\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -4929,7 +6114,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"EdgeStatus\x12\x1c.drover.v1.EdgeStatusRequest\x1a\x1d.drover.v1.EdgeStatusResponse\x12@\n" +
 	"\aSetMesh\x12\x19.drover.v1.SetMeshRequest\x1a\x1a.drover.v1.SetMeshResponse\x12I\n" +
 	"\n" +
-	"RotateMesh\x12\x1c.drover.v1.RotateMeshRequest\x1a\x1d.drover.v1.RotateMeshResponse\x12:\n" +
+	"RotateMesh\x12\x1c.drover.v1.RotateMeshRequest\x1a\x1d.drover.v1.RotateMeshResponse\x12F\n" +
+	"\tCheckEdge\x12\x1b.drover.v1.CheckEdgeRequest\x1a\x1c.drover.v1.CheckEdgeResponse\x12C\n" +
+	"\bCheckOps\x12\x1a.drover.v1.CheckOpsRequest\x1a\x1b.drover.v1.CheckOpsResponse\x12:\n" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
 	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse2\xc3\x03\n" +
 	"\vPeerService\x127\n" +
@@ -4953,7 +6140,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -4970,198 +6157,240 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*DeleteVolumes)(nil),       // 12: drover.v1.DeleteVolumes
 	(*DiskPlan)(nil),            // 13: drover.v1.DiskPlan
 	(*Transfer)(nil),            // 14: drover.v1.Transfer
-	(*EdgeAgent)(nil),           // 15: drover.v1.EdgeAgent
-	(*AbortTransfer)(nil),       // 16: drover.v1.AbortTransfer
-	(*Shutdown)(nil),            // 17: drover.v1.Shutdown
-	(*GiveUp)(nil),              // 18: drover.v1.GiveUp
-	(*TakeBack)(nil),            // 19: drover.v1.TakeBack
-	(*Copy)(nil),                // 20: drover.v1.Copy
-	(*Replicate)(nil),           // 21: drover.v1.Replicate
-	(*StopReplication)(nil),     // 22: drover.v1.StopReplication
-	(*StopVM)(nil),              // 23: drover.v1.StopVM
-	(*CheckHealth)(nil),         // 24: drover.v1.CheckHealth
-	(*Commit)(nil),              // 25: drover.v1.Commit
-	(*AbortCommit)(nil),         // 26: drover.v1.AbortCommit
-	(*Define)(nil),              // 27: drover.v1.Define
-	(*Undefine)(nil),            // 28: drover.v1.Undefine
-	(*StartVM)(nil),             // 29: drover.v1.StartVM
-	(*Verify)(nil),              // 30: drover.v1.Verify
-	(*ReleaseSource)(nil),       // 31: drover.v1.ReleaseSource
-	(*Edge)(nil),                // 32: drover.v1.Edge
-	(*StageEdge)(nil),           // 33: drover.v1.StageEdge
-	(*CountSessions)(nil),       // 34: drover.v1.CountSessions
-	(*RunResponse)(nil),         // 35: drover.v1.RunResponse
-	(*RunResult)(nil),           // 36: drover.v1.RunResult
-	(*CancelRequest)(nil),       // 37: drover.v1.CancelRequest
-	(*CancelResponse)(nil),      // 38: drover.v1.CancelResponse
-	(*SetRateRequest)(nil),      // 39: drover.v1.SetRateRequest
-	(*SetRateResponse)(nil),     // 40: drover.v1.SetRateResponse
-	(*ProbeStartRequest)(nil),   // 41: drover.v1.ProbeStartRequest
-	(*ProbeStartResponse)(nil),  // 42: drover.v1.ProbeStartResponse
-	(*ProbeStopRequest)(nil),    // 43: drover.v1.ProbeStopRequest
-	(*ProbeStopResponse)(nil),   // 44: drover.v1.ProbeStopResponse
-	(*ProbeResult)(nil),         // 45: drover.v1.ProbeResult
-	(*PingRequest)(nil),         // 46: drover.v1.PingRequest
-	(*PingResponse)(nil),        // 47: drover.v1.PingResponse
-	(*PrepareRequest)(nil),      // 48: drover.v1.PrepareRequest
-	(*PrepareResponse)(nil),     // 49: drover.v1.PrepareResponse
-	(*ContentSource)(nil),       // 50: drover.v1.ContentSource
-	(*FinishRequest)(nil),       // 51: drover.v1.FinishRequest
-	(*DiskPosition)(nil),        // 52: drover.v1.DiskPosition
-	(*FinishResponse)(nil),      // 53: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 54: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 55: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 56: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 57: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 58: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 59: drover.v1.DigestResponse
-	(*CutOverRequest)(nil),      // 60: drover.v1.CutOverRequest
-	(*CutOverResponse)(nil),     // 61: drover.v1.CutOverResponse
-	(*EdgeStatusRequest)(nil),   // 62: drover.v1.EdgeStatusRequest
-	(*EdgeStatusResponse)(nil),  // 63: drover.v1.EdgeStatusResponse
-	(*SetMeshRequest)(nil),      // 64: drover.v1.SetMeshRequest
-	(*SetMeshResponse)(nil),     // 65: drover.v1.SetMeshResponse
-	(*RotateMeshRequest)(nil),   // 66: drover.v1.RotateMeshRequest
-	(*RotateMeshResponse)(nil),  // 67: drover.v1.RotateMeshResponse
-	(*OwnedRequest)(nil),        // 68: drover.v1.OwnedRequest
-	(*OwnedResponse)(nil),       // 69: drover.v1.OwnedResponse
-	(*OwnedThing)(nil),          // 70: drover.v1.OwnedThing
-	(*RemoveOwnedRequest)(nil),  // 71: drover.v1.RemoveOwnedRequest
-	(*RemoveOwnedResponse)(nil), // 72: drover.v1.RemoveOwnedResponse
-	nil,                         // 73: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 74: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 75: drover.v1.CheckTargetResponse.SameBackingEntry
-	(*Host)(nil),                // 76: drover.v1.Host
-	(*VM)(nil),                  // 77: drover.v1.VM
-	(*Segment)(nil),             // 78: drover.v1.Segment
-	(*Mesh)(nil),                // 79: drover.v1.Mesh
-	(*Check)(nil),               // 80: drover.v1.Check
-	(*EdgeOp)(nil),              // 81: drover.v1.EdgeOp
-	(*Progress)(nil),            // 82: drover.v1.Progress
-	(*PathFigures)(nil),         // 83: drover.v1.PathFigures
-	(*ProbeTarget)(nil),         // 84: drover.v1.ProbeTarget
-	(*EdgeState)(nil),           // 85: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 86: drover.v1.MeshPeer
+	(*Retarget)(nil),            // 15: drover.v1.Retarget
+	(*GuestChange)(nil),         // 16: drover.v1.GuestChange
+	(*ChangeGuest)(nil),         // 17: drover.v1.ChangeGuest
+	(*FindStation)(nil),         // 18: drover.v1.FindStation
+	(*EdgeAgent)(nil),           // 19: drover.v1.EdgeAgent
+	(*AbortTransfer)(nil),       // 20: drover.v1.AbortTransfer
+	(*Shutdown)(nil),            // 21: drover.v1.Shutdown
+	(*GiveUp)(nil),              // 22: drover.v1.GiveUp
+	(*TakeBack)(nil),            // 23: drover.v1.TakeBack
+	(*Copy)(nil),                // 24: drover.v1.Copy
+	(*Replicate)(nil),           // 25: drover.v1.Replicate
+	(*StopReplication)(nil),     // 26: drover.v1.StopReplication
+	(*StopVM)(nil),              // 27: drover.v1.StopVM
+	(*CheckHealth)(nil),         // 28: drover.v1.CheckHealth
+	(*Commit)(nil),              // 29: drover.v1.Commit
+	(*AbortCommit)(nil),         // 30: drover.v1.AbortCommit
+	(*Define)(nil),              // 31: drover.v1.Define
+	(*Undefine)(nil),            // 32: drover.v1.Undefine
+	(*StartVM)(nil),             // 33: drover.v1.StartVM
+	(*Verify)(nil),              // 34: drover.v1.Verify
+	(*ReleaseSource)(nil),       // 35: drover.v1.ReleaseSource
+	(*Edge)(nil),                // 36: drover.v1.Edge
+	(*StageEdge)(nil),           // 37: drover.v1.StageEdge
+	(*CountSessions)(nil),       // 38: drover.v1.CountSessions
+	(*CloneDefinition)(nil),     // 39: drover.v1.CloneDefinition
+	(*CloneNIC)(nil),            // 40: drover.v1.CloneNIC
+	(*DefineClone)(nil),         // 41: drover.v1.DefineClone
+	(*CopyClone)(nil),           // 42: drover.v1.CopyClone
+	(*Attend)(nil),              // 43: drover.v1.Attend
+	(*RunResponse)(nil),         // 44: drover.v1.RunResponse
+	(*RunResult)(nil),           // 45: drover.v1.RunResult
+	(*CancelRequest)(nil),       // 46: drover.v1.CancelRequest
+	(*CancelResponse)(nil),      // 47: drover.v1.CancelResponse
+	(*SetRateRequest)(nil),      // 48: drover.v1.SetRateRequest
+	(*SetRateResponse)(nil),     // 49: drover.v1.SetRateResponse
+	(*ProbeStartRequest)(nil),   // 50: drover.v1.ProbeStartRequest
+	(*ProbeStartResponse)(nil),  // 51: drover.v1.ProbeStartResponse
+	(*ProbeStopRequest)(nil),    // 52: drover.v1.ProbeStopRequest
+	(*ProbeStopResponse)(nil),   // 53: drover.v1.ProbeStopResponse
+	(*ProbeResult)(nil),         // 54: drover.v1.ProbeResult
+	(*PingRequest)(nil),         // 55: drover.v1.PingRequest
+	(*PingResponse)(nil),        // 56: drover.v1.PingResponse
+	(*PrepareRequest)(nil),      // 57: drover.v1.PrepareRequest
+	(*PrepareResponse)(nil),     // 58: drover.v1.PrepareResponse
+	(*ContentSource)(nil),       // 59: drover.v1.ContentSource
+	(*FinishRequest)(nil),       // 60: drover.v1.FinishRequest
+	(*DiskPosition)(nil),        // 61: drover.v1.DiskPosition
+	(*FinishResponse)(nil),      // 62: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 63: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 64: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 65: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 66: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 67: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 68: drover.v1.DigestResponse
+	(*CutOverRequest)(nil),      // 69: drover.v1.CutOverRequest
+	(*CutOverResponse)(nil),     // 70: drover.v1.CutOverResponse
+	(*EdgeStatusRequest)(nil),   // 71: drover.v1.EdgeStatusRequest
+	(*EdgeStatusResponse)(nil),  // 72: drover.v1.EdgeStatusResponse
+	(*SetMeshRequest)(nil),      // 73: drover.v1.SetMeshRequest
+	(*SetMeshResponse)(nil),     // 74: drover.v1.SetMeshResponse
+	(*RotateMeshRequest)(nil),   // 75: drover.v1.RotateMeshRequest
+	(*RotateMeshResponse)(nil),  // 76: drover.v1.RotateMeshResponse
+	(*CheckEdgeRequest)(nil),    // 77: drover.v1.CheckEdgeRequest
+	(*CheckEdgeResponse)(nil),   // 78: drover.v1.CheckEdgeResponse
+	(*CheckOpsRequest)(nil),     // 79: drover.v1.CheckOpsRequest
+	(*CheckOpsResponse)(nil),    // 80: drover.v1.CheckOpsResponse
+	(*HeldLease)(nil),           // 81: drover.v1.HeldLease
+	(*OwnedRequest)(nil),        // 82: drover.v1.OwnedRequest
+	(*OwnedResponse)(nil),       // 83: drover.v1.OwnedResponse
+	(*OwnedThing)(nil),          // 84: drover.v1.OwnedThing
+	(*RemoveOwnedRequest)(nil),  // 85: drover.v1.RemoveOwnedRequest
+	(*RemoveOwnedResponse)(nil), // 86: drover.v1.RemoveOwnedResponse
+	nil,                         // 87: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 88: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 89: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 90: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 91: drover.v1.Host
+	(*VM)(nil),                  // 92: drover.v1.VM
+	(*Segment)(nil),             // 93: drover.v1.Segment
+	(*Mesh)(nil),                // 94: drover.v1.Mesh
+	(*Check)(nil),               // 95: drover.v1.Check
+	(*ProbeTarget)(nil),         // 96: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 97: drover.v1.EdgeOp
+	(*Progress)(nil),            // 98: drover.v1.Progress
+	(*PathFigures)(nil),         // 99: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 100: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 101: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 102: drover.v1.BackendServer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	76, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	77, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
-	2,  // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	78, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	79, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	80, // 5: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	77, // 6: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	76, // 7: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	73, // 8: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	77, // 9: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	76, // 10: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	74, // 11: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	80, // 12: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	76, // 13: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	75, // 14: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
-	7,  // 15: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
-	9,  // 16: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
-	10, // 17: drover.v1.RunRequest.release:type_name -> drover.v1.Release
-	11, // 18: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
-	12, // 19: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
-	14, // 20: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
-	17, // 21: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
-	18, // 22: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
-	19, // 23: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
-	20, // 24: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
-	27, // 25: drover.v1.RunRequest.define:type_name -> drover.v1.Define
-	28, // 26: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
-	29, // 27: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
-	30, // 28: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
-	31, // 29: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
-	16, // 30: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
-	21, // 31: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
-	22, // 32: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
-	23, // 33: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
-	24, // 34: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
-	25, // 35: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
-	26, // 36: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
-	32, // 37: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
-	33, // 38: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
-	34, // 39: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
-	13, // 40: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
-	13, // 41: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
-	15, // 42: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
-	15, // 43: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
-	13, // 44: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
-	13, // 45: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
-	15, // 46: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
-	13, // 47: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	81, // 48: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	81, // 49: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
-	82, // 50: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
-	36, // 51: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	83, // 52: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
-	7,  // 53: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 54: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	84, // 55: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	45, // 56: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,  // 57: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13, // 58: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	15, // 59: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
-	50, // 60: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
-	7,  // 61: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	52, // 62: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
-	7,  // 63: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 64: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 65: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	7,  // 66: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	85, // 67: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	86, // 68: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	79, // 69: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	70, // 70: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,  // 71: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,  // 72: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,  // 73: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,  // 74: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,  // 75: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	37, // 76: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	39, // 77: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	41, // 78: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	43, // 79: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	62, // 80: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	64, // 81: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	66, // 82: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
-	68, // 83: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	71, // 84: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	46, // 85: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	48, // 86: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	51, // 87: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	54, // 88: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	56, // 89: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	58, // 90: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	60, // 91: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,  // 92: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,  // 93: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,  // 94: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,  // 95: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	35, // 96: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	38, // 97: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	40, // 98: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	42, // 99: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	44, // 100: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	63, // 101: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	65, // 102: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	67, // 103: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	69, // 104: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	72, // 105: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	47, // 106: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	49, // 107: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	53, // 108: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	55, // 109: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	57, // 110: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	59, // 111: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	61, // 112: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	92, // [92:113] is the sub-list for method output_type
-	71, // [71:92] is the sub-list for method input_type
-	71, // [71:71] is the sub-list for extension type_name
-	71, // [71:71] is the sub-list for extension extendee
-	0,  // [0:71] is the sub-list for field type_name
+	91,  // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	92,  // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
+	93,  // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	94,  // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	15,  // 5: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
+	95,  // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	92,  // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	91,  // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	87,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	92,  // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	91,  // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	88,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	39,  // 13: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
+	95,  // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	91,  // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	89,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	7,   // 17: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
+	9,   // 18: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
+	10,  // 19: drover.v1.RunRequest.release:type_name -> drover.v1.Release
+	11,  // 20: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
+	12,  // 21: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
+	14,  // 22: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
+	21,  // 23: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
+	22,  // 24: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
+	23,  // 25: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
+	24,  // 26: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
+	31,  // 27: drover.v1.RunRequest.define:type_name -> drover.v1.Define
+	32,  // 28: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
+	33,  // 29: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
+	34,  // 30: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
+	35,  // 31: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
+	20,  // 32: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
+	25,  // 33: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
+	26,  // 34: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
+	27,  // 35: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
+	28,  // 36: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
+	29,  // 37: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
+	30,  // 38: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
+	36,  // 39: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
+	37,  // 40: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
+	38,  // 41: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
+	17,  // 42: drover.v1.RunRequest.change_guest:type_name -> drover.v1.ChangeGuest
+	18,  // 43: drover.v1.RunRequest.find_station:type_name -> drover.v1.FindStation
+	41,  // 44: drover.v1.RunRequest.define_clone:type_name -> drover.v1.DefineClone
+	42,  // 45: drover.v1.RunRequest.copy_clone:type_name -> drover.v1.CopyClone
+	43,  // 46: drover.v1.RunRequest.attend:type_name -> drover.v1.Attend
+	13,  // 47: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
+	13,  // 48: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
+	19,  // 49: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
+	19,  // 50: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
+	15,  // 51: drover.v1.Transfer.retarget:type_name -> drover.v1.Retarget
+	16,  // 52: drover.v1.Transfer.guest:type_name -> drover.v1.GuestChange
+	96,  // 53: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	16,  // 54: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
+	13,  // 55: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
+	13,  // 56: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
+	19,  // 57: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
+	13,  // 58: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
+	97,  // 59: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	97,  // 60: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	40,  // 61: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
+	90,  // 62: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	96,  // 63: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	39,  // 64: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
+	13,  // 65: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
+	98,  // 66: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	45,  // 67: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
+	99,  // 68: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	7,   // 69: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 70: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	96,  // 71: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	54,  // 72: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,   // 73: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13,  // 74: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	19,  // 75: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
+	16,  // 76: drover.v1.PrepareRequest.guest:type_name -> drover.v1.GuestChange
+	59,  // 77: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,   // 78: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	61,  // 79: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,   // 80: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 81: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 82: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 83: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
+	100, // 84: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	101, // 85: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	94,  // 86: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	95,  // 87: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	102, // 88: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	97,  // 89: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	95,  // 90: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	81,  // 91: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
+	84,  // 92: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,   // 93: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,   // 94: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,   // 95: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,   // 96: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,   // 97: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	46,  // 98: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	48,  // 99: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	50,  // 100: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	52,  // 101: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	71,  // 102: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	73,  // 103: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	75,  // 104: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	77,  // 105: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
+	79,  // 106: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
+	82,  // 107: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	85,  // 108: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	55,  // 109: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	57,  // 110: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	60,  // 111: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	63,  // 112: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	65,  // 113: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	67,  // 114: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	69,  // 115: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,   // 116: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 117: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 118: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 119: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	44,  // 120: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	47,  // 121: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	49,  // 122: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	51,  // 123: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	53,  // 124: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	72,  // 125: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	74,  // 126: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	76,  // 127: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	78,  // 128: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	80,  // 129: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	83,  // 130: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	86,  // 131: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	56,  // 132: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	58,  // 133: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	62,  // 134: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	64,  // 135: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	66,  // 136: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	68,  // 137: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	70,  // 138: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	116, // [116:139] is the sub-list for method output_type
+	93,  // [93:116] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -5195,6 +6424,11 @@ func file_drover_v1_agent_proto_init() {
 		(*RunRequest_Edge)(nil),
 		(*RunRequest_StageEdge)(nil),
 		(*RunRequest_CountSessions)(nil),
+		(*RunRequest_ChangeGuest)(nil),
+		(*RunRequest_FindStation)(nil),
+		(*RunRequest_DefineClone)(nil),
+		(*RunRequest_CopyClone)(nil),
+		(*RunRequest_Attend)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5202,7 +6436,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   91,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -951,11 +951,15 @@ type PreflightRequest struct {
 	To    *Place                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// Empty: the method that StartMove would take.
 	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// For spawn and redirect.
+	Clone *CloneWish `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
 	// For stretch: what others send to the VM takes no way by its segment's home.
 	LocalEgress bool `protobuf:"varint,60,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
 	// What the VM is known by in its segments, where neither its guest nor its
 	// metadata says so.
-	Addresses     []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// For renumber.
+	Renumber      *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,6 +1015,13 @@ func (x *PreflightRequest) GetMethod() string {
 	return ""
 }
 
+func (x *PreflightRequest) GetClone() *CloneWish {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
+}
+
 func (x *PreflightRequest) GetLocalEgress() bool {
 	if x != nil {
 		return x.LocalEgress
@@ -1021,6 +1032,13 @@ func (x *PreflightRequest) GetLocalEgress() bool {
 func (x *PreflightRequest) GetAddresses() []string {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *PreflightRequest) GetRenumber() *RenumberWish {
+	if x != nil {
+		return x.Renumber
 	}
 	return nil
 }
@@ -1091,11 +1109,15 @@ type StartMoveRequest struct {
 	// the VM was started. Targets of health "tcp:PORT" are completed with the VM's
 	// address.
 	Gate *Gate `protobuf:"bytes,31,opt,name=gate,proto3" json:"gate,omitempty"`
+	// For spawn and redirect; their gate has a health check alone.
+	Clone *CloneWish `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
 	// For stretch: what others send to the VM takes no way by its segment's home.
 	LocalEgress bool `protobuf:"varint,60,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
 	// What the VM is known by in its segments, where neither its guest nor its
 	// metadata says so.
-	Addresses     []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// For renumber.
+	Renumber      *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1214,6 +1236,13 @@ func (x *StartMoveRequest) GetGate() *Gate {
 	return nil
 }
 
+func (x *StartMoveRequest) GetClone() *CloneWish {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
+}
+
 func (x *StartMoveRequest) GetLocalEgress() bool {
 	if x != nil {
 		return x.LocalEgress
@@ -1224,6 +1253,13 @@ func (x *StartMoveRequest) GetLocalEgress() bool {
 func (x *StartMoveRequest) GetAddresses() []string {
 	if x != nil {
 		return x.Addresses
+	}
+	return nil
+}
+
+func (x *StartMoveRequest) GetRenumber() *RenumberWish {
+	if x != nil {
+		return x.Renumber
 	}
 	return nil
 }
@@ -1457,6 +1493,94 @@ func (x *CancelMoveResponse) GetMove() *Move {
 	return nil
 }
 
+type EndOldSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndOldSessionsRequest) Reset() {
+	*x = EndOldSessionsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndOldSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndOldSessionsRequest) ProtoMessage() {}
+
+func (x *EndOldSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndOldSessionsRequest.ProtoReflect.Descriptor instead.
+func (*EndOldSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *EndOldSessionsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type EndOldSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Move          *Move                  `protobuf:"bytes,1,opt,name=move,proto3" json:"move,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndOldSessionsResponse) Reset() {
+	*x = EndOldSessionsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndOldSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndOldSessionsResponse) ProtoMessage() {}
+
+func (x *EndOldSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndOldSessionsResponse.ProtoReflect.Descriptor instead.
+func (*EndOldSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EndOldSessionsResponse) GetMove() *Move {
+	if x != nil {
+		return x.Move
+	}
+	return nil
+}
+
 type SetMoveRateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1468,7 +1592,7 @@ type SetMoveRateRequest struct {
 
 func (x *SetMoveRateRequest) Reset() {
 	*x = SetMoveRateRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1604,7 @@ func (x *SetMoveRateRequest) String() string {
 func (*SetMoveRateRequest) ProtoMessage() {}
 
 func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1617,7 @@ func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateRequest.ProtoReflect.Descriptor instead.
 func (*SetMoveRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetMoveRateRequest) GetName() string {
@@ -1519,7 +1643,7 @@ type SetMoveRateResponse struct {
 
 func (x *SetMoveRateResponse) Reset() {
 	*x = SetMoveRateResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1655,7 @@ func (x *SetMoveRateResponse) String() string {
 func (*SetMoveRateResponse) ProtoMessage() {}
 
 func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1668,7 @@ func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateResponse.ProtoReflect.Descriptor instead.
 func (*SetMoveRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SetMoveRateResponse) GetMove() *Move {
@@ -1563,7 +1687,7 @@ type CommitMoveRequest struct {
 
 func (x *CommitMoveRequest) Reset() {
 	*x = CommitMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1699,7 @@ func (x *CommitMoveRequest) String() string {
 func (*CommitMoveRequest) ProtoMessage() {}
 
 func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1712,7 @@ func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveRequest.ProtoReflect.Descriptor instead.
 func (*CommitMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CommitMoveRequest) GetName() string {
@@ -1607,7 +1731,7 @@ type CommitMoveResponse struct {
 
 func (x *CommitMoveResponse) Reset() {
 	*x = CommitMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1743,7 @@ func (x *CommitMoveResponse) String() string {
 func (*CommitMoveResponse) ProtoMessage() {}
 
 func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1756,7 @@ func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveResponse.ProtoReflect.Descriptor instead.
 func (*CommitMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CommitMoveResponse) GetMove() *Move {
@@ -1651,7 +1775,7 @@ type ReturnMoveRequest struct {
 
 func (x *ReturnMoveRequest) Reset() {
 	*x = ReturnMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[34]
+	mi := &file_drover_v1_drover_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1787,7 @@ func (x *ReturnMoveRequest) String() string {
 func (*ReturnMoveRequest) ProtoMessage() {}
 
 func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[34]
+	mi := &file_drover_v1_drover_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1800,7 @@ func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReturnMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReturnMoveRequest) GetName() string {
@@ -1695,7 +1819,7 @@ type ReturnMoveResponse struct {
 
 func (x *ReturnMoveResponse) Reset() {
 	*x = ReturnMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[35]
+	mi := &file_drover_v1_drover_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1831,7 @@ func (x *ReturnMoveResponse) String() string {
 func (*ReturnMoveResponse) ProtoMessage() {}
 
 func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[35]
+	mi := &file_drover_v1_drover_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1844,7 @@ func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReturnMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReturnMoveResponse) GetMove() *Move {
@@ -1772,15 +1896,17 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x0eGetMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"6\n" +
 	"\x0fGetMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\x9d\x01\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\xfe\x01\n" +
 	"\x10PreflightRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
-	"\x06method\x18\x03 \x01(\tR\x06method\x12!\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12*\n" +
+	"\x05clone\x182 \x01(\v2\x14.drover.v1.CloneWishR\x05clone\x12!\n" +
 	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
-	"\taddresses\x18= \x03(\tR\taddresses\"G\n" +
+	"\taddresses\x18= \x03(\tR\taddresses\x123\n" +
+	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xfd\x03\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xde\x04\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1797,9 +1923,11 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"noThrottle\x12.\n" +
 	"\x13max_downtime_millis\x18\x1e \x01(\x03R\x11maxDowntimeMillis\x12#\n" +
-	"\x04gate\x18\x1f \x01(\v2\x0f.drover.v1.GateR\x04gate\x12!\n" +
+	"\x04gate\x18\x1f \x01(\v2\x0f.drover.v1.GateR\x04gate\x12*\n" +
+	"\x05clone\x182 \x01(\v2\x14.drover.v1.CloneWishR\x05clone\x12!\n" +
 	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
-	"\taddresses\x18= \x03(\tR\taddresses\"l\n" +
+	"\taddresses\x18= \x03(\tR\taddresses\x123\n" +
+	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\"l\n" +
 	"\x11StartMoveResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\x122\n" +
 	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +
@@ -1810,6 +1938,10 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x11CancelMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x12CancelMoveResponse\x12#\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"+\n" +
+	"\x15EndOldSessionsRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"=\n" +
+	"\x16EndOldSessionsResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"M\n" +
 	"\x12SetMoveRateRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
@@ -1823,8 +1955,7 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x11ReturnMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x12ReturnMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\xb6\n" +
-	"\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\x8d\v\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -1842,7 +1973,8 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\tStartMove\x12\x1b.drover.v1.StartMoveRequest\x1a\x1c.drover.v1.StartMoveResponse\x12H\n" +
 	"\tWatchMove\x12\x1b.drover.v1.WatchMoveRequest\x1a\x1c.drover.v1.WatchMoveResponse0\x01\x12I\n" +
 	"\n" +
-	"CancelMove\x12\x1c.drover.v1.CancelMoveRequest\x1a\x1d.drover.v1.CancelMoveResponse\x12L\n" +
+	"CancelMove\x12\x1c.drover.v1.CancelMoveRequest\x1a\x1d.drover.v1.CancelMoveResponse\x12U\n" +
+	"\x0eEndOldSessions\x12 .drover.v1.EndOldSessionsRequest\x1a!.drover.v1.EndOldSessionsResponse\x12L\n" +
 	"\vSetMoveRate\x12\x1d.drover.v1.SetMoveRateRequest\x1a\x1e.drover.v1.SetMoveRateResponse\x12I\n" +
 	"\n" +
 	"CommitMove\x12\x1c.drover.v1.CommitMoveRequest\x1a\x1d.drover.v1.CommitMoveResponse\x12I\n" +
@@ -1861,122 +1993,133 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_drover_v1_drover_proto_goTypes = []any{
-	(*ListSitesRequest)(nil),     // 0: drover.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),    // 1: drover.v1.ListSitesResponse
-	(*ListHostsRequest)(nil),     // 2: drover.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),    // 3: drover.v1.ListHostsResponse
-	(*ListLinksRequest)(nil),     // 4: drover.v1.ListLinksRequest
-	(*ListLinksResponse)(nil),    // 5: drover.v1.ListLinksResponse
-	(*ListVMsRequest)(nil),       // 6: drover.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),      // 7: drover.v1.ListVMsResponse
-	(*ListServicesRequest)(nil),  // 8: drover.v1.ListServicesRequest
-	(*ListServicesResponse)(nil), // 9: drover.v1.ListServicesResponse
-	(*ListSegmentsRequest)(nil),  // 10: drover.v1.ListSegmentsRequest
-	(*ListSegmentsResponse)(nil), // 11: drover.v1.ListSegmentsResponse
-	(*ListEdgesRequest)(nil),     // 12: drover.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),    // 13: drover.v1.ListEdgesResponse
-	(*RotateEdgeRequest)(nil),    // 14: drover.v1.RotateEdgeRequest
-	(*RotateEdgeResponse)(nil),   // 15: drover.v1.RotateEdgeResponse
-	(*DiagnoseRequest)(nil),      // 16: drover.v1.DiagnoseRequest
-	(*DiagnoseResponse)(nil),     // 17: drover.v1.DiagnoseResponse
-	(*ListMovesRequest)(nil),     // 18: drover.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),    // 19: drover.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),       // 20: drover.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),      // 21: drover.v1.GetMoveResponse
-	(*PreflightRequest)(nil),     // 22: drover.v1.PreflightRequest
-	(*PreflightResponse)(nil),    // 23: drover.v1.PreflightResponse
-	(*StartMoveRequest)(nil),     // 24: drover.v1.StartMoveRequest
-	(*StartMoveResponse)(nil),    // 25: drover.v1.StartMoveResponse
-	(*WatchMoveRequest)(nil),     // 26: drover.v1.WatchMoveRequest
-	(*WatchMoveResponse)(nil),    // 27: drover.v1.WatchMoveResponse
-	(*CancelMoveRequest)(nil),    // 28: drover.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),   // 29: drover.v1.CancelMoveResponse
-	(*SetMoveRateRequest)(nil),   // 30: drover.v1.SetMoveRateRequest
-	(*SetMoveRateResponse)(nil),  // 31: drover.v1.SetMoveRateResponse
-	(*CommitMoveRequest)(nil),    // 32: drover.v1.CommitMoveRequest
-	(*CommitMoveResponse)(nil),   // 33: drover.v1.CommitMoveResponse
-	(*ReturnMoveRequest)(nil),    // 34: drover.v1.ReturnMoveRequest
-	(*ReturnMoveResponse)(nil),   // 35: drover.v1.ReturnMoveResponse
-	(*Site)(nil),                 // 36: drover.v1.Site
-	(*Host)(nil),                 // 37: drover.v1.Host
-	(*Link)(nil),                 // 38: drover.v1.Link
-	(*VM)(nil),                   // 39: drover.v1.VM
-	(*Service)(nil),              // 40: drover.v1.Service
-	(*Segment)(nil),              // 41: drover.v1.Segment
-	(*EdgeState)(nil),            // 42: drover.v1.EdgeState
-	(*Mesh)(nil),                 // 43: drover.v1.Mesh
-	(*Finding)(nil),              // 44: drover.v1.Finding
-	(*Move)(nil),                 // 45: drover.v1.Move
-	(*Place)(nil),                // 46: drover.v1.Place
-	(*Preflight)(nil),            // 47: drover.v1.Preflight
-	(*Gate)(nil),                 // 48: drover.v1.Gate
+	(*ListSitesRequest)(nil),       // 0: drover.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),      // 1: drover.v1.ListSitesResponse
+	(*ListHostsRequest)(nil),       // 2: drover.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),      // 3: drover.v1.ListHostsResponse
+	(*ListLinksRequest)(nil),       // 4: drover.v1.ListLinksRequest
+	(*ListLinksResponse)(nil),      // 5: drover.v1.ListLinksResponse
+	(*ListVMsRequest)(nil),         // 6: drover.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 7: drover.v1.ListVMsResponse
+	(*ListServicesRequest)(nil),    // 8: drover.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),   // 9: drover.v1.ListServicesResponse
+	(*ListSegmentsRequest)(nil),    // 10: drover.v1.ListSegmentsRequest
+	(*ListSegmentsResponse)(nil),   // 11: drover.v1.ListSegmentsResponse
+	(*ListEdgesRequest)(nil),       // 12: drover.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),      // 13: drover.v1.ListEdgesResponse
+	(*RotateEdgeRequest)(nil),      // 14: drover.v1.RotateEdgeRequest
+	(*RotateEdgeResponse)(nil),     // 15: drover.v1.RotateEdgeResponse
+	(*DiagnoseRequest)(nil),        // 16: drover.v1.DiagnoseRequest
+	(*DiagnoseResponse)(nil),       // 17: drover.v1.DiagnoseResponse
+	(*ListMovesRequest)(nil),       // 18: drover.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),      // 19: drover.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),         // 20: drover.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),        // 21: drover.v1.GetMoveResponse
+	(*PreflightRequest)(nil),       // 22: drover.v1.PreflightRequest
+	(*PreflightResponse)(nil),      // 23: drover.v1.PreflightResponse
+	(*StartMoveRequest)(nil),       // 24: drover.v1.StartMoveRequest
+	(*StartMoveResponse)(nil),      // 25: drover.v1.StartMoveResponse
+	(*WatchMoveRequest)(nil),       // 26: drover.v1.WatchMoveRequest
+	(*WatchMoveResponse)(nil),      // 27: drover.v1.WatchMoveResponse
+	(*CancelMoveRequest)(nil),      // 28: drover.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),     // 29: drover.v1.CancelMoveResponse
+	(*EndOldSessionsRequest)(nil),  // 30: drover.v1.EndOldSessionsRequest
+	(*EndOldSessionsResponse)(nil), // 31: drover.v1.EndOldSessionsResponse
+	(*SetMoveRateRequest)(nil),     // 32: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),    // 33: drover.v1.SetMoveRateResponse
+	(*CommitMoveRequest)(nil),      // 34: drover.v1.CommitMoveRequest
+	(*CommitMoveResponse)(nil),     // 35: drover.v1.CommitMoveResponse
+	(*ReturnMoveRequest)(nil),      // 36: drover.v1.ReturnMoveRequest
+	(*ReturnMoveResponse)(nil),     // 37: drover.v1.ReturnMoveResponse
+	(*Site)(nil),                   // 38: drover.v1.Site
+	(*Host)(nil),                   // 39: drover.v1.Host
+	(*Link)(nil),                   // 40: drover.v1.Link
+	(*VM)(nil),                     // 41: drover.v1.VM
+	(*Service)(nil),                // 42: drover.v1.Service
+	(*Segment)(nil),                // 43: drover.v1.Segment
+	(*EdgeState)(nil),              // 44: drover.v1.EdgeState
+	(*Mesh)(nil),                   // 45: drover.v1.Mesh
+	(*Finding)(nil),                // 46: drover.v1.Finding
+	(*Move)(nil),                   // 47: drover.v1.Move
+	(*Place)(nil),                  // 48: drover.v1.Place
+	(*CloneWish)(nil),              // 49: drover.v1.CloneWish
+	(*RenumberWish)(nil),           // 50: drover.v1.RenumberWish
+	(*Preflight)(nil),              // 51: drover.v1.Preflight
+	(*Gate)(nil),                   // 52: drover.v1.Gate
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	36, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	37, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	38, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	39, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	40, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	41, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	42, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	43, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
-	44, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	45, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	45, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	46, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	47, // 12: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	46, // 13: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	48, // 14: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	45, // 15: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	47, // 16: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	45, // 17: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	45, // 18: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	45, // 19: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	45, // 20: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	45, // 21: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	0,  // 22: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 23: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 24: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 25: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 26: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 27: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 28: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 29: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 30: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 31: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 32: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 33: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 34: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	26, // 35: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	28, // 36: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	30, // 37: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	32, // 38: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	34, // 39: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	1,  // 40: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 41: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 42: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 43: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 44: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 45: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 46: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 47: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 48: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 49: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 50: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 51: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 52: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	27, // 53: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	29, // 54: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	31, // 55: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	33, // 56: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	35, // 57: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	40, // [40:58] is the sub-list for method output_type
-	22, // [22:40] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	38, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	39, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	40, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	41, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	42, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	43, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	44, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	45, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	46, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	47, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	47, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	48, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	49, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
+	50, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
+	51, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	48, // 15: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	52, // 16: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	49, // 17: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
+	50, // 18: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
+	47, // 19: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	51, // 20: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	47, // 21: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	47, // 22: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	47, // 23: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
+	47, // 24: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	47, // 25: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	47, // 26: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	0,  // 27: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 28: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 29: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 30: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 31: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 32: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 33: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 34: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 35: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 36: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 37: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 38: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 39: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	26, // 40: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	28, // 41: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	30, // 42: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	32, // 43: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	34, // 44: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	36, // 45: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	1,  // 46: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 47: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 48: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 49: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 50: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 51: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 52: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 53: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 54: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 55: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 56: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 57: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 58: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	27, // 59: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	29, // 60: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	31, // 61: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	33, // 62: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	35, // 63: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	37, // 64: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	46, // [46:65] is the sub-list for method output_type
+	27, // [27:46] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -1991,7 +2134,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -962,6 +962,8 @@ type EdgeOp struct {
 	LocalEgress   bool                   `protobuf:"varint,14,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
 	LimitNanos    int64                  `protobuf:"varint,15,opt,name=limit_nanos,json=limitNanos,proto3" json:"limit_nanos,omitempty"`
 	Force         bool                   `protobuf:"varint,16,opt,name=force,proto3" json:"force,omitempty"`
+	Duid          []byte                 `protobuf:"bytes,90,opt,name=duid,proto3" json:"duid,omitempty"`
+	Iaid          uint32                 `protobuf:"varint,91,opt,name=iaid,proto3" json:"iaid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1106,6 +1108,20 @@ func (x *EdgeOp) GetForce() bool {
 		return x.Force
 	}
 	return false
+}
+
+func (x *EdgeOp) GetDuid() []byte {
+	if x != nil {
+		return x.Duid
+	}
+	return nil
+}
+
+func (x *EdgeOp) GetIaid() uint32 {
+	if x != nil {
+		return x.Iaid
+	}
+	return 0
 }
 
 // EdgeState is a site's edge as its agent observes it.
@@ -2827,6 +2843,8 @@ type Move struct {
 	Progress         *Progress              `protobuf:"bytes,16,opt,name=progress,proto3" json:"progress,omitempty"`
 	BandwidthBps     int64                  `protobuf:"varint,17,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
 	Gate             *GateRecord            `protobuf:"bytes,30,opt,name=gate,proto3" json:"gate,omitempty"`
+	Clone            *Clone                 `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
+	Renumber         *Renumbered            `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2987,6 +3005,291 @@ func (x *Move) GetGate() *GateRecord {
 	return nil
 }
 
+func (x *Move) GetClone() *Clone {
+	if x != nil {
+		return x.Clone
+	}
+	return nil
+}
+
+func (x *Move) GetRenumber() *Renumbered {
+	if x != nil {
+		return x.Renumber
+	}
+	return nil
+}
+
+// Clone is the VM that spawn or redirect makes.
+type Clone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Probe         *ProbeTarget           `protobuf:"bytes,4,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Clone) Reset() {
+	*x = Clone{}
+	mi := &file_drover_v1_types_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Clone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Clone) ProtoMessage() {}
+
+func (x *Clone) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Clone.ProtoReflect.Descriptor instead.
+func (*Clone) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Clone) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Clone) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Clone) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Clone) GetProbe() *ProbeTarget {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+// CloneWish is what an operator wants of it; see drover.CloneWish.
+type CloneWish struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Segment        string                 `protobuf:"bytes,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	DnsName        string                 `protobuf:"bytes,3,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`
+	Backend        string                 `protobuf:"bytes,4,opt,name=backend,proto3" json:"backend,omitempty"`
+	Fresh          bool                   `protobuf:"varint,5,opt,name=fresh,proto3" json:"fresh,omitempty"`
+	WeightSteps    []int32                `protobuf:"varint,6,rep,packed,name=weight_steps,json=weightSteps,proto3" json:"weight_steps,omitempty"`
+	StepTimeMillis int64                  `protobuf:"varint,7,opt,name=step_time_millis,json=stepTimeMillis,proto3" json:"step_time_millis,omitempty"`
+	DrainCapMillis int64                  `protobuf:"varint,8,opt,name=drain_cap_millis,json=drainCapMillis,proto3" json:"drain_cap_millis,omitempty"`
+	Probe          *ProbeTarget           `protobuf:"bytes,9,opt,name=probe,proto3" json:"probe,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CloneWish) Reset() {
+	*x = CloneWish{}
+	mi := &file_drover_v1_types_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneWish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneWish) ProtoMessage() {}
+
+func (x *CloneWish) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneWish.ProtoReflect.Descriptor instead.
+func (*CloneWish) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CloneWish) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CloneWish) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *CloneWish) GetDnsName() string {
+	if x != nil {
+		return x.DnsName
+	}
+	return ""
+}
+
+func (x *CloneWish) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *CloneWish) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
+}
+
+func (x *CloneWish) GetWeightSteps() []int32 {
+	if x != nil {
+		return x.WeightSteps
+	}
+	return nil
+}
+
+func (x *CloneWish) GetStepTimeMillis() int64 {
+	if x != nil {
+		return x.StepTimeMillis
+	}
+	return 0
+}
+
+func (x *CloneWish) GetDrainCapMillis() int64 {
+	if x != nil {
+		return x.DrainCapMillis
+	}
+	return 0
+}
+
+func (x *CloneWish) GetProbe() *ProbeTarget {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+// BackendServer is a server behind a load balancer.
+type BackendServer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Owner         string                 `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	ChangedBy     string                 `protobuf:"bytes,3,opt,name=changed_by,json=changedBy,proto3" json:"changed_by,omitempty"`
+	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Weight        int32                  `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	Sessions      int64                  `protobuf:"varint,7,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackendServer) Reset() {
+	*x = BackendServer{}
+	mi := &file_drover_v1_types_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackendServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackendServer) ProtoMessage() {}
+
+func (x *BackendServer) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackendServer.ProtoReflect.Descriptor instead.
+func (*BackendServer) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *BackendServer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BackendServer) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *BackendServer) GetChangedBy() string {
+	if x != nil {
+		return x.ChangedBy
+	}
+	return ""
+}
+
+func (x *BackendServer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *BackendServer) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *BackendServer) GetWeight() int32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *BackendServer) GetSessions() int64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
 // Gate is what a VM that was started at its destination has to pass.
 type Gate struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -3000,7 +3303,7 @@ type Gate struct {
 
 func (x *Gate) Reset() {
 	*x = Gate{}
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3315,7 @@ func (x *Gate) String() string {
 func (*Gate) ProtoMessage() {}
 
 func (x *Gate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3328,7 @@ func (x *Gate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gate.ProtoReflect.Descriptor instead.
 func (*Gate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Gate) GetHealth() *HealthCheck {
@@ -3063,7 +3366,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3378,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3391,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HealthCheck) GetKind() string {
@@ -3131,7 +3434,7 @@ type GateRecord struct {
 
 func (x *GateRecord) Reset() {
 	*x = GateRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3143,7 +3446,7 @@ func (x *GateRecord) String() string {
 func (*GateRecord) ProtoMessage() {}
 
 func (x *GateRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3156,7 +3459,7 @@ func (x *GateRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateRecord.ProtoReflect.Descriptor instead.
 func (*GateRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GateRecord) GetGate() *Gate {
@@ -3199,7 +3502,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3514,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3527,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Service) GetName() string {
@@ -3268,7 +3571,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +3583,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +3596,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Preflight) GetVm() string {
@@ -3342,7 +3645,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3657,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3670,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Fault) GetKind() string {
@@ -3382,6 +3685,178 @@ func (x *Fault) GetOp() string {
 		return x.Op
 	}
 	return ""
+}
+
+// Renumbered is what becomes of a VM's addresses in a move by renumber.
+type Renumbered struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Segment string                 `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Old     []string               `protobuf:"bytes,2,rep,name=old,proto3" json:"old,omitempty"`
+	New     []string               `protobuf:"bytes,3,rep,name=new,proto3" json:"new,omitempty"`
+	Name    string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	// Negative: not counted yet.
+	OldSessions    int64  `protobuf:"varint,5,opt,name=old_sessions,json=oldSessions,proto3" json:"old_sessions,omitempty"`
+	UntilUnixNanos int64  `protobuf:"varint,6,opt,name=until_unix_nanos,json=untilUnixNanos,proto3" json:"until_unix_nanos,omitempty"`
+	Held           string `protobuf:"bytes,7,opt,name=held,proto3" json:"held,omitempty"`
+	Left           string `protobuf:"bytes,8,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Renumbered) Reset() {
+	*x = Renumbered{}
+	mi := &file_drover_v1_types_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renumbered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renumbered) ProtoMessage() {}
+
+func (x *Renumbered) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renumbered.ProtoReflect.Descriptor instead.
+func (*Renumbered) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Renumbered) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *Renumbered) GetOld() []string {
+	if x != nil {
+		return x.Old
+	}
+	return nil
+}
+
+func (x *Renumbered) GetNew() []string {
+	if x != nil {
+		return x.New
+	}
+	return nil
+}
+
+func (x *Renumbered) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Renumbered) GetOldSessions() int64 {
+	if x != nil {
+		return x.OldSessions
+	}
+	return 0
+}
+
+func (x *Renumbered) GetUntilUnixNanos() int64 {
+	if x != nil {
+		return x.UntilUnixNanos
+	}
+	return 0
+}
+
+func (x *Renumbered) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
+}
+
+func (x *Renumbered) GetLeft() string {
+	if x != nil {
+		return x.Left
+	}
+	return ""
+}
+
+// RenumberWish is what an operator wants of the new place; see
+// drover.RenumberWish.
+type RenumberWish struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Segment        string                 `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	Addresses      []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	DnsName        string                 `protobuf:"bytes,3,opt,name=dns_name,json=dnsName,proto3" json:"dns_name,omitempty"`
+	OldLimitMillis int64                  `protobuf:"varint,4,opt,name=old_limit_millis,json=oldLimitMillis,proto3" json:"old_limit_millis,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenumberWish) Reset() {
+	*x = RenumberWish{}
+	mi := &file_drover_v1_types_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenumberWish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenumberWish) ProtoMessage() {}
+
+func (x *RenumberWish) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenumberWish.ProtoReflect.Descriptor instead.
+func (*RenumberWish) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RenumberWish) GetSegment() string {
+	if x != nil {
+		return x.Segment
+	}
+	return ""
+}
+
+func (x *RenumberWish) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *RenumberWish) GetDnsName() string {
+	if x != nil {
+		return x.DnsName
+	}
+	return ""
+}
+
+func (x *RenumberWish) GetOldLimitMillis() int64 {
+	if x != nil {
+		return x.OldLimitMillis
+	}
+	return 0
 }
 
 var File_drover_v1_types_proto protoreflect.FileDescriptor
@@ -3479,7 +3954,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"gatewayMac\x12\x16\n" +
 	"\x06joined\x18\a \x01(\bR\x06joined\x12\x16\n" +
 	"\x06bridge\x18\b \x01(\tR\x06bridge\x12\x10\n" +
-	"\x03vni\x18\t \x01(\rR\x03vni\"\x88\x03\n" +
+	"\x03vni\x18\t \x01(\rR\x03vni\"\xb0\x03\n" +
 	"\x06EdgeOp\x12\x0e\n" +
 	"\x02do\x18\x01 \x01(\tR\x02do\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -3498,7 +3973,9 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\flocal_egress\x18\x0e \x01(\bR\vlocalEgress\x12\x1f\n" +
 	"\vlimit_nanos\x18\x0f \x01(\x03R\n" +
 	"limitNanos\x12\x14\n" +
-	"\x05force\x18\x10 \x01(\bR\x05force\"\xad\x03\n" +
+	"\x05force\x18\x10 \x01(\bR\x05force\x12\x12\n" +
+	"\x04duid\x18Z \x01(\fR\x04duid\x12\x12\n" +
+	"\x04iaid\x18[ \x01(\rR\x04iaid\"\xad\x03\n" +
 	"\tEdgeState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x0e\n" +
@@ -3686,7 +4163,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\t_sessionsB\x0f\n" +
 	"\r_memory_bytesB\r\n" +
 	"\v_disk_bytesB\x12\n" +
-	"\x10_path_wire_bytes\"\xe0\x04\n" +
+	"\x10_path_wire_bytes\"\xbb\x05\n" +
 	"\x04Move\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x17\n" +
@@ -3709,7 +4186,33 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05steps\x18\x0f \x03(\v2\x15.drover.v1.StepRecordR\x05steps\x12/\n" +
 	"\bprogress\x18\x10 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12#\n" +
 	"\rbandwidth_bps\x18\x11 \x01(\x03R\fbandwidthBps\x12)\n" +
-	"\x04gate\x18\x1e \x01(\v2\x15.drover.v1.GateRecordR\x04gate\"q\n" +
+	"\x04gate\x18\x1e \x01(\v2\x15.drover.v1.GateRecordR\x04gate\x12&\n" +
+	"\x05clone\x182 \x01(\v2\x10.drover.v1.CloneR\x05clone\x121\n" +
+	"\brenumber\x18Z \x01(\v2\x15.drover.v1.RenumberedR\brenumber\"{\n" +
+	"\x05Clone\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12,\n" +
+	"\x05probe\x18\x04 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\"\xa9\x02\n" +
+	"\tCloneWish\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\asegment\x18\x02 \x01(\tR\asegment\x12\x19\n" +
+	"\bdns_name\x18\x03 \x01(\tR\adnsName\x12\x18\n" +
+	"\abackend\x18\x04 \x01(\tR\abackend\x12\x14\n" +
+	"\x05fresh\x18\x05 \x01(\bR\x05fresh\x12!\n" +
+	"\fweight_steps\x18\x06 \x03(\x05R\vweightSteps\x12(\n" +
+	"\x10step_time_millis\x18\a \x01(\x03R\x0estepTimeMillis\x12(\n" +
+	"\x10drain_cap_millis\x18\b \x01(\x03R\x0edrainCapMillis\x12,\n" +
+	"\x05probe\x18\t \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\"\xbc\x01\n" +
+	"\rBackendServer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"changed_by\x18\x03 \x01(\tR\tchangedBy\x12\x18\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\x05R\x06weight\x12\x1a\n" +
+	"\bsessions\x18\a \x01(\x03R\bsessions\"q\n" +
 	"\x04Gate\x12.\n" +
 	"\x06health\x18\x01 \x01(\v2\x16.drover.v1.HealthCheckR\x06health\x12\x16\n" +
 	"\x06manual\x18\x02 \x01(\bR\x06manual\x12!\n" +
@@ -3741,7 +4244,22 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06checks\x18\x05 \x03(\v2\x10.drover.v1.CheckR\x06checks\"+\n" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
-	"\x02op\x18\x02 \x01(\tR\x02opB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\x02op\x18\x02 \x01(\tR\x02op\"\xd3\x01\n" +
+	"\n" +
+	"Renumbered\x12\x18\n" +
+	"\asegment\x18\x01 \x01(\tR\asegment\x12\x10\n" +
+	"\x03old\x18\x02 \x03(\tR\x03old\x12\x10\n" +
+	"\x03new\x18\x03 \x03(\tR\x03new\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12!\n" +
+	"\fold_sessions\x18\x05 \x01(\x03R\voldSessions\x12(\n" +
+	"\x10until_unix_nanos\x18\x06 \x01(\x03R\x0euntilUnixNanos\x12\x12\n" +
+	"\x04held\x18\a \x01(\tR\x04held\x12\x12\n" +
+	"\x04left\x18\b \x01(\tR\x04left\"\x8b\x01\n" +
+	"\fRenumberWish\x12\x18\n" +
+	"\asegment\x18\x01 \x01(\tR\asegment\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x19\n" +
+	"\bdns_name\x18\x03 \x01(\tR\adnsName\x12(\n" +
+	"\x10old_limit_millis\x18\x04 \x01(\x03R\x0eoldLimitMillisB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_types_proto_rawDescOnce sync.Once
@@ -3755,7 +4273,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
@@ -3787,18 +4305,23 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*StepRecord)(nil),      // 27: drover.v1.StepRecord
 	(*Figures)(nil),         // 28: drover.v1.Figures
 	(*Move)(nil),            // 29: drover.v1.Move
-	(*Gate)(nil),            // 30: drover.v1.Gate
-	(*HealthCheck)(nil),     // 31: drover.v1.HealthCheck
-	(*GateRecord)(nil),      // 32: drover.v1.GateRecord
-	(*Service)(nil),         // 33: drover.v1.Service
-	(*Preflight)(nil),       // 34: drover.v1.Preflight
-	(*Fault)(nil),           // 35: drover.v1.Fault
-	nil,                     // 36: drover.v1.VM.LabelsEntry
+	(*Clone)(nil),           // 30: drover.v1.Clone
+	(*CloneWish)(nil),       // 31: drover.v1.CloneWish
+	(*BackendServer)(nil),   // 32: drover.v1.BackendServer
+	(*Gate)(nil),            // 33: drover.v1.Gate
+	(*HealthCheck)(nil),     // 34: drover.v1.HealthCheck
+	(*GateRecord)(nil),      // 35: drover.v1.GateRecord
+	(*Service)(nil),         // 36: drover.v1.Service
+	(*Preflight)(nil),       // 37: drover.v1.Preflight
+	(*Fault)(nil),           // 38: drover.v1.Fault
+	(*Renumbered)(nil),      // 39: drover.v1.Renumbered
+	(*RenumberWish)(nil),    // 40: drover.v1.RenumberWish
+	nil,                     // 41: drover.v1.VM.LabelsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	5,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
 	7,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	36, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	41, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	4,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	6,  // 4: drover.v1.Disk.backing:type_name -> drover.v1.Backing
 	11, // 5: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
@@ -3828,17 +4351,21 @@ var file_drover_v1_types_proto_depIdxs = []int32{
 	28, // 29: drover.v1.Move.measured:type_name -> drover.v1.Figures
 	27, // 30: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
 	21, // 31: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	32, // 32: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	31, // 33: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	30, // 34: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	4,  // 35: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	20, // 36: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	19, // 37: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	35, // 32: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	30, // 33: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	39, // 34: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	4,  // 35: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	4,  // 36: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	34, // 37: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	33, // 38: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	4,  // 39: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	20, // 40: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	19, // 41: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -3847,14 +4374,14 @@ func file_drover_v1_types_proto_init() {
 		return
 	}
 	file_drover_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[32].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[35].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -33,7 +33,8 @@ func newMoveCommand(a *app) *cobra.Command {
 			"leaves the move running.",
 		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m\n" +
 			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return\n" +
-			"drover move web1 --to south --method stretch --local-egress",
+			"drover move web1 --to south --method stretch --local-egress\n" +
+			"drover move web1 --to south --method renumber --segment green --name web1.example.net",
 		Args: func(c *cobra.Command, args []string) error {
 			return errors.Join(f.check(c, args), f.gate.check())
 		},
@@ -54,7 +55,7 @@ func newMoveCommand(a *app) *cobra.Command {
 	f.gate.register(cmd)
 	fl.Var(&f.grace, "shutdown-grace", "for warm and cold: how long the guest may take to power off")
 	fl.BoolVar(&f.forceShutdown, "force-shutdown", false, "for warm and cold: pull the plug when the guest has not powered off in time")
-	cmd.AddCommand(newMoveWatchCommand(a), newMoveCancelCommand(a), newMoveRateCommand(a))
+	cmd.AddCommand(newMoveWatchCommand(a), newMoveCancelCommand(a), newMoveRateCommand(a), newMoveEndOldCommand(a))
 	return cmd
 }
 
@@ -64,7 +65,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		Vm: vm, To: api.PlaceToProto(drover.Place(f.to)), Method: string(f.method),
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
-		LocalEgress: f.localEgress, Addresses: f.addresses,
+		LocalEgress: f.localEgress, Addresses: f.addresses, Renumber: f.place.proto(drover.Method(f.method)),
 		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {
@@ -250,6 +251,9 @@ func (a *app) moveResult(m drover.Move) error {
 	}
 	if m.Gate != nil {
 		fmt.Fprintln(&b, "  gate:", m.Gate)
+	}
+	if line := renumberLine(m.Renumber); line != "" {
+		fmt.Fprintln(&b, " ", line)
 	}
 	if line := figuresLine(m.Measured); line != "" {
 		fmt.Fprintln(&b, " ", line)

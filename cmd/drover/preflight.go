@@ -21,6 +21,7 @@ type target struct {
 	// localEgress and addresses are for methods that change networks.
 	localEgress bool
 	addresses   []string
+	place       newPlaceFlags
 }
 
 func (t *target) register(cmd *cobra.Command) {
@@ -28,6 +29,7 @@ func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().Var(&t.method, "method", "how it gets there (default: live where that is possible, route where its segments are not one at both sites, else cold)")
 	cmd.Flags().BoolVar(&t.localEgress, "local-egress", false, "for stretch: what others send to the VM takes no way by its segment's home")
 	cmd.Flags().StringSliceVar(&t.addresses, "address", nil, "address that the VM has in its segment, where neither its guest agent nor its metadata says so; may be repeated")
+	t.place.register(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("to", completeFlag(&t.clientFlags, places))
 	_ = cmd.RegisterFlagCompletionFunc("method", cobra.FixedCompletions(methodStrings(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = complete(&t.clientFlags, vmNames)
@@ -45,7 +47,7 @@ func (t *target) check(c *cobra.Command, args []string) error {
 	if t.to.Site == "" {
 		return drover.Errorf(drover.Invalid, "", "missing --to: want --to SITE or --to SITE/HOST")
 	}
-	return nil
+	return t.place.check()
 }
 
 func newPreflightCommand(a *app) *cobra.Command {
@@ -59,7 +61,7 @@ func newPreflightCommand(a *app) *cobra.Command {
 			return t.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
 				r, err := cl.Preflight(ctx, &droverv1.PreflightRequest{
 					Vm: args[0], To: api.PlaceToProto(drover.Place(t.to)), Method: string(t.method),
-					LocalEgress: t.localEgress, Addresses: t.addresses,
+					LocalEgress: t.localEgress, Addresses: t.addresses, Renumber: t.place.proto(drover.Method(t.method)),
 				})
 				if err != nil {
 					return err

@@ -205,7 +205,7 @@ func (s service) CheckSource(_ context.Context, r *droverv1.CheckSourceRequest) 
 func (s service) CheckTarget(_ context.Context, r *droverv1.CheckTargetRequest) (*droverv1.CheckTargetResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if string(r.GetDefinition()) != "definition of "+r.GetVm().GetName() {
+	if string(r.GetDefinition()) != "definition of "+r.GetVm().GetName() && r.GetClone() == nil {
 		return nil, drover.Errorf(drover.Invalid, "check target", "the source's definition did not arrive")
 	}
 	return &droverv1.CheckTargetResponse{
@@ -252,6 +252,9 @@ func (s service) Run(ctx context.Context, r *droverv1.RunRequest, out *connect.S
 
 // act has an action's effect on the world.
 func (s service) act(r *droverv1.RunRequest) (*droverv1.RunResult, error) {
+	if result, ok := s.makes(r); ok {
+		return result, nil
+	}
 	name := r.GetRef().GetVm()
 	switch v := r.GetAction().(type) {
 	case *droverv1.RunRequest_Transfer:

@@ -18,6 +18,11 @@ type EdgeState struct {
 	// Extended segments, and routers with their sessions.
 	Extended  []drover.ExtendedSegment
 	Neighbors []drover.EdgeNeighbor
+	// Servers that the edge works with, Backend those of its load balancer's, and
+	// Done the operations that it has carried out, as "VERB NAME".
+	Servers []drover.EdgeServer
+	Backend []drover.BackendServer
+	Done    []string
 	// Peers are those that SetMesh has set, PeersSet how often it was called.
 	Peers    []drover.MeshPeer
 	PeersSet int
@@ -25,6 +30,9 @@ type EdgeState struct {
 	// "KIND OWNER".
 	Owned   []*droverv1.OwnedThing
 	Removed []string
+	// OpChecks is what CheckOps finds, Leases what it says of a MAC.
+	OpChecks []drover.Check
+	Leases   []*droverv1.HeldLease
 }
 
 func (a *Agent) edge() (EdgeState, error) {
@@ -45,7 +53,7 @@ func (s service) EdgeStatus(context.Context, *droverv1.EdgeStatusRequest) (*drov
 	}
 	state := drover.EdgeState{
 		Name: s.Name, Site: s.Site, Up: true, Mesh: e.Mesh, Peers: e.Peers, Segments: e.Segments,
-		Extended: e.Extended, Neighbors: e.Neighbors,
+		Extended: e.Extended, Neighbors: e.Neighbors, Servers: e.Servers,
 	}
 	return &droverv1.EdgeStatusResponse{State: api.EdgeStateToProto(state)}, nil
 }

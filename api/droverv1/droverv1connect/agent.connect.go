@@ -64,6 +64,10 @@ const (
 	AgentServiceSetMeshProcedure = "/drover.v1.AgentService/SetMesh"
 	// AgentServiceRotateMeshProcedure is the fully-qualified name of the AgentService's RotateMesh RPC.
 	AgentServiceRotateMeshProcedure = "/drover.v1.AgentService/RotateMesh"
+	// AgentServiceCheckEdgeProcedure is the fully-qualified name of the AgentService's CheckEdge RPC.
+	AgentServiceCheckEdgeProcedure = "/drover.v1.AgentService/CheckEdge"
+	// AgentServiceCheckOpsProcedure is the fully-qualified name of the AgentService's CheckOps RPC.
+	AgentServiceCheckOpsProcedure = "/drover.v1.AgentService/CheckOps"
 	// AgentServiceOwnedProcedure is the fully-qualified name of the AgentService's Owned RPC.
 	AgentServiceOwnedProcedure = "/drover.v1.AgentService/Owned"
 	// AgentServiceRemoveOwnedProcedure is the fully-qualified name of the AgentService's RemoveOwned
@@ -115,6 +119,11 @@ type AgentServiceClient interface {
 	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
 	// RotateMesh changes this edge's key, in two calls: see RotateMeshRequest.
 	RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error)
+	// CheckEdge is an edge's part of a preflight. Nothing is changed.
+	CheckEdge(context.Context, *droverv1.CheckEdgeRequest) (*droverv1.CheckEdgeResponse, error)
+	// CheckOps says for a preflight what would become of operations at this edge.
+	// Nothing is changed.
+	CheckOps(context.Context, *droverv1.CheckOpsRequest) (*droverv1.CheckOpsResponse, error)
 	// Owned returns all that stands on this host or edge for a VM or a move, read
 	// from the technologies themselves.
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
@@ -205,6 +214,18 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("RotateMesh")),
 			connect.WithClientOptions(opts...),
 		),
+		checkEdge: connect.NewClient[droverv1.CheckEdgeRequest, droverv1.CheckEdgeResponse](
+			httpClient,
+			baseURL+AgentServiceCheckEdgeProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("CheckEdge")),
+			connect.WithClientOptions(opts...),
+		),
+		checkOps: connect.NewClient[droverv1.CheckOpsRequest, droverv1.CheckOpsResponse](
+			httpClient,
+			baseURL+AgentServiceCheckOpsProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("CheckOps")),
+			connect.WithClientOptions(opts...),
+		),
 		owned: connect.NewClient[droverv1.OwnedRequest, droverv1.OwnedResponse](
 			httpClient,
 			baseURL+AgentServiceOwnedProcedure,
@@ -234,6 +255,8 @@ type agentServiceClient struct {
 	edgeStatus  *connect.Client[droverv1.EdgeStatusRequest, droverv1.EdgeStatusResponse]
 	setMesh     *connect.Client[droverv1.SetMeshRequest, droverv1.SetMeshResponse]
 	rotateMesh  *connect.Client[droverv1.RotateMeshRequest, droverv1.RotateMeshResponse]
+	checkEdge   *connect.Client[droverv1.CheckEdgeRequest, droverv1.CheckEdgeResponse]
+	checkOps    *connect.Client[droverv1.CheckOpsRequest, droverv1.CheckOpsResponse]
 	owned       *connect.Client[droverv1.OwnedRequest, droverv1.OwnedResponse]
 	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
 }
@@ -338,6 +361,24 @@ func (c *agentServiceClient) RotateMesh(ctx context.Context, req *droverv1.Rotat
 	return nil, err
 }
 
+// CheckEdge calls drover.v1.AgentService.CheckEdge.
+func (c *agentServiceClient) CheckEdge(ctx context.Context, req *droverv1.CheckEdgeRequest) (*droverv1.CheckEdgeResponse, error) {
+	response, err := c.checkEdge.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CheckOps calls drover.v1.AgentService.CheckOps.
+func (c *agentServiceClient) CheckOps(ctx context.Context, req *droverv1.CheckOpsRequest) (*droverv1.CheckOpsResponse, error) {
+	response, err := c.checkOps.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Owned calls drover.v1.AgentService.Owned.
 func (c *agentServiceClient) Owned(ctx context.Context, req *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {
 	response, err := c.owned.CallUnary(ctx, connect.NewRequest(req))
@@ -386,6 +427,11 @@ type AgentServiceHandler interface {
 	SetMesh(context.Context, *droverv1.SetMeshRequest) (*droverv1.SetMeshResponse, error)
 	// RotateMesh changes this edge's key, in two calls: see RotateMeshRequest.
 	RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error)
+	// CheckEdge is an edge's part of a preflight. Nothing is changed.
+	CheckEdge(context.Context, *droverv1.CheckEdgeRequest) (*droverv1.CheckEdgeResponse, error)
+	// CheckOps says for a preflight what would become of operations at this edge.
+	// Nothing is changed.
+	CheckOps(context.Context, *droverv1.CheckOpsRequest) (*droverv1.CheckOpsResponse, error)
 	// Owned returns all that stands on this host or edge for a VM or a move, read
 	// from the technologies themselves.
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
@@ -472,6 +518,18 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("RotateMesh")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceCheckEdgeHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceCheckEdgeProcedure,
+		svc.CheckEdge,
+		connect.WithSchema(agentServiceMethods.ByName("CheckEdge")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceCheckOpsHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceCheckOpsProcedure,
+		svc.CheckOps,
+		connect.WithSchema(agentServiceMethods.ByName("CheckOps")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceOwnedHandler := connect.NewUnaryHandlerSimple(
 		AgentServiceOwnedProcedure,
 		svc.Owned,
@@ -510,6 +568,10 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceSetMeshHandler.ServeHTTP(w, r)
 		case AgentServiceRotateMeshProcedure:
 			agentServiceRotateMeshHandler.ServeHTTP(w, r)
+		case AgentServiceCheckEdgeProcedure:
+			agentServiceCheckEdgeHandler.ServeHTTP(w, r)
+		case AgentServiceCheckOpsProcedure:
+			agentServiceCheckOpsHandler.ServeHTTP(w, r)
 		case AgentServiceOwnedProcedure:
 			agentServiceOwnedHandler.ServeHTTP(w, r)
 		case AgentServiceRemoveOwnedProcedure:
@@ -569,6 +631,14 @@ func (UnimplementedAgentServiceHandler) SetMesh(context.Context, *droverv1.SetMe
 
 func (UnimplementedAgentServiceHandler) RotateMesh(context.Context, *droverv1.RotateMeshRequest) (*droverv1.RotateMeshResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RotateMesh is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) CheckEdge(context.Context, *droverv1.CheckEdgeRequest) (*droverv1.CheckEdgeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.CheckEdge is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) CheckOps(context.Context, *droverv1.CheckOpsRequest) (*droverv1.CheckOpsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.CheckOps is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {

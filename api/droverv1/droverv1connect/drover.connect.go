@@ -68,6 +68,9 @@ const (
 	// DroverServiceCancelMoveProcedure is the fully-qualified name of the DroverService's CancelMove
 	// RPC.
 	DroverServiceCancelMoveProcedure = "/drover.v1.DroverService/CancelMove"
+	// DroverServiceEndOldSessionsProcedure is the fully-qualified name of the DroverService's
+	// EndOldSessions RPC.
+	DroverServiceEndOldSessionsProcedure = "/drover.v1.DroverService/EndOldSessions"
 	// DroverServiceSetMoveRateProcedure is the fully-qualified name of the DroverService's SetMoveRate
 	// RPC.
 	DroverServiceSetMoveRateProcedure = "/drover.v1.DroverService/SetMoveRate"
@@ -108,6 +111,9 @@ type DroverServiceClient interface {
 	WatchMove(context.Context, *droverv1.WatchMoveRequest) (*connect.ServerStreamForClient[droverv1.WatchMoveResponse], error)
 	// CancelMove undoes a move that has not passed its pivot.
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
+	// EndOldSessions ends the sessions of old addresses for which a move by renumber
+	// waits.
+	EndOldSessions(context.Context, *droverv1.EndOldSessionsRequest) (*droverv1.EndOldSessionsResponse, error)
 	// SetMoveRate changes how much a move may send, at once if it sends already.
 	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
 	// CommitMove opens the gate of a move that is at it: there is no way back then.
@@ -218,6 +224,12 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("CancelMove")),
 			connect.WithClientOptions(opts...),
 		),
+		endOldSessions: connect.NewClient[droverv1.EndOldSessionsRequest, droverv1.EndOldSessionsResponse](
+			httpClient,
+			baseURL+DroverServiceEndOldSessionsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("EndOldSessions")),
+			connect.WithClientOptions(opts...),
+		),
 		setMoveRate: connect.NewClient[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse](
 			httpClient,
 			baseURL+DroverServiceSetMoveRateProcedure,
@@ -241,24 +253,25 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // droverServiceClient implements DroverServiceClient.
 type droverServiceClient struct {
-	listSites    *connect.Client[droverv1.ListSitesRequest, droverv1.ListSitesResponse]
-	listHosts    *connect.Client[droverv1.ListHostsRequest, droverv1.ListHostsResponse]
-	listLinks    *connect.Client[droverv1.ListLinksRequest, droverv1.ListLinksResponse]
-	listVMs      *connect.Client[droverv1.ListVMsRequest, droverv1.ListVMsResponse]
-	listServices *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
-	listSegments *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
-	listEdges    *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
-	rotateEdge   *connect.Client[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse]
-	diagnose     *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
-	listMoves    *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
-	getMove      *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
-	preflight    *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
-	startMove    *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
-	watchMove    *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
-	cancelMove   *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
-	setMoveRate  *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
-	commitMove   *connect.Client[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse]
-	returnMove   *connect.Client[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse]
+	listSites      *connect.Client[droverv1.ListSitesRequest, droverv1.ListSitesResponse]
+	listHosts      *connect.Client[droverv1.ListHostsRequest, droverv1.ListHostsResponse]
+	listLinks      *connect.Client[droverv1.ListLinksRequest, droverv1.ListLinksResponse]
+	listVMs        *connect.Client[droverv1.ListVMsRequest, droverv1.ListVMsResponse]
+	listServices   *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
+	listSegments   *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
+	listEdges      *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
+	rotateEdge     *connect.Client[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse]
+	diagnose       *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
+	listMoves      *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
+	getMove        *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
+	preflight      *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
+	startMove      *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
+	watchMove      *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
+	cancelMove     *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
+	endOldSessions *connect.Client[droverv1.EndOldSessionsRequest, droverv1.EndOldSessionsResponse]
+	setMoveRate    *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
+	commitMove     *connect.Client[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse]
+	returnMove     *connect.Client[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -392,6 +405,15 @@ func (c *droverServiceClient) CancelMove(ctx context.Context, req *droverv1.Canc
 	return nil, err
 }
 
+// EndOldSessions calls drover.v1.DroverService.EndOldSessions.
+func (c *droverServiceClient) EndOldSessions(ctx context.Context, req *droverv1.EndOldSessionsRequest) (*droverv1.EndOldSessionsResponse, error) {
+	response, err := c.endOldSessions.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // SetMoveRate calls drover.v1.DroverService.SetMoveRate.
 func (c *droverServiceClient) SetMoveRate(ctx context.Context, req *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
 	response, err := c.setMoveRate.CallUnary(ctx, connect.NewRequest(req))
@@ -448,6 +470,9 @@ type DroverServiceHandler interface {
 	WatchMove(context.Context, *droverv1.WatchMoveRequest, *connect.ServerStream[droverv1.WatchMoveResponse]) error
 	// CancelMove undoes a move that has not passed its pivot.
 	CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error)
+	// EndOldSessions ends the sessions of old addresses for which a move by renumber
+	// waits.
+	EndOldSessions(context.Context, *droverv1.EndOldSessionsRequest) (*droverv1.EndOldSessionsResponse, error)
 	// SetMoveRate changes how much a move may send, at once if it sends already.
 	SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error)
 	// CommitMove opens the gate of a move that is at it: there is no way back then.
@@ -554,6 +579,12 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("CancelMove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceEndOldSessionsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceEndOldSessionsProcedure,
+		svc.EndOldSessions,
+		connect.WithSchema(droverServiceMethods.ByName("EndOldSessions")),
+		connect.WithHandlerOptions(opts...),
+	)
 	droverServiceSetMoveRateHandler := connect.NewUnaryHandlerSimple(
 		DroverServiceSetMoveRateProcedure,
 		svc.SetMoveRate,
@@ -604,6 +635,8 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceWatchMoveHandler.ServeHTTP(w, r)
 		case DroverServiceCancelMoveProcedure:
 			droverServiceCancelMoveHandler.ServeHTTP(w, r)
+		case DroverServiceEndOldSessionsProcedure:
+			droverServiceEndOldSessionsHandler.ServeHTTP(w, r)
 		case DroverServiceSetMoveRateProcedure:
 			droverServiceSetMoveRateHandler.ServeHTTP(w, r)
 		case DroverServiceCommitMoveProcedure:
@@ -677,6 +710,10 @@ func (UnimplementedDroverServiceHandler) WatchMove(context.Context, *droverv1.Wa
 
 func (UnimplementedDroverServiceHandler) CancelMove(context.Context, *droverv1.CancelMoveRequest) (*droverv1.CancelMoveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.CancelMove is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) EndOldSessions(context.Context, *droverv1.EndOldSessionsRequest) (*droverv1.EndOldSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.EndOldSessions is not implemented"))
 }
 
 func (UnimplementedDroverServiceHandler) SetMoveRate(context.Context, *droverv1.SetMoveRateRequest) (*droverv1.SetMoveRateResponse, error) {
