@@ -41,7 +41,9 @@ type Addresses interface {
 	// ForwardOld sends the sessions of addresses that have left this site through
 	// the mesh to the edge where their VM is now. Only sessions that were under
 	// way go: new ones are refused with a reset or an ICMP error, and after the
-	// limit all are. Watch has to have been on before, so that they are known.
+	// limit all are. Watch has to have been on before, so that they are known; of
+	// TCP, where a beginning can be told from the rest, those go on as well that
+	// were silent since, but nobody can count them.
 	// Given again, another edge replaces the one before, and the limit
 	// starts anew.
 	ForwardOld(ctx context.Context, owner Owner, f OldForward) error
@@ -54,8 +56,8 @@ type Addresses interface {
 	// Sessions returns the sessions of the addresses that the edge knows, whoever
 	// asked for them to be watched. None is no error.
 	Sessions(ctx context.Context, addresses []netip.Addr) ([]AddressSession, error)
-	// Forget drops the sessions from what the edge knows, so that ForwardOld
-	// refuses them, and says how many it were.
+	// Forget drops the sessions from what the edge knows, and says how many it
+	// were. ForwardOld refuses them then, but for those of TCP that speak again.
 	Forget(ctx context.Context, addresses []netip.Addr) (int, error)
 	// Stations asks on the bridge who has the addresses, by ARP and neighbour
 	// discovery, and returns those that somebody answered for, in their order.

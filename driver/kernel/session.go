@@ -110,7 +110,9 @@ func session(f conntrack.Flow, addresses []netip.Addr, timeouts map[string]time.
 	switch {
 	case f.ProtoInfo.TCP != nil && int(f.ProtoInfo.TCP.State) < len(tcpStates):
 		t := tcpStates[f.ProtoInfo.TCP.State]
-		s.State, s.Live = t.name, t.live
+		// One whose peer has said nothing since it was first seen was picked up from
+		// its last words, or from those of a stranger.
+		s.State, s.Live = t.name, t.live && f.Status.SeenReply()
 		if t.timeout != "" {
 			timeout = "tcp_timeout_" + t.timeout
 		}

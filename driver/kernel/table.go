@@ -393,9 +393,10 @@ func buildOldTo(b *batch, chain string, e entry) {
 	mark := string(e.owner)
 	known := ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
 	b.rule(chain, mark, isLive(e, false), known, verdict(expr.VerdictReturn))
-	// Neighbours on the bridge had their sessions without this edge, which so
-	// cannot know them; those that they begin now have a SYN all the same.
-	b.rule(chain, mark, isLive(e, false), ifKind(metaIIFKind, expr.CmpOpEq, kindBridge), tcpFlags(tcpSYN, 0), verdict(expr.VerdictReturn))
+	// A session that was silent since the edge keeps track is not known to it, nor
+	// are those that neighbours on the bridge had without it; those that begin now
+	// have a SYN all the same.
+	b.rule(chain, mark, isLive(e, false), tcpFlags(tcpSYN, 0), verdict(expr.VerdictReturn))
 	b.rule(chain, mark, ctState(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))
 	b.rule(chain, mark, isTCP(), reject(rejectReset, 0))
 	b.rule(chain, mark, reject(rejectICMP, adminProhibited))
@@ -406,7 +407,7 @@ func buildOldFrom(b *batch, chain string, e entry) {
 	mark := string(e.owner)
 	known := ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
 	b.rule(chain, mark, isLive(e, true), known, verdict(expr.VerdictReturn))
-	b.rule(chain, mark, isLive(e, true), ifKind(metaOIFKind, expr.CmpOpEq, kindBridge), tcpFlags(tcpSYN, 0), verdict(expr.VerdictReturn))
+	b.rule(chain, mark, isLive(e, true), tcpFlags(tcpSYN, 0), verdict(expr.VerdictReturn))
 	b.rule(chain, mark, ctState(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))
 	b.rule(chain, mark, isTCP(), reject(rejectReset, 0))
 	b.rule(chain, mark, reject(rejectICMP, adminProhibited))
