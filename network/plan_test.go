@@ -43,8 +43,12 @@ type model struct {
 
 func newModel() *model {
 	m := &model{
-		map[string]map[string][]string{}, map[string]map[string]drover.EdgeOp{}, map[string]map[string]map[string]string{},
-		map[string]map[string]bool{}, map[string]map[string]string{}, map[string]map[string]bool{},
+		map[string]map[string][]string{},
+		map[string]map[string]drover.EdgeOp{},
+		map[string]map[string]map[string]string{},
+		map[string]map[string]bool{},
+		map[string]map[string]string{},
+		map[string]map[string]bool{},
 	}
 	for _, e := range edges {
 		m.extended[e.Site], m.stations[e.Site], m.placed[e.Site] = map[string][]string{}, map[string]drover.EdgeOp{}, map[string]map[string]string{}

@@ -116,15 +116,18 @@ func (m *methodTrial) reached() {
 			m.t.Errorf("the client does not reach %s: %v %s", address, err, out)
 		}
 	}
-	// The guest itself takes some seconds to notice that a neighbour which it has
-	// in mind is not in its segment's part any more.
-	m.soon(func() error {
+	// A guest that was routed away goes on sending to the MAC that it has in mind
+	// for a neighbour, until it doubts that: up to 45 s by Linux's defaults, and 8
+	// more to find out.
+	began := time.Now()
+	m.within(90*time.Second, func() error {
 		out, err := m.shell("n1", "ping -c 1 -W 1 10.50.0.11; e=$?; ip neigh show 10.50.0.11 dev br-blue; exit $e")
 		if err != nil {
 			return fmt.Errorf("a neighbour does not reach 10.50.0.11: %w %s", err, out)
 		}
 		return nil
 	})
+	m.t.Logf("a neighbour reaches it after %s", time.Since(began).Round(time.Second))
 }
 
 // standing looks at routers and edges: whether something has to stand for a VM
@@ -162,8 +165,13 @@ func (m *methodTrial) standing(away, extended, announced bool) {
 // soon waits for what comes by itself.
 func (m *methodTrial) soon(ok func() error) {
 	m.t.Helper()
+	m.within(30*time.Second, ok)
+}
+
+func (m *methodTrial) within(d time.Duration, ok func() error) {
+	m.t.Helper()
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if err = ok(); err == nil {
 			return
 		}
