@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/drover-vm/drover"
@@ -95,13 +96,20 @@ func (a *Agent) freezeCheck(ctx context.Context, vm drover.VM) drover.Check {
 	return c
 }
 
-// baseCheck says whether the disks have golden images here to begin above.
+// baseCheck says whether the disks have golden images here to begin above. One
+// without begins empty, where the VM begins from something else: another disk, or
+// a kernel of its host's.
 func baseCheck(here string, vm drover.VM, same map[string]bool) drover.Check {
 	c := drover.Check{Name: "base-image", OK: true}
+	boots := len(vm.Files) > 0 || slices.ContainsFunc(vm.Disks, func(d drover.Disk) bool { return len(d.Backing) > 0 })
 	var said, faults, missing []string
 	for _, d := range vm.Disks {
 		switch {
 		case d.Shared || d.ReadOnly:
+		case len(d.Backing) == 0 && boots:
+			c.OK, c.Warning = false, true
+			c.Fix = "take redirect without fresh disks, if its content is needed"
+			said = append(said, fmt.Sprintf("%s begins empty: it has no image below it", d.Target))
 		case len(d.Backing) == 0:
 			faults = append(faults, fmt.Sprintf("%s has no image below it to begin from", d.Target))
 		case !same[d.Target]:
@@ -118,7 +126,7 @@ func baseCheck(here string, vm drover.VM, same map[string]bool) drover.Check {
 		c.Detail = strings.Join(said, "; ")
 		return c
 	}
-	c.OK, c.Detail = false, strings.Join(faults, "; ")
+	c.OK, c.Warning, c.Detail = false, false, strings.Join(faults, "; ")
 	c.Fix = "take redirect without fresh disks, or warm"
 	if len(missing) > 0 {
 		c.Fix = fmt.Sprintf("copy %s to host %s", strings.Join(missing, ", "), here)

@@ -66,6 +66,9 @@ type CloneDNS struct {
 type Service struct {
 	Edge    string `json:"edge"` // host
 	Backend string `json:"backend"`
+	// Server is what the new VM's server is called; no server that the load
+	// balancer has by itself has that name.
+	Server string `json:"server"`
 	// Port of the new server, and its weight once it is on its own.
 	Port   uint16 `json:"port"`
 	Weight int    `json:"weight"`
@@ -337,8 +340,10 @@ func (c *Clone) validateService(r Request, bad func(string, ...any) error) error
 		return bad("clone: redirect needs a backend of a load balancer")
 	case v == nil:
 		return nil
-	case v.Edge == "" || v.Backend == "" || v.Port == 0 || len(c.NICs) == 0:
-		return bad("clone: service %+v: want edge, backend, port and a network card", *v)
+	case v.Edge == "" || v.Backend == "" || v.Server == "" || v.Port == 0 || len(c.NICs) == 0:
+		return bad("clone: service %+v: want edge, backend, server, port and a network card", *v)
+	case slices.Contains(append(v.Handed, v.Old.Full), v.Server):
+		return bad("clone: server %s is another's name in backend %s", v.Server, v.Backend)
 	case r.Method == drover.Spawn:
 		return nil
 	case v.Old.Full == "" || v.Old.Name == "" || len(v.Steps) == 0 || v.DrainCap <= 0:

@@ -31,7 +31,7 @@ func withClone(sc scenario, r *executor.Request) {
 		Health:  &drover.HealthCheck{Kind: drover.HealthHTTP, Target: "http://0.0.0.0:8080/healthz"},
 		Checker: "west-edge",
 		DNS:     &executor.CloneDNS{Name: "web1-east.example.net", Edge: "west-edge"},
-		Service: &executor.Service{Edge: "west-edge", Backend: "web", Port: 8080, Weight: 100},
+		Service: &executor.Service{Edge: "west-edge", Backend: "web", Server: "web1-new", Port: 8080, Weight: 100},
 	}
 	for _, d := range r.Disks {
 		d.Path, d.Fresh = strings.Replace(d.Path, "web1", "web1-east", 1), r.Clone.Fresh
@@ -65,7 +65,7 @@ func setClone(w *executortest.World, sc scenario, r executor.Request) {
 // checkClone is Check for moves that make another VM, with what stands at edges.
 func checkClone(w *executortest.World, sc scenario, r executor.Request, m drover.Move) []string {
 	wrong := w.CheckClone(m, r)
-	own := `server drover-vm:22222222-3333:web1-east = ready weight 100 owner "vm/22222222-3333" changed by ""`
+	own := `server drover-vm:22222222-3333:web1-new = ready weight 100 owner "vm/22222222-3333" changed by ""`
 	lease, name := "lease green 52:54:00:00:00:21 = vm/22222222-3333", "name web1-east.example.net = vm/22222222-3333"
 	old := fmt.Sprintf(`server %s = ready weight 100 owner %q changed by ""`, oldServer.Full, "")
 	if sc.back != "" {
@@ -193,6 +193,7 @@ func TestCloneRequests(t *testing.T) {
 		"its own disk":     {drover.Redirect, func(r *executor.Request) { r.Clone.Disks[0].Path = "/v/web1.qcow2" }, "the VM's own"},
 		"its own MAC":      {drover.Spawn, func(r *executor.Request) { r.Clone.NICs[0].NewMAC = r.Clone.NICs[0].MAC }, "new MAC"},
 		"no backend":       {drover.Redirect, func(r *executor.Request) { r.Clone.Service = nil }, "needs a backend"},
+		"a server's name":  {drover.Redirect, func(r *executor.Request) { r.Clone.Service.Server = "web1" }, "another's name"},
 		"no old server":    {drover.Redirect, func(r *executor.Request) { r.Clone.Service.Old = executor.OldServer{} }, "drained"},
 		"checked from far": {drover.Redirect, func(r *executor.Request) { r.Clone.Checker = "east1" }, "load balancer's edge"},
 		"a gate":           {drover.Redirect, func(r *executor.Request) { r.Gate = &drover.Gate{} }, "has none"},

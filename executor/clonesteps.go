@@ -208,5 +208,5 @@ func addServer(why string) step {
 // newServer is an operation on the new VM's server.
 func (s *state) newServer(do drover.EdgeVerb) drover.EdgeOp {
 	c := s.Request.Clone
-	return drover.EdgeOp{Do: do, Owner: c.owner(), Backend: c.Service.Backend, Name: c.Name}
+	return drover.EdgeOp{Do: do, Owner: c.owner(), Backend: c.Service.Backend, Name: c.Service.Server}
 }

@@ -38,7 +38,7 @@ func (k *cloneCheck) service(ctx context.Context) {
 	if !(*k.findings)[before:].holds() {
 		return
 	}
-	v := &executor.Service{Edge: edge, Backend: name, Weight: wholeWeight}
+	v := &executor.Service{Edge: edge, Backend: name, Server: serverName(k.clone.Name, servers), Weight: wholeWeight}
 	k.clone.Service = v
 	if k.r.Method == drover.Redirect {
 		k.redirect(v, servers)
@@ -52,6 +52,16 @@ func (k *cloneCheck) service(ctx context.Context) {
 		}
 	}
 	k.bad("backend", "give it a server with an address first", "backend %s has no server that tells at which port the new vm is to be reached", name)
+}
+
+// serverName is the new VM's, or one like it where the load balancer has that by
+// itself: an operation on one must not be taken for one on the other.
+func serverName(vm string, servers []drover.BackendServer) string {
+	name := vm
+	for n := 2; slices.ContainsFunc(servers, func(s drover.BackendServer) bool { return s.Name == name }); n++ {
+		name = vm[:min(len(vm), 58)] + "-" + strconv.Itoa(n) // names have 63 bytes at most
+	}
+	return name
 }
 
 func (k *cloneCheck) backends() []string {
@@ -227,11 +237,9 @@ func (k *cloneCheck) anyURL(target string) string {
 	if err != nil || !slices.Contains(k.own, a) {
 		return target
 	}
-	u.Host = netip.IPv4Unspecified().String()
-	if port := u.Port(); port != "" {
-		u.Host = net.JoinHostPort(u.Host, port)
-	} else if !strings.Contains(target, "://") {
-		return target
+	zero, port := netip.IPv4Unspecified().String(), u.Port()
+	if u.Host = zero; port != "" {
+		u.Host = net.JoinHostPort(zero, port)
 	}
 	return u.String()
 }

@@ -284,7 +284,8 @@ func (k *cloneCheck) ends(ctx context.Context) error {
 	k.clone.Disks = diskPlans(made, dst.GetSameBacking())
 	for i := range k.clone.Disks {
 		d := &k.clone.Disks[i]
-		if d.Fresh = k.clone.Fresh; d.Fresh && d.BackingPath == "" {
+		below := slices.ContainsFunc(vm.Disks, func(v drover.Disk) bool { return v.Target == d.Target && len(v.Backing) > 0 })
+		if d.Fresh = k.clone.Fresh; d.Fresh && below && d.BackingPath == "" {
 			k.bad("base-image", "take redirect without fresh disks", "disk %s has no golden image at %s to begin above", d.Target, r.To.Host)
 		}
 	}

@@ -81,7 +81,8 @@ func TestRedirect(t *testing.T) {
 	in.withService()
 	m := in.startMove(&droverv1.StartMoveRequest{
 		Vm: "web1", To: to("south", ""), Method: "redirect",
-		Clone: &droverv1.CloneWish{Backend: "web", WeightSteps: []int32{50, 100}, StepTimeMillis: 10, DrainCapMillis: 20},
+		// One of the backend's own servers has the new VM's name.
+		Clone: &droverv1.CloneWish{Name: "one", Backend: "web", WeightSteps: []int32{50, 100}, StepTimeMillis: 10, DrainCapMillis: 20},
 	})
 	m = in.follow(m.Name, func(m drover.Move) bool { return m.State.Final() })
 	if m.State != drover.MoveDone || m.Measured.SessionsLost == nil || *m.Measured.SessionsLost != 2 {
@@ -89,13 +90,13 @@ func TestRedirect(t *testing.T) {
 	}
 	in.until("the new VM to be the only one", func() bool {
 		vms := in.vms()
-		return len(vms) == 1 && vms[0].Name == "web1-south"
+		return len(vms) == 1 && vms[0].Name == "one"
 	})
 	var done []string
 	in.Agents["ne"].Get(func(s *servertest.State) { done = s.Edge.Done })
 	want := []string{
-		"add-server web1-south", "weigh-server web1-south", "weigh-server one", "ready-server web1-south",
-		"weigh-server web1-south", "weigh-server one", "drain-server one",
+		"add-server one-2", "weigh-server one-2", "weigh-server one", "ready-server one-2",
+		"weigh-server one-2", "weigh-server one", "drain-server one",
 	}
 	if !slices.Equal(done, want) {
 		t.Errorf("the load balancer's edge did %v, want %v", done, want)

@@ -34,6 +34,7 @@ func newMoveCommand(a *app) *cobra.Command {
 		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m\n" +
 			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return\n" +
 			"drover move web1 --to south --method stretch --local-egress\n" +
+			"drover move web1 --to south --method redirect --backend web --drain-cap 5m\n" +
 			"drover move web1 --to south --method renumber --segment green --name web1.example.net",
 		Args: func(c *cobra.Command, args []string) error {
 			return errors.Join(f.check(c, args), f.gate.check())
@@ -66,6 +67,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
 		LocalEgress: f.localEgress, Addresses: f.addresses, Renumber: f.place.proto(drover.Method(f.method)),
+		Clone:      f.clone.proto(drover.Method(f.method)),
 		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {
@@ -241,6 +243,10 @@ func (a *app) moveResult(m drover.Move) error {
 	var b strings.Builder
 	switch m.State {
 	case drover.MoveDone:
+		if line := ended(m); line != "" {
+			b.WriteString(line)
+			break
+		}
 		fmt.Fprintf(&b, "done: %s is at %s\n", m.VM, m.To)
 	case drover.MoveUndone:
 		fmt.Fprintf(&b, "undone: %s is at %s as before\n", m.VM, m.From)
@@ -251,6 +257,9 @@ func (a *app) moveResult(m drover.Move) error {
 	}
 	if m.Gate != nil {
 		fmt.Fprintln(&b, "  gate:", m.Gate)
+	}
+	if line := cloneLine(m); line != "" {
+		fmt.Fprintln(&b, " ", line)
 	}
 	if line := renumberLine(m.Renumber); line != "" {
 		fmt.Fprintln(&b, " ", line)

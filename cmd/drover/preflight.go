@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -22,6 +23,7 @@ type target struct {
 	localEgress bool
 	addresses   []string
 	place       newPlaceFlags
+	clone       cloneFlags
 }
 
 func (t *target) register(cmd *cobra.Command) {
@@ -30,6 +32,7 @@ func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&t.localEgress, "local-egress", false, "for stretch: what others send to the VM takes no way by its segment's home")
 	cmd.Flags().StringSliceVar(&t.addresses, "address", nil, "address that the VM has in its segment, where neither its guest agent nor its metadata says so; may be repeated")
 	t.place.register(cmd)
+	t.clone.register(cmd, &t.place)
 	_ = cmd.RegisterFlagCompletionFunc("to", completeFlag(&t.clientFlags, places))
 	_ = cmd.RegisterFlagCompletionFunc("method", cobra.FixedCompletions(methodStrings(), cobra.ShellCompDirectiveNoFileComp))
 	cmd.ValidArgsFunction = complete(&t.clientFlags, vmNames)
@@ -47,7 +50,7 @@ func (t *target) check(c *cobra.Command, args []string) error {
 	if t.to.Site == "" {
 		return drover.Errorf(drover.Invalid, "", "missing --to: want --to SITE or --to SITE/HOST")
 	}
-	return t.place.check()
+	return errors.Join(t.place.check(), t.clone.check(drover.Method(t.method)))
 }
 
 func newPreflightCommand(a *app) *cobra.Command {
@@ -62,6 +65,7 @@ func newPreflightCommand(a *app) *cobra.Command {
 				r, err := cl.Preflight(ctx, &droverv1.PreflightRequest{
 					Vm: args[0], To: api.PlaceToProto(drover.Place(t.to)), Method: string(t.method),
 					LocalEgress: t.localEgress, Addresses: t.addresses, Renumber: t.place.proto(drover.Method(t.method)),
+					Clone: t.clone.proto(drover.Method(t.method)),
 				})
 				if err != nil {
 					return err

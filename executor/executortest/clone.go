@@ -127,7 +127,7 @@ func (j *job) balance(op drover.EdgeOp) error {
 			return drover.E(drover.Invalid, "add-server", err)
 		}
 		if x == nil {
-			s.servers[full] = &server{owner: op.Owner, vm: op.Name, state: "maint", weight: op.Weight}
+			s.servers[full] = &server{owner: op.Owner, vm: j.w.named(op.Owner), state: "maint", weight: op.Weight}
 		}
 		return nil
 	}
@@ -181,6 +181,18 @@ func (w *World) serves() {
 	if takes == 0 {
 		w.wrongf("no server of %s takes new sessions", w.service.backend)
 	}
+}
+
+// named finds a VM by what edges call its owner; w.mu is held.
+func (w *World) named(owner string) string {
+	for _, h := range w.hosts {
+		for _, v := range h.vms {
+			if "vm/"+v.uuid == owner {
+				return v.name
+			}
+		}
+	}
+	return ""
 }
 
 func (w *World) runsAnywhere(name string) bool {
