@@ -42,8 +42,9 @@ const (
 	// well, and without a limit.
 	ForwardOld EdgeVerb = "forward-old"
 	// AcceptOld delivers what ForwardOld of Site sends into Segment here.
-	// Subnets are those of the old addresses. With Force the VM may begin new
-	// sessions from them.
+	// Subnets are those of the old addresses, Gateways by which the VM reached
+	// others from them: they are this edge's from now on. With Force the VM may
+	// begin new sessions from them.
 	AcceptOld EdgeVerb = "accept-old"
 	// ForgetAddresses undoes all of the owner that the verbs from DeliverHere
 	// to AcceptOld did, but for the routes announced.
@@ -88,6 +89,7 @@ type EdgeOp struct {
 	MAC         string         `json:"mac,omitempty"`
 	Addresses   []netip.Addr   `json:"addresses,omitempty"`
 	Subnets     []netip.Prefix `json:"subnets,omitempty"`
+	Gateways    []netip.Addr   `json:"gateways,omitempty"`
 	Name        string         `json:"name,omitempty"`
 	Backend     string         `json:"backend,omitempty"`
 	Target      string         `json:"target,omitempty"`
@@ -140,10 +142,10 @@ func (o EdgeOp) Validate() error {
 	if o.Owner == "" {
 		return Errorf(Invalid, op, "owner is missing")
 	}
-	if len(o.Addresses) > maxEdgeList || len(o.Sites) > maxEdgeList || len(o.Subnets) > maxEdgeList {
-		return Errorf(Invalid, op, "more than %d addresses, sites or subnets", maxEdgeList)
+	if len(o.Addresses) > maxEdgeList || len(o.Sites) > maxEdgeList || len(o.Subnets) > maxEdgeList || len(o.Gateways) > maxEdgeList {
+		return Errorf(Invalid, op, "more than %d addresses, sites, subnets or gateways", maxEdgeList)
 	}
-	for _, a := range o.Addresses {
+	for _, a := range slices.Concat(o.Addresses, o.Gateways) {
 		if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 			return E(Invalid, op, fmt.Errorf("address %v: want one of a host", a))
 		}

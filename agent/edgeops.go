@@ -208,7 +208,7 @@ func (e *edge) doAddresses(ctx context.Context, owner driver.Owner, op drover.Ed
 	if op.Do == drover.ForwardOld {
 		return d.ForwardOld(ctx, owner, driver.OldForward{Addresses: op.Addresses, Bridge: s.Bridge, To: path, Limit: op.Limit, All: op.Force})
 	}
-	return d.AcceptOld(ctx, owner, driver.OldAccept{Addresses: op.Addresses, Bridge: s.Bridge, From: path, Subnets: op.Subnets, All: op.Force})
+	return d.AcceptOld(ctx, owner, driver.OldAccept{Addresses: op.Addresses, Bridge: s.Bridge, From: path, Subnets: op.Subnets, Gateways: op.Gateways, All: op.Force})
 }
 
 func (e *edge) doName(ctx context.Context, owner driver.Owner, op drover.EdgeOp, out *edgeOutcome, patient bool) error {

@@ -139,6 +139,9 @@ type OldAccept struct {
 	// Subnets are what the VM takes for its own link, because of its old
 	// addresses: it reaches them through this edge.
 	Subnets []netip.Prefix
+	// Gateways are those that it uses from its old addresses: it is told at once
+	// that they are this edge's.
+	Gateways []netip.Addr
 	// All lets the VM begin new sessions from its old addresses.
 	All bool
 }
@@ -254,6 +257,11 @@ func (a OldAccept) Validate() error {
 	if len(a.Subnets) > 0 {
 		if err := CheckSubnets(a.Subnets); err != nil {
 			return err
+		}
+	}
+	for _, g := range a.Gateways {
+		if !slices.ContainsFunc(a.Subnets, func(p netip.Prefix) bool { return p.Contains(g) }) {
+			return fmt.Errorf("gateway %v: want one in the old addresses' subnets %v", g, a.Subnets)
 		}
 	}
 	return CheckPlaced(a.Addresses, a.Bridge)

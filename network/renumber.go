@@ -75,13 +75,12 @@ func MakeRenumber(w RenumberWish, world World) (Renumber, error) {
 	if w.From == w.To {
 		return Renumber{}, problem(op, "take live", "it stays at site %s", w.To)
 	}
-	part, err := renumbered(op, w, world)
+	part, to, err := RenumberInto(w, world)
 	if err != nil {
 		return Renumber{}, err
 	}
-	to, err := newSegment(op, w, world, part.Segment)
-	if err != nil {
-		return Renumber{}, err
+	if len(part.Addresses) == 0 {
+		return Renumber{}, problem(op, "run a guest agent in it, or name them (--address)", "no address of %s (%s) in segment %s is known", part.NIC.MAC, part.NIC.Network, part.Segment.Name)
 	}
 	if err := checkWished(op, w, to); err != nil {
 		return Renumber{}, err
@@ -120,6 +119,18 @@ func MakeRenumber(w RenumberWish, world World) (Renumber, error) {
 	return r, nil
 }
 
+// RenumberInto is the part of MakeRenumber that needs no addresses: which of the
+// VM's network cards gets into which segment.
+func RenumberInto(w RenumberWish, world World) (Part, drover.Segment, error) {
+	op := "plan the network of " + w.VM.Name
+	part, err := renumbered(op, w, world)
+	if err != nil {
+		return Part{}, drover.Segment{}, err
+	}
+	to, err := newSegment(op, w, world, part.Segment)
+	return part, to, err
+}
+
 // renumbered finds the network card that cannot stay in its segment.
 func renumbered(op string, w RenumberWish, world World) (Part, error) {
 	var parts []Part
@@ -138,9 +149,6 @@ func renumbered(op string, w RenumberWish, world World) (Part, error) {
 		return Part{}, problem(op, "take live", "its segments are joined between %s and %s", w.From, w.To)
 	case len(parts) > 1:
 		return Part{}, problem(op, "take route or stretch", "%d of its network cards would get new addresses, and renumber is for one", len(parts))
-	case len(parts[0].Addresses) == 0:
-		p := parts[0]
-		return Part{}, problem(op, "run a guest agent in it, or name them (--address)", "no address of %s (%s) in segment %s is known", p.NIC.MAC, p.NIC.Network, p.Segment.Name)
 	}
 	return parts[0], nil
 }
@@ -314,7 +322,8 @@ func (r Renumber) forward(owner string, all bool) drover.EdgeOp {
 
 func (r Renumber) accept(owner string, all bool) drover.EdgeOp {
 	return drover.EdgeOp{
-		Do: drover.AcceptOld, Owner: owner, Segment: r.To.Name, Addresses: r.Old, Site: r.Source.Site, Subnets: r.From.Subnets, Force: all,
+		Do: drover.AcceptOld, Owner: owner, Segment: r.To.Name, Addresses: r.Old, Site: r.Source.Site, Subnets: r.From.Subnets,
+		Gateways: r.From.Gateways, Force: all,
 	}
 }
 

@@ -24,7 +24,7 @@ func TestEveryActionCrosses(t *testing.T) {
 	ops := []drover.EdgeOp{{
 		Do: drover.ForwardOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
-		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true, DUID: []byte{1}, IAID: 1,
+		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true, DUID: []byte{1}, IAID: 1, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
 	}}
 	change := executor.GuestChange{
 		MAC: "m", Add: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}, Gateways: ops[0].Addresses, Primary: true, Drop: ops[0].Addresses, Ask: true,
@@ -162,6 +162,49 @@ func TestCarried(t *testing.T) {
 	} {
 		if got, err := carried(before, after); err == nil || got != nil {
 			t.Errorf("%s: got %v, %v; want not measured", name, got, err)
+		}
+	}
+}
+
+// TestAnyAddress: the VM's own addresses give way to zero, which stands for the
+// new VM's, and nothing else does.
+func TestAnyAddress(t *testing.T) {
+	k := &cloneCheck{own: []netip.Addr{netip.MustParseAddr("10.50.0.11"), netip.MustParseAddr("fd00:50::11")}}
+	for in, want := range map[string]string{
+		"":                                 "",
+		"10.50.0.11:7000":                  "0.0.0.0:7000",
+		"[fd00:50::11]:7000":               "0.0.0.0:7000",
+		"10.50.0.12:7000":                  "10.50.0.12:7000",
+		"http://10.50.0.11:8080/x?y=1":     "http://0.0.0.0:8080/x?y=1",
+		"http://10.50.0.11/healthz":        "http://0.0.0.0/healthz",
+		"https://[fd00:50::11]:8443/":      "https://0.0.0.0:8443/",
+		"http://web.example.net:8080/":     "http://web.example.net:8080/",
+		"http://10.3.9.80:8080/10.50.0.11": "http://10.3.9.80:8080/10.50.0.11",
+	} {
+		got := k.anyURL(in)
+		if _, err := netip.ParseAddrPort(in); err == nil {
+			got = k.anyAddress(in)
+		}
+		if got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestWeights: shares of what a server had, with nobody left without before the end.
+func TestWeights(t *testing.T) {
+	for _, tt := range []struct {
+		percent []int
+		whole   int
+		want    []executor.WeightStep
+	}{
+		{[]int{10, 50, 100}, 100, []executor.WeightStep{{New: 10, Old: 90}, {New: 50, Old: 50}, {New: 100}}},
+		{[]int{10, 100}, 1, []executor.WeightStep{{New: 1, Old: 1}, {New: 1}}},
+		{[]int{33, 100}, 256, []executor.WeightStep{{New: 84, Old: 172}, {New: 256}}},
+		{[]int{100}, 5, []executor.WeightStep{{New: 5}}},
+	} {
+		if got := weights(tt.percent, tt.whole); !cmp.Equal(got, tt.want) {
+			t.Errorf("%v of %d: %v, want %v", tt.percent, tt.whole, got, tt.want)
 		}
 	}
 }

@@ -63,9 +63,7 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 		p.request.To = drover.Place{Site: target.Site, Host: target.Name}
 		p.request.FromAddress, p.request.ToAddress = source.Address, target.Address
 		if way == drover.Renumber {
-			if _, err := s.planRenumber(ctx, &checks, &p.request, ask); err != nil {
-				return plan{}, err
-			}
+			s.placeRenumber(&checks, &p.request, ask)
 		}
 	}
 	var guest guestWord

@@ -23,8 +23,31 @@ type guestWord struct {
 	fault string
 }
 
-// planRenumber decides where the VM gets, and completes the request with it; what
-// cannot be decided is a finding.
+// placeRenumber decides in which segment the VM gets, as far as the hosts have to
+// know it; its addresses may not be known yet.
+func (s *Server) placeRenumber(c *findings, r *executor.Request, ask asked) {
+	w := network.World{Segments: s.fleet.viewSegments()}
+	part, to, err := network.RenumberInto(renumberWish(r, ask), w)
+	if err != nil {
+		c.problem(err)
+		return
+	}
+	r.Renumber = &network.Renumber{MAC: part.NIC.MAC, From: part.Segment, To: to}
+}
+
+func renumberWish(r *executor.Request, ask asked) network.RenumberWish {
+	return network.RenumberWish{RenumberWish: ask.renumber, VM: r.VM, From: r.From.Site, To: r.To.Site}
+}
+
+// problem takes over why there is no plan.
+func (f *findings) problem(err error) {
+	p := &network.Problem{Detail: err.Error()}
+	_ = errors.As(err, &p)
+	f.bad("segments", p.Fix, "%s", p.Detail)
+}
+
+// planRenumber decides all that edges do for the VM, and completes the request
+// with it; what cannot be decided is a finding.
 func (s *Server) planRenumber(ctx context.Context, c *findings, r *executor.Request, ask asked) ([]edgeView, error) {
 	seen, _ := s.fleet.find(r.VM.Name, nil)
 	var lost []netip.Addr
@@ -36,11 +59,9 @@ func (s *Server) planRenumber(ctx context.Context, c *findings, r *executor.Requ
 	if err != nil {
 		return nil, err
 	}
-	rn, err := network.MakeRenumber(network.RenumberWish{RenumberWish: ask.renumber, VM: r.VM, From: r.From.Site, To: r.To.Site}, world)
+	rn, err := network.MakeRenumber(renumberWish(r, ask), world)
 	if err != nil {
-		p := &network.Problem{Detail: err.Error()}
-		_ = errors.As(err, &p)
-		c.bad("segments", p.Fix, "%s", p.Detail)
+		c.problem(err)
 		return nil, nil
 	}
 	r.Renumber, r.Locks = &rn, rn.Keys()

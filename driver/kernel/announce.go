@@ -22,6 +22,15 @@ var announceAgain = []time.Duration{100 * time.Millisecond, time.Second}
 // this edge's own on the bridge if it is empty. The first announcement is out when it
 // returns, the repeated ones follow.
 func (a *Addresses) announce(addresses []netip.Addr, bridge, mac string) error {
+	return a.announceAs(addresses, bridge, mac, false)
+}
+
+// announceGateways is announce for addresses of gateways that this edge is now.
+func (a *Addresses) announceGateways(addresses []netip.Addr, bridge string) error {
+	return a.announceAs(addresses, bridge, "", true)
+}
+
+func (a *Addresses) announceAs(addresses []netip.Addr, bridge, mac string, gateway bool) error {
 	link, err := needLink(bridge)
 	if err != nil {
 		return err
@@ -38,7 +47,7 @@ func (a *Addresses) announce(addresses []netip.Addr, bridge, mac string) error {
 	}
 	frames := map[netip.Addr][][]byte{}
 	for _, addr := range addresses {
-		frames[addr] = announcements(own, of, addr)
+		frames[addr] = announcements(own, of, addr, gateway)
 	}
 	s, err := openRaw(link, 0)
 	if err != nil {
@@ -102,10 +111,10 @@ func sleep(ctx context.Context, d time.Duration) error {
 // differ in which they heed), or an unsolicited neighbour advertisement (RFC
 // 4861, 7.2.6). They come from this edge's own MAC, so that no switch learns the
 // guest's at the wrong port.
-func announcements(own, of net.HardwareAddr, addr netip.Addr) [][]byte {
+func announcements(own, of net.HardwareAddr, addr netip.Addr, gateway bool) [][]byte {
 	if addr.Is6() {
 		all := netip.MustParseAddr("ff02::1")
-		return [][]byte{advertisement(own, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, of, addr, addr, all, false)}
+		return [][]byte{advertisement(own, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, of, addr, addr, all, overriding(gateway))}
 	}
 	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	var frames [][]byte
@@ -125,14 +134,22 @@ func announcements(own, of net.HardwareAddr, addr netip.Addr) [][]byte {
 	return frames
 }
 
-// advertisement is a neighbour advertisement that says: target has the MAC of.
-// An answer is marked as solicited and not to override, as for a proxy.
-func advertisement(own, to, of net.HardwareAddr, target, src, dst netip.Addr, solicited bool) []byte {
-	const override, answer = 0x20, 0x40
-	flags := byte(override)
-	if solicited {
-		flags = answer
+// The flags of a neighbour advertisement. An answer is marked as solicited and not
+// to override, as for a proxy. A station that hears of its router without the
+// router's flag takes it for one no more (RFC 4861, 7.2.5).
+const (
+	advertiseRouter, advertiseAnswer, advertiseOverride = 0x80, 0x40, 0x20
+)
+
+func overriding(gateway bool) byte {
+	if gateway {
+		return advertiseRouter | advertiseOverride
 	}
+	return advertiseOverride
+}
+
+// advertisement is a neighbour advertisement that says: target has the MAC of.
+func advertisement(own, to, of net.HardwareAddr, target, src, dst netip.Addr, flags byte) []byte {
 	icmp := []byte{136, 0, 0, 0, flags, 0, 0, 0}
 	icmp = append(append(icmp, target.AsSlice()...), 2, 1) // option: the target's MAC, 8 bytes
 	icmp = append(icmp, of...)

@@ -67,8 +67,8 @@ func TestConflict(t *testing.T) {
 // FuzzSolicitation: whatever comes from a bridge is answered or not.
 func FuzzSolicitation(f *testing.F) {
 	own := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	f.Add(advertisement(own, own, own, guest6, guest6, guest6, true))
-	good := advertisement(own, own, own, guest6, guest6, guest6, true)
+	f.Add(advertisement(own, own, own, guest6, guest6, guest6, advertiseAnswer))
+	good := advertisement(own, own, own, guest6, guest6, guest6, advertiseAnswer)
 	good[icmpAt] = neighborSolicitation
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, frame []byte) {

@@ -64,7 +64,7 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 	if err := check(op, owner, o.Validate()); err != nil {
 		return err
 	}
-	return a.changeOld(ctx, op, owner, o.From, o.Bridge, nil, func(entries []entry, table int) []entry {
+	err := a.changeOld(ctx, op, owner, o.From, o.Bridge, nil, func(entries []entry, table int) []entry {
 		entries = without(entries, owner, o.Addresses, driver.RoleAcceptOld)
 		entries = slices.DeleteFunc(entries, func(e entry) bool {
 			return e.owner == owner && e.role == driver.RoleAcceptOld && slices.Contains(o.Subnets, e.prefix)
@@ -77,6 +77,11 @@ func (a *Addresses) AcceptOld(ctx context.Context, owner driver.Owner, o driver.
 		}
 		return entries
 	})
+	if err != nil || len(o.Gateways) == 0 {
+		return err
+	}
+	// The VM has another gateway's MAC in mind, which it would not doubt for seconds.
+	return a.look(ctx, op, func() error { return a.announceGateways(o.Gateways, o.Bridge) })
 }
 
 func (a *Addresses) changeOld(ctx context.Context, op string, owner driver.Owner, path driver.MeshPath, bridge string, limits map[netip.Addr]time.Duration, f func([]entry, int) []entry) error {

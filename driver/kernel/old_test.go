@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
 )
 
@@ -161,6 +162,60 @@ ip -n g route replace default via 10.2.0.1; ip -n g -6 route replace default via
 	w.unchanged("ea", beforeA)
 	w.sh("ip -n eb link set p-g nomaster netns ea; ip -n ea link set p-g master br-web up")
 	w.unchanged("eb", beforeB)
+}
+
+// TestOldGateway: a guest whose gateway is another station now hears of it, and
+// does not send into the void until it has its doubts.
+func TestOldGateway(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.echo("g")
+	const mac = "02:00:00:00:00:02"
+	w.Cleanup(func() { w.sh("ip netns del x") })
+	// The guest's cable stays where it is when the guest moves.
+	w.sh(`ip -n eb link set br-new address ` + mac + `
+ip netns add x; ip -n x link add br-x type bridge; ip -n x link set br-x up
+ip -n ea link set p-g nomaster netns x; ip -n x link set p-g master br-x up
+ip -n ea link add to-x type veth peer name to-ea netns x; ip -n ea link set to-x master br-web up; ip -n x link set to-ea master br-x up
+ip -n eb link add to-x type veth peer name to-eb netns x; ip -n eb link set to-x master br-new up; ip -n x link set to-eb master br-x
+ip -n g route replace default via 10.1.0.1; ip -n g -6 route replace default via 2001:db8:1::1`)
+	a, b := w.open("ea"), w.open("eb")
+	w.ok(a.Watch(ctx, owner, both))
+	session4, err := w.dial("cl", "tcp", "10.1.0.5:7")
+	w.ok(err)
+	defer session4.Close()
+	session6, err := w.dial("cl", "tcp", "[2001:db8:1::5]:7")
+	w.ok(err)
+	defer session6.Close()
+	if !answers(session4, 100) || !answers(session6, 100) {
+		w.Fatal("the sessions do not answer before the move")
+	}
+	w.ok(sleep(ctx, 1200*time.Millisecond)) // Linux believes no two announcements within a second
+	w.sh("ip -n x link set to-ea down; ip -n x link set to-eb up")
+	accept := driver.OldAccept{
+		Addresses: both, Bridge: "br-new", From: toA, Subnets: subnets,
+		Gateways: []netip.Addr{netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("2001:db8:1::1")},
+	}
+	w.ok(b.AcceptOld(ctx, owner, accept))
+	w.ok(a.ForwardOld(ctx, owner, driver.OldForward{Addresses: both, Bridge: "br-web", To: toB, Limit: time.Hour}))
+	for _, gateway := range []string{"10.1.0.1", "2001:db8:1::1"} {
+		known := ""
+		for range 100 {
+			if known = w.sh("ip -n g neigh show " + gateway); strings.Contains(known, mac) {
+				break
+			}
+			w.ok(sleep(ctx, 30*time.Millisecond))
+		}
+		if !strings.Contains(known, mac) {
+			w.Errorf("the guest has its gateway at %q, want %s", known, mac)
+		}
+	}
+	if !answers(session4, 100) || !answers(session6, 100) {
+		w.Error("the sessions do not go on")
+	}
+	accept.Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	if err := b.AcceptOld(ctx, owner, accept); drover.KindOf(err) != drover.Invalid {
+		w.Errorf("a gateway of another subnet: %v, want it invalid", err)
+	}
 }
 
 // openOld lets new sessions of old addresses through, and ends that again.

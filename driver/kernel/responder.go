@@ -172,7 +172,7 @@ func (r *responder) answer(f []byte) []byte {
 	if !ours || !r.routedAway(q) {
 		return nil
 	}
-	return advertisement(r.own, q.mac, r.own, q.target, q.target, q.source, true)
+	return advertisement(r.own, q.mac, r.own, q.target, q.target, q.source, advertiseAnswer)
 }
 
 // routedAway reports whether the edge would send a packet of the asking
