@@ -42,9 +42,9 @@ const (
 	// well, and without a limit.
 	ForwardOld EdgeVerb = "forward-old"
 	// AcceptOld delivers what ForwardOld of Site sends into Segment here.
-	// Subnets are those of the old addresses, Gateways by which the VM reached
-	// others from them: they are this edge's from now on. With Force the VM may
-	// begin new sessions from them.
+	// Subnets are those of the old addresses, Gateways by which the VM reaches
+	// others from those and from its new ones: all are this edge's from now on.
+	// With Force the VM may begin new sessions from old addresses.
 	AcceptOld EdgeVerb = "accept-old"
 	// ForgetAddresses undoes all of the owner that the verbs from DeliverHere
 	// to AcceptOld did, but for the routes announced.

@@ -139,8 +139,9 @@ type OldAccept struct {
 	// Subnets are what the VM takes for its own link, because of its old
 	// addresses: it reaches them through this edge.
 	Subnets []netip.Prefix
-	// Gateways are those that it uses from its old addresses: it is told at once
-	// that they are this edge's.
+	// Gateways are those that it uses, old and new ones: it is told at once that
+	// they are this edge's, or it may send to a station of another site that had
+	// one of them before.
 	Gateways []netip.Addr
 	// All lets the VM begin new sessions from its old addresses.
 	All bool
@@ -259,9 +260,9 @@ func (a OldAccept) Validate() error {
 			return err
 		}
 	}
-	for _, g := range a.Gateways {
-		if !slices.ContainsFunc(a.Subnets, func(p netip.Prefix) bool { return p.Contains(g) }) {
-			return fmt.Errorf("gateway %v: want one in the old addresses' subnets %v", g, a.Subnets)
+	if len(a.Gateways) > 0 {
+		if err := CheckHostAddresses(a.Gateways); err != nil {
+			return fmt.Errorf("gateways: %w", err)
 		}
 	}
 	return CheckPlaced(a.Addresses, a.Bridge)

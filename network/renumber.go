@@ -323,7 +323,7 @@ func (r Renumber) forward(owner string, all bool) drover.EdgeOp {
 func (r Renumber) accept(owner string, all bool) drover.EdgeOp {
 	return drover.EdgeOp{
 		Do: drover.AcceptOld, Owner: owner, Segment: r.To.Name, Addresses: r.Old, Site: r.Source.Site, Subnets: r.From.Subnets,
-		Gateways: r.From.Gateways, Force: all,
+		Gateways: slices.Concat(r.From.Gateways, r.To.Gateways), Force: all,
 	}
 }
 

@@ -212,9 +212,9 @@ ip -n g route replace default via 10.1.0.1; ip -n g -6 route replace default via
 	if !answers(session4, 100) || !answers(session6, 100) {
 		w.Error("the sessions do not go on")
 	}
-	accept.Gateways = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	accept.Gateways = []netip.Addr{netip.MustParseAddr("224.0.0.1")}
 	if err := b.AcceptOld(ctx, owner, accept); drover.KindOf(err) != drover.Invalid {
-		w.Errorf("a gateway of another subnet: %v, want it invalid", err)
+		w.Errorf("a gateway that is no host: %v, want it invalid", err)
 	}
 }
 
