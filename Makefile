@@ -25,6 +25,7 @@ test: deps build ## the whole test suite, lab included
 
 .PHONY: soak
 soak: deps build ## twenty moves back and forth, twenty more under cuts, and the Debian guest under load
+	$(GO) test -timeout 80m -count 1 ./executor -args -full
 	$(GO) test -p 1 -timeout 80m -count 1 -v ./lab/trial -args -soak
 	bin/drover bench cuts
 

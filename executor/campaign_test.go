@@ -1,7 +1,9 @@
 package executor_test
 
 import (
+	"flag"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +43,9 @@ var moves = map[string]scenario{
 }
 
 var httpCheck = &drover.HealthCheck{Kind: drover.HealthHTTP, Target: "http://192.0.2.7/"}
+
+// full tries everything everywhere: minutes on two cores.
+var full = flag.Bool("full", false, "leave nothing out of the campaigns")
 
 // kinds are all kinds of failure.
 var kinds = []drover.Kind{
@@ -116,15 +121,42 @@ func failings(t *testing.T, sc scenario) []string {
 	return append(slices.Clone(steps), "")
 }
 
-// stride is how far apart the points are at which something befalls a scenario:
-// each one in the live and the cold move, some in those that are mostly made of
-// the same steps. It shares no factor with the calls of a step, so that all
-// moments of them are met.
+// stride is how far apart the points are at which something befalls a scenario. They share no factor with the calls of a
+// step, so that all moments of steps are met, and with -full it is each one.
 func (sc scenario) stride() int {
-	if sc.gate != nil || sc.method == drover.Warm || sc.method == drover.Renumber {
-		return 5
+	switch {
+	case *full:
+		return 1
+	case sc.plain():
+		return 3
+	default:
+		return 13
 	}
-	return 1
+}
+
+// plain reports whether a scenario is the live or the cold move itself, of whose steps the others are mostly made.
+func (sc scenario) plain() bool {
+	return (sc.method == drover.Live || sc.method == drover.Cold) && !sc.off && !sc.keep && sc.gate == nil
+}
+
+// first is the first point of a scenario: not the same for all.
+func (sc scenario) first(name string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name))
+	return 1 + int(h.Sum32())%sc.stride()
+}
+
+// kinds are those that the i-th step of a scenario fails with: all of them, or some that are others for the next
+// step.
+func (sc scenario) kinds(i int) []drover.Kind {
+	if *full || sc.plain() {
+		return kinds
+	}
+	var some []drover.Kind
+	for n := range 3 {
+		some = append(some, kinds[(i+4*n)%len(kinds)])
+	}
+	return some
 }
 
 func want(t *testing.T, name string, st *story, state drover.MoveState) {
@@ -166,7 +198,7 @@ func TestEveryStepFailsOnce(t *testing.T) {
 			if sc.quietAt(step.Name) {
 				continue
 			}
-			for _, kind := range kinds {
+			for _, kind := range sc.kinds(i) {
 				for _, after := range []bool{false, true} {
 					name := fmt.Sprintf("%s: %s fails once with %v, after %v", name, step.Name, kind, after)
 					sc := sc
@@ -312,7 +344,7 @@ func TestExecutorDiesAnywhere(t *testing.T) {
 				return sc
 			}
 			whole := bubble(t, name, make())
-			for k := 1; k <= whole.points; k += sc.stride() {
+			for k := sc.first(name + failing); k <= whole.points; k += sc.stride() {
 				sc := make()
 				sc.killAt = k
 				name := fmt.Sprintf("%s: %q fails, the executor dies at point %d (%s)", name, failing, k, whole.trace[k-1])
@@ -338,7 +370,7 @@ func TestAgentDiesAnywhere(t *testing.T) {
 			}
 			for _, host := range hostsOf(sc) {
 				for _, delay := range delays {
-					for hit, more := 1, true; more; hit += sc.stride() {
+					for hit, more := sc.first(fmt.Sprint(name, failing, host, delay)), true; more; hit += sc.stride() {
 						sc := sc
 						more = false
 						sc.fault = dies(host, failing, hit, delay, &more)
