@@ -609,7 +609,9 @@ func (e *edgeTrial) doctor() {
 		e.t.Errorf("left in DNS: %s", out)
 	}
 	for _, family := range []string{"4", "6"} {
-		var answer []struct{ Arguments struct{ Leases []map[string]any } }
+		var answer []struct {
+			Arguments struct{ Leases []map[string]any }
+		}
 		raw := e.kea(family, "lease"+family+"-get-all")
 		if err := json.Unmarshal([]byte("["+strings.Trim(raw, "[] \n")+"]"), &answer); err != nil {
 			e.t.Errorf("%v: %s", err, raw)
