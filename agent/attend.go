@@ -16,7 +16,10 @@ const (
 	// attendEvery is how often a VM is looked at that takes over sessions.
 	attendEvery = 500 * time.Millisecond
 	// attendFall is how many looks in a row must fail: one may be a packet lost.
+	// attendTry bounds one look, so that a VM that is gone is given up after three
+	// of them, well before clients lose their patience.
 	attendFall = 3
+	attendTry  = 5 * time.Second
 	// attendLimit bounds what may be asked for.
 	attendLimit = drover.MaxCloneTime
 )
@@ -74,7 +77,7 @@ func (w *attending) look(ctx context.Context) (done bool, err error) {
 	w.result = &droverv1.RunResult{Healthy: true}
 	left := time.Until(w.over)
 	if w.check.Kind != "" {
-		detail, err := w.a.try(ctx, w.ref, w.check, time.Now().Add(healthTry))
+		detail, err := w.a.try(ctx, w.ref, w.check, time.Now().Add(attendTry))
 		switch {
 		case ctx.Err() != nil:
 			return false, drover.E(drover.Canceled, "attend vm "+w.ref.vm, ctx.Err())

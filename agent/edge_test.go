@@ -197,6 +197,8 @@ func (w *edgeWorld) run(generation int64, action any) (*droverv1.RunResult, erro
 		r.Action = &droverv1.RunRequest_CountSessions{CountSessions: a}
 	case *droverv1.Release:
 		r.Action = &droverv1.RunRequest_Release{Release: a}
+	case *droverv1.Attend:
+		r.Action = &droverv1.RunRequest_Attend{Attend: a}
 	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
