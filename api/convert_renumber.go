@@ -12,14 +12,10 @@ func RenumberedToProto(r *drover.Renumbered) *droverv1.Renumbered {
 	if r == nil {
 		return nil
 	}
-	p := &droverv1.Renumbered{
-		Segment: r.Segment, Old: textOf(r.Old), New: textOf(r.New), Name: r.Name, OldSessions: -1,
+	return &droverv1.Renumbered{
+		Segment: r.Segment, Old: textOf(r.Old), New: textOf(r.New), Name: r.Name, OldSessions: r.OldSessions,
 		UntilUnixNanos: nanos(r.Until), Held: r.Held, Left: r.Left,
 	}
-	if r.OldSessions != nil {
-		p.OldSessions = *r.OldSessions
-	}
-	return p
 }
 
 // RenumberedFromProto converts it back.
@@ -29,14 +25,10 @@ func RenumberedFromProto(p *droverv1.Renumbered) *drover.Renumbered {
 	}
 	old, _ := ParseAddresses("", p.GetOld())
 	fresh, _ := ParseAddresses("", p.GetNew())
-	r := &drover.Renumbered{
+	return &drover.Renumbered{
 		Segment: p.GetSegment(), Old: old, New: fresh, Name: p.GetName(),
-		Until: fromNanos(p.GetUntilUnixNanos()), Held: p.GetHeld(), Left: p.GetLeft(),
+		OldSessions: p.OldSessions, Until: fromNanos(p.GetUntilUnixNanos()), Held: p.GetHeld(), Left: p.GetLeft(),
 	}
-	if n := p.GetOldSessions(); n >= 0 {
-		r.OldSessions = &n
-	}
-	return r
 }
 
 // RenumberWishToProto converts a wish; one for nothing is nil.

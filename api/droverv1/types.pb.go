@@ -3702,8 +3702,8 @@ type Renumbered struct {
 	Old     []string               `protobuf:"bytes,2,rep,name=old,proto3" json:"old,omitempty"`
 	New     []string               `protobuf:"bytes,3,rep,name=new,proto3" json:"new,omitempty"`
 	Name    string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	// Negative: not counted yet.
-	OldSessions    int64  `protobuf:"varint,5,opt,name=old_sessions,json=oldSessions,proto3" json:"old_sessions,omitempty"`
+	// Absent: not counted yet.
+	OldSessions    *int64 `protobuf:"varint,5,opt,name=old_sessions,json=oldSessions,proto3,oneof" json:"old_sessions,omitempty"`
 	UntilUnixNanos int64  `protobuf:"varint,6,opt,name=until_unix_nanos,json=untilUnixNanos,proto3" json:"until_unix_nanos,omitempty"`
 	Held           string `protobuf:"bytes,7,opt,name=held,proto3" json:"held,omitempty"`
 	Left           string `protobuf:"bytes,8,opt,name=left,proto3" json:"left,omitempty"`
@@ -3770,8 +3770,8 @@ func (x *Renumbered) GetName() string {
 }
 
 func (x *Renumbered) GetOldSessions() int64 {
-	if x != nil {
-		return x.OldSessions
+	if x != nil && x.OldSessions != nil {
+		return *x.OldSessions
 	}
 	return 0
 }
@@ -4253,17 +4253,18 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06checks\x18\x05 \x03(\v2\x10.drover.v1.CheckR\x06checks\"+\n" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
-	"\x02op\x18\x02 \x01(\tR\x02op\"\xd3\x01\n" +
+	"\x02op\x18\x02 \x01(\tR\x02op\"\xe9\x01\n" +
 	"\n" +
 	"Renumbered\x12\x18\n" +
 	"\asegment\x18\x01 \x01(\tR\asegment\x12\x10\n" +
 	"\x03old\x18\x02 \x03(\tR\x03old\x12\x10\n" +
 	"\x03new\x18\x03 \x03(\tR\x03new\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\x12!\n" +
-	"\fold_sessions\x18\x05 \x01(\x03R\voldSessions\x12(\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12&\n" +
+	"\fold_sessions\x18\x05 \x01(\x03H\x00R\voldSessions\x88\x01\x01\x12(\n" +
 	"\x10until_unix_nanos\x18\x06 \x01(\x03R\x0euntilUnixNanos\x12\x12\n" +
 	"\x04held\x18\a \x01(\tR\x04held\x12\x12\n" +
-	"\x04left\x18\b \x01(\tR\x04left\"\x8b\x01\n" +
+	"\x04left\x18\b \x01(\tR\x04leftB\x0f\n" +
+	"\r_old_sessions\"\x8b\x01\n" +
 	"\fRenumberWish\x12\x18\n" +
 	"\asegment\x18\x01 \x01(\tR\asegment\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x19\n" +
@@ -4384,6 +4385,7 @@ func file_drover_v1_types_proto_init() {
 	}
 	file_drover_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[35].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[39].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
