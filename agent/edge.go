@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
@@ -265,11 +266,20 @@ func (a *Agent) countSessions(ctx context.Context, _ *job, _ moveRef, m *droverv
 	}
 	r := resultNow()
 	for _, s := range sessions {
-		if s.Live {
+		if s.Live && !dying(s) {
 			r.Sessions++
 		}
 	}
 	return r, nil
+}
+
+// dyingAfter is how long a session of which one end has closed may be silent and
+// still count: what the other end has to say comes without such pauses, and its
+// tracker would keep it for minutes.
+const dyingAfter = 30 * time.Second
+
+func dying(s driver.AddressSession) bool {
+	return slices.Contains([]string{"fin-wait", "close-wait", "syn-recv"}, s.State) && s.Idle > dyingAfter
 }
 
 func (e *edge) countServer(ctx context.Context, backend, server string) (*droverv1.RunResult, error) {
