@@ -38,7 +38,7 @@ type TunnelsEdge struct {
 // patience is how long the suite waits for what has to come, pause how long
 // between two tries.
 const (
-	patience = 15 * time.Second
+	patience = time.Minute
 	pause    = 10 * time.Millisecond
 )
 

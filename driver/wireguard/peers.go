@@ -23,10 +23,17 @@ import (
 // gone over to the other: the most that a rotation interrupts, beside a round trip.
 const watchInterval = 20 * time.Millisecond
 
-// courtesy is how long the one of two edges with the greater key waits before it
-// calls the other unasked. Two handshakes that cross fail both, and WireGuard
-// tries again only after five seconds.
-const courtesy = time.Second
+const (
+	// courtesy is how long the one of two edges with the greater key waits for the
+	// other's call before it calls unasked: keepalives that begin together go on
+	// together, two handshakes that cross fail both, and WireGuard tries again
+	// only after five seconds, by the next keepalive, at both ends at once. It is
+	// longer than those five seconds, and ends with the other's handshake.
+	courtesy = 7 * time.Second
+	// mendPause is how long is waited after an error of following a peer, which
+	// would be the same at once.
+	mendPause = time.Second
+)
 
 // SetPeers makes these the peers.
 func (t *Tunnels) SetPeers(ctx context.Context, peers []driver.Peer) error {
@@ -190,10 +197,17 @@ func (t *Tunnels) Peers(ctx context.Context) ([]driver.PeerState, error) {
 // call begins the keepalives of peers that were left to call first, once the
 // courtesy is over, and says whether there are more.
 func (t *Tunnels) call() (more bool, err error) {
+	if len(t.quiet) == 0 {
+		return false, nil
+	}
+	sessions, err := t.sessions()
+	if err != nil {
+		return true, err
+	}
 	var cfg wgtypes.Config
 	for _, p := range t.set {
 		for _, key := range []driver.TunnelKey{p.Key, p.Next} {
-			if at, waits := t.quiet[key]; waits && !time.Now().Before(at) {
+			if at, waits := t.quiet[key]; waits && (!time.Now().Before(at) || !sessions[key].LastHandshakeTime.IsZero()) {
 				cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{
 					PublicKey: wgtypes.Key(key), UpdateOnly: true, PersistentKeepaliveInterval: new(p.Keepalive),
 				})
@@ -230,7 +244,7 @@ func (t *Tunnels) watch() {
 				select {
 				case <-t.done:
 					return
-				case <-time.After(courtesy): // it would be the same at once
+				case <-time.After(mendPause):
 				}
 			}
 		}
