@@ -375,6 +375,8 @@ func request(step string, generation int64, action any) *droverv1.RunRequest {
 		r.Action = &droverv1.RunRequest_CheckHealth{CheckHealth: a}
 	case *droverv1.Commit:
 		r.Action = &droverv1.RunRequest_Commit{Commit: a}
+	case *droverv1.ChangeGuest:
+		r.Action = &droverv1.RunRequest_ChangeGuest{ChangeGuest: a}
 	case *droverv1.DefineClone:
 		r.Action = &droverv1.RunRequest_DefineClone{DefineClone: a}
 	case *droverv1.CopyClone:
