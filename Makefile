@@ -21,7 +21,7 @@ demo: deps build ## a live and a cold move between two data centers, on this mac
 
 .PHONY: test
 test: deps build ## the whole test suite, lab included
-	$(GO) test -p 1 -timeout 20m ./...
+	$(GO) test -p 1 -timeout 40m ./...
 
 .PHONY: soak
 soak: deps build ## twenty moves back and forth, twenty more under cuts, and the Debian guest under load
