@@ -94,6 +94,8 @@ type VM struct {
 	// Files are kernel, initrd, firmware and other files besides disks that
 	// the VM needs at the same path wherever it runs.
 	Files []string `json:"files,omitempty"`
+	// RemoteIO is nil for a VM none of whose disks was left behind at another site.
+	RemoteIO *RemoteIO `json:"remote_io,omitempty"`
 }
 
 // ProbeTarget is where a client can see whether the VM answers.

@@ -96,7 +96,7 @@ func VMToProto(v drover.VM) *droverv1.VM {
 		Vcpus: int32(v.VCPUs), MemoryBytes: int64(v.MemoryBytes), Machine: v.Machine,
 		Accelerator: v.Accelerator, Cpu: v.CPU, Persistent: v.Persistent, Autostart: v.Autostart,
 		Disks: each(v.Disks, DiskToProto), Nics: each(v.NICs, NICToProto), Labels: v.Labels,
-		Probe: optionalProbe(v.Probe), Files: v.Files,
+		Probe: optionalProbe(v.Probe), Files: v.Files, RemoteIo: remoteIOToProto(v.RemoteIO),
 	}
 }
 
@@ -107,7 +107,7 @@ func VMFromProto(v *droverv1.VM) drover.VM {
 		VCPUs: int(v.GetVcpus()), MemoryBytes: drover.Bytes(v.GetMemoryBytes()), Machine: v.GetMachine(),
 		Accelerator: v.GetAccelerator(), CPU: v.GetCpu(), Persistent: v.GetPersistent(), Autostart: v.GetAutostart(),
 		Disks: each(v.GetDisks(), DiskFromProto), NICs: each(v.GetNics(), NICFromProto), Labels: v.GetLabels(),
-		Files: v.GetFiles(),
+		Files: v.GetFiles(), RemoteIO: remoteIOFromProto(v.GetRemoteIo()),
 	}
 	if v.GetProbe() != nil {
 		p := ProbeTargetFromProto(v.GetProbe())

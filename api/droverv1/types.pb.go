@@ -372,24 +372,26 @@ func (x *Link) GetBaBytes() int64 {
 }
 
 type VM struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Uuid          string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Host          string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	Site          string                 `protobuf:"bytes,4,opt,name=site,proto3" json:"site,omitempty"`
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
-	Vcpus         int32                  `protobuf:"varint,6,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
-	MemoryBytes   int64                  `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Machine       string                 `protobuf:"bytes,8,opt,name=machine,proto3" json:"machine,omitempty"`
-	Accelerator   string                 `protobuf:"bytes,9,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
-	Cpu           string                 `protobuf:"bytes,10,opt,name=cpu,proto3" json:"cpu,omitempty"`
-	Persistent    bool                   `protobuf:"varint,11,opt,name=persistent,proto3" json:"persistent,omitempty"`
-	Autostart     bool                   `protobuf:"varint,12,opt,name=autostart,proto3" json:"autostart,omitempty"`
-	Disks         []*Disk                `protobuf:"bytes,13,rep,name=disks,proto3" json:"disks,omitempty"`
-	Nics          []*NIC                 `protobuf:"bytes,14,rep,name=nics,proto3" json:"nics,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Probe         *ProbeTarget           `protobuf:"bytes,16,opt,name=probe,proto3" json:"probe,omitempty"`
-	Files         []string               `protobuf:"bytes,17,rep,name=files,proto3" json:"files,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Uuid        string                 `protobuf:"bytes,2,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Host        string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
+	Site        string                 `protobuf:"bytes,4,opt,name=site,proto3" json:"site,omitempty"`
+	State       string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Vcpus       int32                  `protobuf:"varint,6,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	MemoryBytes int64                  `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Machine     string                 `protobuf:"bytes,8,opt,name=machine,proto3" json:"machine,omitempty"`
+	Accelerator string                 `protobuf:"bytes,9,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
+	Cpu         string                 `protobuf:"bytes,10,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Persistent  bool                   `protobuf:"varint,11,opt,name=persistent,proto3" json:"persistent,omitempty"`
+	Autostart   bool                   `protobuf:"varint,12,opt,name=autostart,proto3" json:"autostart,omitempty"`
+	Disks       []*Disk                `protobuf:"bytes,13,rep,name=disks,proto3" json:"disks,omitempty"`
+	Nics        []*NIC                 `protobuf:"bytes,14,rep,name=nics,proto3" json:"nics,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,15,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Probe       *ProbeTarget           `protobuf:"bytes,16,opt,name=probe,proto3" json:"probe,omitempty"`
+	Files       []string               `protobuf:"bytes,17,rep,name=files,proto3" json:"files,omitempty"`
+	// Absent for a VM none of whose disks was left behind at another site.
+	RemoteIo      *RemoteIO `protobuf:"bytes,60,opt,name=remote_io,json=remoteIo,proto3" json:"remote_io,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,6 +545,84 @@ func (x *VM) GetFiles() []string {
 	return nil
 }
 
+func (x *VM) GetRemoteIo() *RemoteIO {
+	if x != nil {
+		return x.RemoteIo
+	}
+	return nil
+}
+
+// RemoteIO is what a guest has read and written over the WAN, since its host
+// began to count.
+type RemoteIO struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ReadBytes    int64                  `protobuf:"varint,1,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"`
+	WrittenBytes int64                  `protobuf:"varint,2,opt,name=written_bytes,json=writtenBytes,proto3" json:"written_bytes,omitempty"`
+	Operations   int64                  `protobuf:"varint,3,opt,name=operations,proto3" json:"operations,omitempty"`
+	// The mean over the operations of the last seconds.
+	LatencyMs     float64 `protobuf:"fixed64,4,opt,name=latency_ms,json=latencyMs,proto3" json:"latency_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoteIO) Reset() {
+	*x = RemoteIO{}
+	mi := &file_drover_v1_types_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoteIO) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoteIO) ProtoMessage() {}
+
+func (x *RemoteIO) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoteIO.ProtoReflect.Descriptor instead.
+func (*RemoteIO) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RemoteIO) GetReadBytes() int64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *RemoteIO) GetWrittenBytes() int64 {
+	if x != nil {
+		return x.WrittenBytes
+	}
+	return 0
+}
+
+func (x *RemoteIO) GetOperations() int64 {
+	if x != nil {
+		return x.Operations
+	}
+	return 0
+}
+
+func (x *RemoteIO) GetLatencyMs() float64 {
+	if x != nil {
+		return x.LatencyMs
+	}
+	return 0
+}
+
 type ProbeTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tcp           string                 `protobuf:"bytes,1,opt,name=tcp,proto3" json:"tcp,omitempty"`
@@ -554,7 +634,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_drover_v1_types_proto_msgTypes[4]
+	mi := &file_drover_v1_types_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +646,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[4]
+	mi := &file_drover_v1_types_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +659,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ProbeTarget) GetTcp() string {
@@ -619,7 +699,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_drover_v1_types_proto_msgTypes[5]
+	mi := &file_drover_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +711,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[5]
+	mi := &file_drover_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +724,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Disk) GetTarget() string {
@@ -714,7 +794,7 @@ type Backing struct {
 
 func (x *Backing) Reset() {
 	*x = Backing{}
-	mi := &file_drover_v1_types_proto_msgTypes[6]
+	mi := &file_drover_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +806,7 @@ func (x *Backing) String() string {
 func (*Backing) ProtoMessage() {}
 
 func (x *Backing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[6]
+	mi := &file_drover_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +819,7 @@ func (x *Backing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backing.ProtoReflect.Descriptor instead.
 func (*Backing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Backing) GetPath() string {
@@ -776,7 +856,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +868,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +881,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NIC) GetMac() string {
@@ -852,7 +932,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +944,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +957,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Segment) GetName() string {
@@ -971,7 +1051,7 @@ type EdgeOp struct {
 
 func (x *EdgeOp) Reset() {
 	*x = EdgeOp{}
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1063,7 @@ func (x *EdgeOp) String() string {
 func (*EdgeOp) ProtoMessage() {}
 
 func (x *EdgeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1076,7 @@ func (x *EdgeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeOp.ProtoReflect.Descriptor instead.
 func (*EdgeOp) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EdgeOp) GetDo() string {
@@ -1154,7 +1234,7 @@ type EdgeState struct {
 
 func (x *EdgeState) Reset() {
 	*x = EdgeState{}
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1246,7 @@ func (x *EdgeState) String() string {
 func (*EdgeState) ProtoMessage() {}
 
 func (x *EdgeState) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1259,7 @@ func (x *EdgeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeState.ProtoReflect.Descriptor instead.
 func (*EdgeState) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EdgeState) GetName() string {
@@ -1276,7 +1356,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1368,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1381,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Mesh) GetInterface() string {
@@ -1372,7 +1452,7 @@ type MeshPeer struct {
 
 func (x *MeshPeer) Reset() {
 	*x = MeshPeer{}
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1464,7 @@ func (x *MeshPeer) String() string {
 func (*MeshPeer) ProtoMessage() {}
 
 func (x *MeshPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1477,7 @@ func (x *MeshPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPeer.ProtoReflect.Descriptor instead.
 func (*MeshPeer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MeshPeer) GetSite() string {
@@ -1473,7 +1553,7 @@ type ExtendedSegment struct {
 
 func (x *ExtendedSegment) Reset() {
 	*x = ExtendedSegment{}
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1565,7 @@ func (x *ExtendedSegment) String() string {
 func (*ExtendedSegment) ProtoMessage() {}
 
 func (x *ExtendedSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1578,7 @@ func (x *ExtendedSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendedSegment.ProtoReflect.Descriptor instead.
 func (*ExtendedSegment) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExtendedSegment) GetSegment() string {
@@ -1565,7 +1645,7 @@ type EdgeNeighbor struct {
 
 func (x *EdgeNeighbor) Reset() {
 	*x = EdgeNeighbor{}
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1657,7 @@ func (x *EdgeNeighbor) String() string {
 func (*EdgeNeighbor) ProtoMessage() {}
 
 func (x *EdgeNeighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1670,7 @@ func (x *EdgeNeighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeNeighbor.ProtoReflect.Descriptor instead.
 func (*EdgeNeighbor) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EdgeNeighbor) GetAddress() string {
@@ -1651,7 +1731,7 @@ type EdgeServer struct {
 
 func (x *EdgeServer) Reset() {
 	*x = EdgeServer{}
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1743,7 @@ func (x *EdgeServer) String() string {
 func (*EdgeServer) ProtoMessage() {}
 
 func (x *EdgeServer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1756,7 @@ func (x *EdgeServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeServer.ProtoReflect.Descriptor instead.
 func (*EdgeServer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EdgeServer) GetKind() string {
@@ -1712,7 +1792,7 @@ type EdgeTraffic struct {
 
 func (x *EdgeTraffic) Reset() {
 	*x = EdgeTraffic{}
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1804,7 @@ func (x *EdgeTraffic) String() string {
 func (*EdgeTraffic) ProtoMessage() {}
 
 func (x *EdgeTraffic) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1817,7 @@ func (x *EdgeTraffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeTraffic.ProtoReflect.Descriptor instead.
 func (*EdgeTraffic) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EdgeTraffic) GetAddress() string {
@@ -1776,7 +1856,7 @@ type EdgePaths struct {
 
 func (x *EdgePaths) Reset() {
 	*x = EdgePaths{}
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1868,7 @@ func (x *EdgePaths) String() string {
 func (*EdgePaths) ProtoMessage() {}
 
 func (x *EdgePaths) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1881,7 @@ func (x *EdgePaths) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgePaths.ProtoReflect.Descriptor instead.
 func (*EdgePaths) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EdgePaths) GetRouterBridge() int64 {
@@ -1870,7 +1950,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +1962,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +1975,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finding) GetWhere() string {
@@ -1953,7 +2033,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2045,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2058,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Check) GetName() string {
@@ -2026,7 +2106,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2118,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2131,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Place) GetSite() string {
@@ -2085,7 +2165,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2177,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2190,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Progress) GetStep() string {
@@ -2183,7 +2263,7 @@ type PathProgress struct {
 
 func (x *PathProgress) Reset() {
 	*x = PathProgress{}
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2275,7 @@ func (x *PathProgress) String() string {
 func (*PathProgress) ProtoMessage() {}
 
 func (x *PathProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2288,7 @@ func (x *PathProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProgress.ProtoReflect.Descriptor instead.
 func (*PathProgress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PathProgress) GetGuestBytes() int64 {
@@ -2265,7 +2345,7 @@ type PathCount struct {
 
 func (x *PathCount) Reset() {
 	*x = PathCount{}
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2357,7 @@ func (x *PathCount) String() string {
 func (*PathCount) ProtoMessage() {}
 
 func (x *PathCount) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2370,7 @@ func (x *PathCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCount.ProtoReflect.Descriptor instead.
 func (*PathCount) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PathCount) GetBlocks() int64 {
@@ -2329,7 +2409,7 @@ type PathKinds struct {
 
 func (x *PathKinds) Reset() {
 	*x = PathKinds{}
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2341,7 +2421,7 @@ func (x *PathKinds) String() string {
 func (*PathKinds) ProtoMessage() {}
 
 func (x *PathKinds) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2354,7 +2434,7 @@ func (x *PathKinds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathKinds.ProtoReflect.Descriptor instead.
 func (*PathKinds) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PathKinds) GetZero() *PathCount {
@@ -2423,7 +2503,7 @@ type PathPhase struct {
 
 func (x *PathPhase) Reset() {
 	*x = PathPhase{}
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2515,7 @@ func (x *PathPhase) String() string {
 func (*PathPhase) ProtoMessage() {}
 
 func (x *PathPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2528,7 @@ func (x *PathPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathPhase.ProtoReflect.Descriptor instead.
 func (*PathPhase) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PathPhase) GetSeconds() float64 {
@@ -2526,7 +2606,7 @@ type PathFigures struct {
 
 func (x *PathFigures) Reset() {
 	*x = PathFigures{}
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2618,7 @@ func (x *PathFigures) String() string {
 func (*PathFigures) ProtoMessage() {}
 
 func (x *PathFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +2631,7 @@ func (x *PathFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathFigures.ProtoReflect.Descriptor instead.
 func (*PathFigures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PathFigures) GetDisk() *PathPhase {
@@ -2596,7 +2676,7 @@ type StepRecord struct {
 
 func (x *StepRecord) Reset() {
 	*x = StepRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2688,7 @@ func (x *StepRecord) String() string {
 func (*StepRecord) ProtoMessage() {}
 
 func (x *StepRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2701,7 @@ func (x *StepRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRecord.ProtoReflect.Descriptor instead.
 func (*StepRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StepRecord) GetName() string {
@@ -2691,7 +2771,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +2783,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +2796,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Figures) GetTotalS() float64 {
@@ -2859,7 +2939,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2951,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2964,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Move) GetName() string {
@@ -3040,7 +3120,7 @@ type Clone struct {
 
 func (x *Clone) Reset() {
 	*x = Clone{}
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3132,7 @@ func (x *Clone) String() string {
 func (*Clone) ProtoMessage() {}
 
 func (x *Clone) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3145,7 @@ func (x *Clone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Clone.ProtoReflect.Descriptor instead.
 func (*Clone) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Clone) GetName() string {
@@ -3114,7 +3194,7 @@ type CloneWish struct {
 
 func (x *CloneWish) Reset() {
 	*x = CloneWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3126,7 +3206,7 @@ func (x *CloneWish) String() string {
 func (*CloneWish) ProtoMessage() {}
 
 func (x *CloneWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3139,7 +3219,7 @@ func (x *CloneWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneWish.ProtoReflect.Descriptor instead.
 func (*CloneWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CloneWish) GetName() string {
@@ -3221,7 +3301,7 @@ type BackendServer struct {
 
 func (x *BackendServer) Reset() {
 	*x = BackendServer{}
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3313,7 @@ func (x *BackendServer) String() string {
 func (*BackendServer) ProtoMessage() {}
 
 func (x *BackendServer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3326,7 @@ func (x *BackendServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendServer.ProtoReflect.Descriptor instead.
 func (*BackendServer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BackendServer) GetName() string {
@@ -3311,7 +3391,7 @@ type Gate struct {
 
 func (x *Gate) Reset() {
 	*x = Gate{}
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3323,7 +3403,7 @@ func (x *Gate) String() string {
 func (*Gate) ProtoMessage() {}
 
 func (x *Gate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3336,7 +3416,7 @@ func (x *Gate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gate.ProtoReflect.Descriptor instead.
 func (*Gate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Gate) GetHealth() *HealthCheck {
@@ -3374,7 +3454,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3466,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3479,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *HealthCheck) GetKind() string {
@@ -3442,7 +3522,7 @@ type GateRecord struct {
 
 func (x *GateRecord) Reset() {
 	*x = GateRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +3534,7 @@ func (x *GateRecord) String() string {
 func (*GateRecord) ProtoMessage() {}
 
 func (x *GateRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3547,7 @@ func (x *GateRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateRecord.ProtoReflect.Descriptor instead.
 func (*GateRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GateRecord) GetGate() *Gate {
@@ -3510,7 +3590,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3602,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3615,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Service) GetName() string {
@@ -3579,7 +3659,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3591,7 +3671,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3604,7 +3684,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Preflight) GetVm() string {
@@ -3653,7 +3733,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3665,7 +3745,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3678,7 +3758,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Fault) GetKind() string {
@@ -3713,7 +3793,7 @@ type Renumbered struct {
 
 func (x *Renumbered) Reset() {
 	*x = Renumbered{}
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3805,7 @@ func (x *Renumbered) String() string {
 func (*Renumbered) ProtoMessage() {}
 
 func (x *Renumbered) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +3818,7 @@ func (x *Renumbered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renumbered.ProtoReflect.Descriptor instead.
 func (*Renumbered) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Renumbered) GetSegment() string {
@@ -3811,7 +3891,7 @@ type RenumberWish struct {
 
 func (x *RenumberWish) Reset() {
 	*x = RenumberWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3903,7 @@ func (x *RenumberWish) String() string {
 func (*RenumberWish) ProtoMessage() {}
 
 func (x *RenumberWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3916,7 @@ func (x *RenumberWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenumberWish.ProtoReflect.Descriptor instead.
 func (*RenumberWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RenumberWish) GetSegment() string {
@@ -3905,7 +3985,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\brate_bps\x18\x04 \x01(\x03R\arateBps\x12\x15\n" +
 	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs\x12\x19\n" +
 	"\bab_bytes\x18\x06 \x01(\x03R\aabBytes\x12\x19\n" +
-	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\xac\x04\n" +
+	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\xde\x04\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -3926,10 +4006,20 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x04nics\x18\x0e \x03(\v2\x0e.drover.v1.NICR\x04nics\x121\n" +
 	"\x06labels\x18\x0f \x03(\v2\x19.drover.v1.VM.LabelsEntryR\x06labels\x12,\n" +
 	"\x05probe\x18\x10 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\x12\x14\n" +
-	"\x05files\x18\x11 \x03(\tR\x05files\x1a9\n" +
+	"\x05files\x18\x11 \x03(\tR\x05files\x120\n" +
+	"\tremote_io\x18< \x01(\v2\x13.drover.v1.RemoteIOR\bremoteIo\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\bRemoteIO\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x01 \x01(\x03R\treadBytes\x12#\n" +
+	"\rwritten_bytes\x18\x02 \x01(\x03R\fwrittenBytes\x12\x1e\n" +
+	"\n" +
+	"operations\x18\x03 \x01(\x03R\n" +
+	"operations\x12\x1d\n" +
+	"\n" +
+	"latency_ms\x18\x04 \x01(\x01R\tlatencyMs\"G\n" +
 	"\vProbeTarget\x12\x10\n" +
 	"\x03tcp\x18\x01 \x01(\tR\x03tcp\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -4283,99 +4373,101 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
 	(*Link)(nil),            // 2: drover.v1.Link
 	(*VM)(nil),              // 3: drover.v1.VM
-	(*ProbeTarget)(nil),     // 4: drover.v1.ProbeTarget
-	(*Disk)(nil),            // 5: drover.v1.Disk
-	(*Backing)(nil),         // 6: drover.v1.Backing
-	(*NIC)(nil),             // 7: drover.v1.NIC
-	(*Segment)(nil),         // 8: drover.v1.Segment
-	(*EdgeOp)(nil),          // 9: drover.v1.EdgeOp
-	(*EdgeState)(nil),       // 10: drover.v1.EdgeState
-	(*Mesh)(nil),            // 11: drover.v1.Mesh
-	(*MeshPeer)(nil),        // 12: drover.v1.MeshPeer
-	(*ExtendedSegment)(nil), // 13: drover.v1.ExtendedSegment
-	(*EdgeNeighbor)(nil),    // 14: drover.v1.EdgeNeighbor
-	(*EdgeServer)(nil),      // 15: drover.v1.EdgeServer
-	(*EdgeTraffic)(nil),     // 16: drover.v1.EdgeTraffic
-	(*EdgePaths)(nil),       // 17: drover.v1.EdgePaths
-	(*Finding)(nil),         // 18: drover.v1.Finding
-	(*Check)(nil),           // 19: drover.v1.Check
-	(*Place)(nil),           // 20: drover.v1.Place
-	(*Progress)(nil),        // 21: drover.v1.Progress
-	(*PathProgress)(nil),    // 22: drover.v1.PathProgress
-	(*PathCount)(nil),       // 23: drover.v1.PathCount
-	(*PathKinds)(nil),       // 24: drover.v1.PathKinds
-	(*PathPhase)(nil),       // 25: drover.v1.PathPhase
-	(*PathFigures)(nil),     // 26: drover.v1.PathFigures
-	(*StepRecord)(nil),      // 27: drover.v1.StepRecord
-	(*Figures)(nil),         // 28: drover.v1.Figures
-	(*Move)(nil),            // 29: drover.v1.Move
-	(*Clone)(nil),           // 30: drover.v1.Clone
-	(*CloneWish)(nil),       // 31: drover.v1.CloneWish
-	(*BackendServer)(nil),   // 32: drover.v1.BackendServer
-	(*Gate)(nil),            // 33: drover.v1.Gate
-	(*HealthCheck)(nil),     // 34: drover.v1.HealthCheck
-	(*GateRecord)(nil),      // 35: drover.v1.GateRecord
-	(*Service)(nil),         // 36: drover.v1.Service
-	(*Preflight)(nil),       // 37: drover.v1.Preflight
-	(*Fault)(nil),           // 38: drover.v1.Fault
-	(*Renumbered)(nil),      // 39: drover.v1.Renumbered
-	(*RenumberWish)(nil),    // 40: drover.v1.RenumberWish
-	nil,                     // 41: drover.v1.VM.LabelsEntry
+	(*RemoteIO)(nil),        // 4: drover.v1.RemoteIO
+	(*ProbeTarget)(nil),     // 5: drover.v1.ProbeTarget
+	(*Disk)(nil),            // 6: drover.v1.Disk
+	(*Backing)(nil),         // 7: drover.v1.Backing
+	(*NIC)(nil),             // 8: drover.v1.NIC
+	(*Segment)(nil),         // 9: drover.v1.Segment
+	(*EdgeOp)(nil),          // 10: drover.v1.EdgeOp
+	(*EdgeState)(nil),       // 11: drover.v1.EdgeState
+	(*Mesh)(nil),            // 12: drover.v1.Mesh
+	(*MeshPeer)(nil),        // 13: drover.v1.MeshPeer
+	(*ExtendedSegment)(nil), // 14: drover.v1.ExtendedSegment
+	(*EdgeNeighbor)(nil),    // 15: drover.v1.EdgeNeighbor
+	(*EdgeServer)(nil),      // 16: drover.v1.EdgeServer
+	(*EdgeTraffic)(nil),     // 17: drover.v1.EdgeTraffic
+	(*EdgePaths)(nil),       // 18: drover.v1.EdgePaths
+	(*Finding)(nil),         // 19: drover.v1.Finding
+	(*Check)(nil),           // 20: drover.v1.Check
+	(*Place)(nil),           // 21: drover.v1.Place
+	(*Progress)(nil),        // 22: drover.v1.Progress
+	(*PathProgress)(nil),    // 23: drover.v1.PathProgress
+	(*PathCount)(nil),       // 24: drover.v1.PathCount
+	(*PathKinds)(nil),       // 25: drover.v1.PathKinds
+	(*PathPhase)(nil),       // 26: drover.v1.PathPhase
+	(*PathFigures)(nil),     // 27: drover.v1.PathFigures
+	(*StepRecord)(nil),      // 28: drover.v1.StepRecord
+	(*Figures)(nil),         // 29: drover.v1.Figures
+	(*Move)(nil),            // 30: drover.v1.Move
+	(*Clone)(nil),           // 31: drover.v1.Clone
+	(*CloneWish)(nil),       // 32: drover.v1.CloneWish
+	(*BackendServer)(nil),   // 33: drover.v1.BackendServer
+	(*Gate)(nil),            // 34: drover.v1.Gate
+	(*HealthCheck)(nil),     // 35: drover.v1.HealthCheck
+	(*GateRecord)(nil),      // 36: drover.v1.GateRecord
+	(*Service)(nil),         // 37: drover.v1.Service
+	(*Preflight)(nil),       // 38: drover.v1.Preflight
+	(*Fault)(nil),           // 39: drover.v1.Fault
+	(*Renumbered)(nil),      // 40: drover.v1.Renumbered
+	(*RenumberWish)(nil),    // 41: drover.v1.RenumberWish
+	nil,                     // 42: drover.v1.VM.LabelsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
-	5,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
-	7,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	41, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
-	4,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
-	6,  // 4: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	11, // 5: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
-	12, // 6: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
-	8,  // 7: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
-	13, // 8: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
-	14, // 9: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
-	15, // 10: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
-	16, // 11: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
-	17, // 12: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
-	17, // 13: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
-	22, // 14: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	23, // 15: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	23, // 16: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	23, // 17: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	23, // 18: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	23, // 19: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	23, // 20: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	23, // 21: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	24, // 22: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	25, // 23: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	25, // 24: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	25, // 25: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	26, // 26: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	20, // 27: drover.v1.Move.from:type_name -> drover.v1.Place
-	20, // 28: drover.v1.Move.to:type_name -> drover.v1.Place
-	28, // 29: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	27, // 30: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	21, // 31: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	35, // 32: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	30, // 33: drover.v1.Move.clone:type_name -> drover.v1.Clone
-	39, // 34: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
-	4,  // 35: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
-	4,  // 36: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
-	34, // 37: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	33, // 38: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	4,  // 39: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	20, // 40: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	19, // 41: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	42, // [42:42] is the sub-list for method output_type
-	42, // [42:42] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	6,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
+	8,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
+	42, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	5,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
+	4,  // 4: drover.v1.VM.remote_io:type_name -> drover.v1.RemoteIO
+	7,  // 5: drover.v1.Disk.backing:type_name -> drover.v1.Backing
+	12, // 6: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
+	13, // 7: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
+	9,  // 8: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
+	14, // 9: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
+	15, // 10: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
+	16, // 11: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
+	17, // 12: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
+	18, // 13: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
+	18, // 14: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
+	23, // 15: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	24, // 16: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	24, // 17: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	24, // 18: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	24, // 19: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	24, // 20: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	24, // 21: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	24, // 22: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	25, // 23: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	26, // 24: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	26, // 25: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	26, // 26: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	27, // 27: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	21, // 28: drover.v1.Move.from:type_name -> drover.v1.Place
+	21, // 29: drover.v1.Move.to:type_name -> drover.v1.Place
+	29, // 30: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	28, // 31: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	22, // 32: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	36, // 33: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	31, // 34: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	40, // 35: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	5,  // 36: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	5,  // 37: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	35, // 38: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	34, // 39: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	5,  // 40: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	21, // 41: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	20, // 42: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -4383,16 +4475,16 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
-	file_drover_v1_types_proto_msgTypes[28].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[35].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[39].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[29].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[36].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[40].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,25 @@
+package api
+
+import (
+	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api/droverv1"
+)
+
+func remoteIOToProto(r *drover.RemoteIO) *droverv1.RemoteIO {
+	if r == nil {
+		return nil
+	}
+	return &droverv1.RemoteIO{
+		ReadBytes: int64(r.ReadBytes), WrittenBytes: int64(r.WrittenBytes), Operations: r.Operations, LatencyMs: r.LatencyMillis,
+	}
+}
+
+func remoteIOFromProto(r *droverv1.RemoteIO) *drover.RemoteIO {
+	if r == nil {
+		return nil
+	}
+	return &drover.RemoteIO{
+		ReadBytes: drover.Bytes(r.GetReadBytes()), WrittenBytes: drover.Bytes(r.GetWrittenBytes()),
+		Operations: r.GetOperations(), LatencyMillis: r.GetLatencyMs(),
+	}
+}
