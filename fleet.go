@@ -11,6 +11,8 @@ type Site struct {
 	// Latitude and Longitude in degrees; both zero when not known.
 	Latitude  float64 `json:"latitude,omitempty"`
 	Longitude float64 `json:"longitude,omitempty"`
+	// Country is its two letters (ISO 3166-1); empty when not known.
+	Country string `json:"country,omitempty"`
 	// Hosts are the names of the hosts observed at the site.
 	Hosts []string `json:"hosts"`
 }
@@ -91,6 +93,9 @@ type VM struct {
 	NICs        []NIC             `json:"nics"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Probe       *ProbeTarget      `json:"probe,omitempty"`
+	// Requirements are what its metadata says that it needs, as it was written
+	// there; see SettleRequirements.
+	Requirements map[string]string `json:"requirements,omitempty"`
 	// Files are kernel, initrd, firmware and other files besides disks that
 	// the VM needs at the same path wherever it runs.
 	Files []string `json:"files,omitempty"`

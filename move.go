@@ -23,6 +23,12 @@ const (
 	Stay     Method = "stay"
 )
 
+// Methods are the ways to be elsewhere, the simplest first: what touches least of
+// the VM, of its users and of the network. Stay is none of them.
+func Methods() []Method {
+	return []Method{Spawn, Redirect, Cold, Warm, Live, Route, Renumber, Stretch}
+}
+
 // MoveState is where a move is in its life.
 type MoveState string
 

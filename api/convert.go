@@ -36,14 +36,14 @@ func each[A, B any](in []A, f func(A) B) []B {
 
 // SiteToProto converts a site.
 func SiteToProto(s drover.Site) *droverv1.Site {
-	return &droverv1.Site{Name: s.Name, Latitude: s.Latitude, Longitude: s.Longitude, Hosts: s.Hosts}
+	return &droverv1.Site{Name: s.Name, Latitude: s.Latitude, Longitude: s.Longitude, Country: s.Country, Hosts: s.Hosts}
 }
 
 // SiteFromProto converts a site.
 func SiteFromProto(s *droverv1.Site) drover.Site {
 	return drover.Site{
 		Name: s.GetName(), Latitude: s.GetLatitude(), Longitude: s.GetLongitude(),
-		Hosts: append([]string{}, s.GetHosts()...),
+		Country: s.GetCountry(), Hosts: append([]string{}, s.GetHosts()...),
 	}
 }
 
@@ -97,6 +97,7 @@ func VMToProto(v drover.VM) *droverv1.VM {
 		Accelerator: v.Accelerator, Cpu: v.CPU, Persistent: v.Persistent, Autostart: v.Autostart,
 		Disks: each(v.Disks, DiskToProto), Nics: each(v.NICs, NICToProto), Labels: v.Labels,
 		Probe: optionalProbe(v.Probe), Files: v.Files, RemoteIo: remoteIOToProto(v.RemoteIO),
+		Requirements: v.Requirements,
 	}
 }
 
@@ -108,6 +109,7 @@ func VMFromProto(v *droverv1.VM) drover.VM {
 		Accelerator: v.GetAccelerator(), CPU: v.GetCpu(), Persistent: v.GetPersistent(), Autostart: v.GetAutostart(),
 		Disks: each(v.GetDisks(), DiskFromProto), NICs: each(v.GetNics(), NICFromProto), Labels: v.GetLabels(),
 		Files: v.GetFiles(), RemoteIO: remoteIOFromProto(v.GetRemoteIo()),
+		Requirements: v.GetRequirements(),
 	}
 	if v.GetProbe() != nil {
 		p := ProbeTargetFromProto(v.GetProbe())

@@ -112,7 +112,7 @@ func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, fil
 		Socket: serverSock, State: stateDir, TLS: files, Metrics: metricsAddress(n.Address),
 	}
 	for _, s := range f.Sites {
-		site := server.SiteConfig{Name: s.Name}
+		site := server.SiteConfig{Name: s.Name, Country: s.Country}
 		if s.Location != nil {
 			site.Latitude, site.Longitude = s.Location.Lat, s.Location.Lon
 		}

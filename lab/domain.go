@@ -155,5 +155,8 @@ func newMetadata(g *labfile.Guest) metadata {
 	for _, k := range slices.Sorted(maps.Keys(g.Labels)) {
 		m.Labels = append(m.Labels, metadataLabel{Name: k, Value: g.Labels[k]})
 	}
+	for _, k := range slices.Sorted(maps.Keys(g.Requirements)) {
+		m.Requirements = append(m.Requirements, metadataLabel{Name: k, Value: g.Requirements[k]})
+	}
 	return m
 }

@@ -182,6 +182,8 @@ type metadata struct {
 	NS      string          `xml:"xmlns:drover,attr"`
 	Probe   *metadataProbe  `xml:"drover:probe,omitempty"`
 	Labels  []metadataLabel `xml:"drover:label"`
+	// Requirements are what it needs, as the file has them.
+	Requirements []metadataLabel `xml:"drover:requirement"`
 }
 
 type metadataProbe struct {

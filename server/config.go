@@ -46,6 +46,8 @@ type SiteConfig struct {
 	// Latitude and Longitude in degrees; both zero when not known.
 	Latitude  float64 `yaml:"latitude"`
 	Longitude float64 `yaml:"longitude"`
+	// Country is its two letters (ISO 3166-1); empty when not known.
+	Country string `yaml:"country,omitempty"`
 }
 
 // AgentConfig is where an agent is to be found. What its host is, it says
@@ -126,6 +128,9 @@ func (c Config) Validate() error {
 		v.unique(at+"name", "site", s.Name, sites)
 		v.within(at+"latitude", s.Latitude, 90)
 		v.within(at+"longitude", s.Longitude, 180)
+		if s.Country != "" {
+			v.check(drover.CheckCountry(at+"country", s.Country))
+		}
 	}
 	for i, a := range c.Agents {
 		at := fmt.Sprintf("agents[%d].", i)

@@ -17,7 +17,7 @@ func (f *fleet) viewSites() []drover.Site {
 	defer f.mu.Unlock()
 	sites := make([]drover.Site, len(f.sites))
 	for i, s := range f.sites {
-		sites[i] = drover.Site{Name: s.Name, Latitude: s.Latitude, Longitude: s.Longitude, Hosts: []string{}}
+		sites[i] = drover.Site{Name: s.Name, Latitude: s.Latitude, Longitude: s.Longitude, Country: s.Country, Hosts: []string{}}
 		for _, a := range f.sorted() {
 			if a.Site == s.Name && !a.host.Edge {
 				sites[i].Hosts = append(sites[i].Hosts, a.Name)

@@ -90,6 +90,9 @@ type Inventory interface {
 	// VMs keeps one observation per host and VM (see VMKey): during a move
 	// both hosts may see the same VM.
 	VMs() Collection[drover.VM]
+	// Requirements keeps what operators have said that VMs need: the one sort
+	// here that nobody observes, so that it is not to be lost.
+	Requirements() Collection[drover.KeptRequirements]
 }
 
 // Collection keeps the last observation of each thing of one sort. Methods may
@@ -125,6 +128,9 @@ func HostKey(h drover.Host) string { return h.Name }
 
 // LinkKey returns the link's name.
 func LinkKey(l drover.Link) string { return l.Name }
+
+// RequirementsKey returns the VM's UUID.
+func RequirementsKey(r drover.KeptRequirements) string { return r.UUID }
 
 // VMKey returns "host/name", or nothing when one of them is missing.
 func VMKey(v drover.VM) string {

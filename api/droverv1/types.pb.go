@@ -24,11 +24,13 @@ const (
 )
 
 type Site struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Latitude      float64                `protobuf:"fixed64,2,opt,name=latitude,proto3" json:"latitude,omitempty"`
-	Longitude     float64                `protobuf:"fixed64,3,opt,name=longitude,proto3" json:"longitude,omitempty"`
-	Hosts         []string               `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Latitude  float64                `protobuf:"fixed64,2,opt,name=latitude,proto3" json:"latitude,omitempty"`
+	Longitude float64                `protobuf:"fixed64,3,opt,name=longitude,proto3" json:"longitude,omitempty"`
+	Hosts     []string               `protobuf:"bytes,4,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Two letters, empty when not known.
+	Country       string `protobuf:"bytes,120,opt,name=country,proto3" json:"country,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +91,13 @@ func (x *Site) GetHosts() []string {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *Site) GetCountry() string {
+	if x != nil {
+		return x.Country
+	}
+	return ""
 }
 
 type Host struct {
@@ -391,7 +400,9 @@ type VM struct {
 	Probe       *ProbeTarget           `protobuf:"bytes,16,opt,name=probe,proto3" json:"probe,omitempty"`
 	Files       []string               `protobuf:"bytes,17,rep,name=files,proto3" json:"files,omitempty"`
 	// Absent for a VM none of whose disks was left behind at another site.
-	RemoteIo      *RemoteIO `protobuf:"bytes,60,opt,name=remote_io,json=remoteIo,proto3" json:"remote_io,omitempty"`
+	RemoteIo *RemoteIO `protobuf:"bytes,60,opt,name=remote_io,json=remoteIo,proto3" json:"remote_io,omitempty"`
+	// As its metadata has them, by their names.
+	Requirements  map[string]string `protobuf:"bytes,120,rep,name=requirements,proto3" json:"requirements,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -548,6 +559,13 @@ func (x *VM) GetFiles() []string {
 func (x *VM) GetRemoteIo() *RemoteIO {
 	if x != nil {
 		return x.RemoteIo
+	}
+	return nil
+}
+
+func (x *VM) GetRequirements() map[string]string {
+	if x != nil {
+		return x.Requirements
 	}
 	return nil
 }
@@ -3951,12 +3969,13 @@ var File_drover_v1_types_proto protoreflect.FileDescriptor
 
 const file_drover_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15drover/v1/types.proto\x12\tdrover.v1\"j\n" +
+	"\x15drover/v1/types.proto\x12\tdrover.v1\"\x84\x01\n" +
 	"\x04Site\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\blatitude\x18\x02 \x01(\x01R\blatitude\x12\x1c\n" +
 	"\tlongitude\x18\x03 \x01(\x01R\tlongitude\x12\x14\n" +
-	"\x05hosts\x18\x04 \x03(\tR\x05hosts\"\xbd\x04\n" +
+	"\x05hosts\x18\x04 \x03(\tR\x05hosts\x12\x18\n" +
+	"\acountry\x18x \x01(\tR\acountry\"\xbd\x04\n" +
 	"\x04Host\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x18\n" +
@@ -3985,7 +4004,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\brate_bps\x18\x04 \x01(\x03R\arateBps\x12\x15\n" +
 	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs\x12\x19\n" +
 	"\bab_bytes\x18\x06 \x01(\x03R\aabBytes\x12\x19\n" +
-	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\xde\x04\n" +
+	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\xe4\x05\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -4007,8 +4026,12 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x06labels\x18\x0f \x03(\v2\x19.drover.v1.VM.LabelsEntryR\x06labels\x12,\n" +
 	"\x05probe\x18\x10 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\x12\x14\n" +
 	"\x05files\x18\x11 \x03(\tR\x05files\x120\n" +
-	"\tremote_io\x18< \x01(\v2\x13.drover.v1.RemoteIOR\bremoteIo\x1a9\n" +
+	"\tremote_io\x18< \x01(\v2\x13.drover.v1.RemoteIOR\bremoteIo\x12C\n" +
+	"\frequirements\x18x \x03(\v2\x1f.drover.v1.VM.RequirementsEntryR\frequirements\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
+	"\x11RequirementsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
 	"\bRemoteIO\x12\x1d\n" +
@@ -4373,7 +4396,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
@@ -4418,6 +4441,7 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*Renumbered)(nil),      // 40: drover.v1.Renumbered
 	(*RenumberWish)(nil),    // 41: drover.v1.RenumberWish
 	nil,                     // 42: drover.v1.VM.LabelsEntry
+	nil,                     // 43: drover.v1.VM.RequirementsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	6,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
@@ -4425,49 +4449,50 @@ var file_drover_v1_types_proto_depIdxs = []int32{
 	42, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	5,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	4,  // 4: drover.v1.VM.remote_io:type_name -> drover.v1.RemoteIO
-	7,  // 5: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	12, // 6: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
-	13, // 7: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
-	9,  // 8: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
-	14, // 9: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
-	15, // 10: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
-	16, // 11: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
-	17, // 12: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
-	18, // 13: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
-	18, // 14: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
-	23, // 15: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	24, // 16: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	24, // 17: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	24, // 18: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	24, // 19: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	24, // 20: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	24, // 21: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	24, // 22: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	25, // 23: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	26, // 24: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	26, // 25: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	26, // 26: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	27, // 27: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	21, // 28: drover.v1.Move.from:type_name -> drover.v1.Place
-	21, // 29: drover.v1.Move.to:type_name -> drover.v1.Place
-	29, // 30: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	28, // 31: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	22, // 32: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	36, // 33: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	31, // 34: drover.v1.Move.clone:type_name -> drover.v1.Clone
-	40, // 35: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
-	5,  // 36: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
-	5,  // 37: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
-	35, // 38: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	34, // 39: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	5,  // 40: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	21, // 41: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	20, // 42: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	43, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
+	7,  // 6: drover.v1.Disk.backing:type_name -> drover.v1.Backing
+	12, // 7: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
+	13, // 8: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
+	9,  // 9: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
+	14, // 10: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
+	15, // 11: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
+	16, // 12: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
+	17, // 13: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
+	18, // 14: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
+	18, // 15: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
+	23, // 16: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	24, // 17: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	24, // 18: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	24, // 19: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	24, // 20: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	24, // 21: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	24, // 22: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	24, // 23: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	25, // 24: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	26, // 25: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	26, // 26: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	26, // 27: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	27, // 28: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	21, // 29: drover.v1.Move.from:type_name -> drover.v1.Place
+	21, // 30: drover.v1.Move.to:type_name -> drover.v1.Place
+	29, // 31: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	28, // 32: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	22, // 33: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	36, // 34: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	31, // 35: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	40, // 36: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	5,  // 37: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	5,  // 38: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	35, // 39: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	34, // 40: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	5,  // 41: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	21, // 42: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	20, // 43: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -4484,7 +4509,7 @@ func file_drover_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

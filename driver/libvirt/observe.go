@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -18,6 +19,7 @@ import (
 //	<drover:vm xmlns:drover="https://drover-vm.org/libvirt/1">
 //	  <drover:probe tcp="192.0.2.7:7" kind="sheep" http="http://192.0.2.7/"/>
 //	  <drover:label name="role" value="database"/>
+//	  <drover:requirement name="keep-sessions" value="yes"/>
 //	</drover:vm>
 const Namespace = "https://drover-vm.org/libvirt/1"
 
@@ -172,7 +174,7 @@ func vmOf(def *libvirtxml.Domain) drover.VM {
 		vm.Machine = def.OS.Type.Machine
 	}
 	if def.Metadata != nil {
-		vm.Probe, vm.Labels = metadataOf(def.Metadata.XML)
+		metadataOf(&vm, def.Metadata.XML)
 	}
 	if def.Devices == nil {
 		return vm
@@ -329,9 +331,31 @@ func nicOf(i *libvirtxml.DomainInterface) drover.NIC {
 	return nic
 }
 
-// metadataOf reads Drover's element. What is wrong in it is left out: a
-// label somebody misspelt must not hide the VM.
-func metadataOf(text string) (*drover.ProbeTarget, map[string]string) {
+// named is a label or a requirement.
+type named struct {
+	Name  string `xml:"name,attr"`
+	Value string `xml:"value,attr"`
+}
+
+// maxNamed bounds labels, and requirements, of one VM.
+const maxNamed = 256
+
+// table turns them into a map, nil for none; of two with one name the last holds.
+func table(list []named) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
+	m := map[string]string{}
+	for _, n := range list[:min(len(list), maxNamed)] {
+		m[n.Name] = n.Value
+	}
+	return m
+}
+
+// metadataOf reads Drover's element. A label without a name is left out: one
+// that somebody misspelt must not hide the VM. Requirements stay as they were
+// written, so that what is wrong in them can be shown.
+func metadataOf(vm *drover.VM, text string) {
 	var metadata struct {
 		VMs []struct {
 			Probe *struct {
@@ -339,29 +363,17 @@ func metadataOf(text string) (*drover.ProbeTarget, map[string]string) {
 				Kind string `xml:"kind,attr"`
 				HTTP string `xml:"http,attr"`
 			} `xml:"https://drover-vm.org/libvirt/1 probe"`
-			Labels []struct {
-				Name  string `xml:"name,attr"`
-				Value string `xml:"value,attr"`
-			} `xml:"https://drover-vm.org/libvirt/1 label"`
+			Labels       []named `xml:"https://drover-vm.org/libvirt/1 label"`
+			Requirements []named `xml:"https://drover-vm.org/libvirt/1 requirement"`
 		} `xml:"https://drover-vm.org/libvirt/1 vm"`
 	}
 	if err := xml.Unmarshal([]byte("<metadata>"+text+"</metadata>"), &metadata); err != nil || len(metadata.VMs) == 0 {
-		return nil, nil
+		return
 	}
-	vm := metadata.VMs[0]
-	var probe *drover.ProbeTarget
-	if vm.Probe != nil {
-		probe = &drover.ProbeTarget{TCP: vm.Probe.TCP, Kind: vm.Probe.Kind, HTTP: vm.Probe.HTTP}
+	own := metadata.VMs[0]
+	if p := own.Probe; p != nil {
+		vm.Probe = &drover.ProbeTarget{TCP: p.TCP, Kind: p.Kind, HTTP: p.HTTP}
 	}
-	var labels map[string]string
-	for _, label := range vm.Labels {
-		if label.Name == "" {
-			continue
-		}
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		labels[label.Name] = label.Value
-	}
-	return probe, labels
+	own.Labels = slices.DeleteFunc(own.Labels, func(n named) bool { return n.Name == "" })
+	vm.Labels, vm.Requirements = table(own.Labels), table(own.Requirements)
 }

@@ -27,6 +27,8 @@ const liveXML = `<domain type='kvm' id='7'>
       <drover:probe tcp="192.0.2.7:6379" kind="redis"/>
       <drover:label name="role" value="cache"/>
       <drover:label value="nameless"/>
+      <drover:requirement name="max-pause" value="500ms"/>
+      <drover:requirement name="speed" value="&lt;high&gt;"/>
       <drover:future/>
     </drover:vm>
   </metadata>
@@ -113,7 +115,9 @@ func TestVMOf(t *testing.T) {
 		},
 		Labels: map[string]string{"role": "cache"},
 		Probe:  &drover.ProbeTarget{TCP: "192.0.2.7:6379", Kind: "redis"},
-		Files:  []string{"/boot/vmlinuz", "/boot/initrd", "/usr/share/OVMF/OVMF_CODE.fd", "/var/lib/libvirt/qemu/nvram/db1.fd"},
+		// What is wrong in it is shown later, and hides nothing.
+		Requirements: map[string]string{"max-pause": "500ms", "speed": "<high>"},
+		Files:        []string{"/boot/vmlinuz", "/boot/initrd", "/usr/share/OVMF/OVMF_CODE.fd", "/var/lib/libvirt/qemu/nvram/db1.fd"},
 	}
 	if diff := cmp.Diff(want, vmOf(def)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -166,7 +166,7 @@ func clone(vm drover.VM) drover.VM {
 	}
 	vm.NICs = slices.Clone(vm.NICs)
 	vm.Files = slices.Clone(vm.Files)
-	vm.Labels = maps.Clone(vm.Labels)
+	vm.Labels, vm.Requirements = maps.Clone(vm.Labels), maps.Clone(vm.Requirements)
 	if vm.Probe != nil {
 		probe := *vm.Probe
 		vm.Probe = &probe

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/wanem"
 )
 
@@ -199,6 +200,9 @@ func (c *checker) sites() {
 			if p.subnet.IsValid() {
 				c.used[p.subnet.Addr().Next()] = "the edge of site " + s.Name
 			}
+		}
+		if s.Country != "" && drover.CheckCountry("country", s.Country) != nil {
+			c.report(at+".country", s.Country, "want two capital letters, such as DE")
 		}
 		c.hosts(s, at)
 	}

@@ -3,6 +3,7 @@ package labfile
 import (
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -231,6 +232,23 @@ func (c *checker) guestMachine(g *Guest, at string) {
 		if err := drover.CheckName("label", key); err != nil {
 			c.report(at+".labels."+key, key, "want a name of letters, digits, dots, dashes and underscores")
 		}
+	}
+	c.guestNeeds(g, at)
+}
+
+// guestNeeds checks what the adviser is told of a guest.
+func (c *checker) guestNeeds(g *Guest, at string) {
+	for _, key := range slices.Sorted(maps.Keys(g.Requirements)) {
+		if err := drover.CheckRequirement(key, g.Requirements[key]); err != nil {
+			c.report(at+".requirements."+key, g.Requirements[key], err.Error())
+		}
+	}
+	if g.Advice == nil {
+		return
+	}
+	c.knownSite(at+".advice.to", g.Advice.To)
+	if m := drover.Method(g.Advice.Method); m != drover.Stay && !slices.Contains(drover.Methods(), m) {
+		c.report(at+".advice.method", g.Advice.Method, "want stay or one of live, stretch, route, renumber, redirect, warm, cold, spawn")
 	}
 }
 

@@ -46,6 +46,8 @@ type File struct {
 type Site struct {
 	Name     string    `yaml:"name,need" want:"a name of up to 11 lower-case letters, digits and dashes"`
 	Location *Location `yaml:"location"`
+	// Country is where the site is, by its two letters.
+	Country string `yaml:"country" want:"two capital letters such as DE"`
 	// Transport is the subnet of the site's hosts, edge and server. The edge has
 	// its first address and the hosts the next ones, unless they name theirs.
 	Transport Prefix `yaml:"transport,need" want:"a subnet such as 10.1.0.0/24"`
@@ -180,14 +182,27 @@ type Guest struct {
 	MAC  MAC  `yaml:"mac" want:"a unicast address such as 52:54:00:00:00:01"`
 	Disk Disk `yaml:"disk"`
 	// Cmdline is added to the image's.
-	Cmdline   string            `yaml:"cmdline" want:"kernel arguments"`
-	Labels    map[string]string `yaml:"labels"`
-	Probe     *Probe            `yaml:"probe"`
-	Autostart *bool             `yaml:"autostart" want:"true or false"`
+	Cmdline string            `yaml:"cmdline" want:"kernel arguments"`
+	Labels  map[string]string `yaml:"labels"`
+	// Requirements are what the guest needs, by the names of drover.Requirements.
+	Requirements map[string]string `yaml:"requirements"`
+	// Advice is what "drover advise" is right to say of it.
+	Advice    *Advice `yaml:"advice"`
+	Probe     *Probe  `yaml:"probe"`
+	Autostart *bool   `yaml:"autostart" want:"true or false"`
 }
 
 // Starts reports whether lab up starts the guest.
 func (g *Guest) Starts() bool { return g.Autostart == nil || *g.Autostart }
+
+// Advice is how a guest should come to a site, for tests of the adviser.
+type Advice struct {
+	To string `yaml:"to,need" want:"the name of a site"`
+	// Method is one of the methods, or stay.
+	Method string `yaml:"method,need" want:"a method, or stay"`
+	// Because says why, for the file's readers.
+	Because string `yaml:"because,need" want:"the reason in a few words"`
+}
 
 // Disk is a guest's disk.
 type Disk struct {

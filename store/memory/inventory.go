@@ -30,6 +30,11 @@ func (s *Store) VMs() store.Collection[drover.VM] {
 	return collection[drover.VM]{s, "vm/", store.VMKey}
 }
 
+// Requirements implements store.Inventory.
+func (s *Store) Requirements() store.Collection[drover.KeptRequirements] {
+	return collection[drover.KeptRequirements]{s, "requirements/", store.RequirementsKey}
+}
+
 // collection is the keys of one sort.
 type collection[T any] struct {
 	s      *Store

@@ -43,6 +43,12 @@ func Inventory(t *testing.T, open func(*testing.T) store.Inventory) {
 			drover.VM{Name: "a vm/%2f", Host: "h2", UUID: "u", State: drover.VMOff},
 			drover.VM{Name: "a vm/%2f", Host: "h1", UUID: "u", State: drover.VMPaused})
 	})
+	t.Run("inventory/requirements", func(t *testing.T) {
+		collection(t, open(t).Requirements(), "u2", drover.KeptRequirements{VM: "v"},
+			drover.KeptRequirements{UUID: "u2", VM: "v", Values: map[string]string{"keep-sessions": "yes", "max-pause": "300ms"}},
+			drover.KeptRequirements{UUID: "u2", VM: "v", Values: map[string]string{"max-pause": "any"}},
+			drover.KeptRequirements{UUID: "u1", VM: "w"})
+	})
 	t.Run("inventory/sorts apart", func(t *testing.T) { apart(t, open(t)) })
 	t.Run("inventory/many", func(t *testing.T) { many(t, open(t)) })
 }
