@@ -38,8 +38,10 @@ type Forecast struct {
 	// plain words: why the ranges are as wide as they are.
 	Unknown []string `json:"unknown,omitempty"`
 	// Points are the models' own answers before calibration, by the figure's
-	// name: what later moves are compared with to calibrate.
-	Points map[string]float64 `json:"points,omitempty"`
+	// name, and Spreads how far they believe to be off (the standard deviation of
+	// the logarithm): what later moves' ranges are calibrated by.
+	Points  map[string]float64 `json:"points,omitempty"`
+	Spreads map[string]float64 `json:"spreads,omitempty"`
 }
 
 // Figure is a figure of a Forecast or of Figures with its JSON name.

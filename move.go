@@ -64,9 +64,11 @@ type Move struct {
 	State      MoveState `json:"state"`
 	// Fault says what went wrong, in one line, when State is undoing, undone
 	// or stuck.
-	Fault    string       `json:"fault,omitempty"`
-	Created  time.Time    `json:"created"`
-	Ended    time.Time    `json:"ended,omitzero"`
+	Fault   string    `json:"fault,omitempty"`
+	Created time.Time `json:"created"`
+	Ended   time.Time `json:"ended,omitzero"`
+	// Forecast is what was expected before it began; nil when nobody had said.
+	Forecast *Forecast    `json:"forecast,omitempty"`
 	Measured Figures      `json:"measured"`
 	Steps    []StepRecord `json:"steps"`
 	Progress *Progress    `json:"progress,omitempty"`
@@ -161,8 +163,11 @@ type Progress struct {
 	TotalBytes Bytes   `json:"total_bytes"`
 	Rate       BitRate `json:"rate_bps"`
 	// ETASeconds is negative when not known.
-	ETASeconds float64   `json:"eta_s"`
-	Updated    time.Time `json:"updated"`
+	ETASeconds float64 `json:"eta_s"`
+	// Left is how long the whole move has still to go, in seconds; nil when
+	// nobody can say.
+	Left    *Range    `json:"left_s,omitempty"`
+	Updated time.Time `json:"updated"`
 	// Path is nil where no data path is at work.
 	Path *PathProgress `json:"path,omitempty"`
 }
