@@ -56,18 +56,18 @@ func (a *ahead) allow(bytes int64) {
 func (a *ahead) limit() int64 { return min(a.allowed, a.linked) }
 
 // took notes that the link took a batch, and how long that was. Now and then it says how many bytes a second the
-// link takes.
-func (a *ahead) took(bytes int, d time.Duration) (rate float64, measured bool) {
+// link takes, and how full the store is, from 0 to 1.
+func (a *ahead) took(bytes int, d time.Duration) (rate, stock float64, measured bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sent, a.spent = a.sent+int64(bytes), a.spent+d
 	if a.spent < rateTime {
-		return 0, false
+		return 0, 0, false
 	}
 	rate = float64(a.sent) / a.spent.Seconds()
 	a.linked = int64(rate * aheadTime.Seconds())
 	a.sent, a.spent = 0, 0
-	return rate, true
+	return rate, min(1, float64(a.held)/float64(max(1, a.limit()))), true
 }
 
 // wake tells those that wait. mu is held.

@@ -13,6 +13,10 @@ const (
 	// hardShare is what part of the lanes' time levels above LevelDefault may take, easyShare the others: bytes are
 	// not worth the processors that the guest runs on, but a link that waits is.
 	hardShare, easyShare = 0.6, 0.9
+	// fullStock is how full the store ahead of the link has to be for a harder level to be tried with easyShare as well: what
+	// waits there bridges the time until it has shown to be too hard. Above emptyStock no easier
+	// level is taken, because the link does not wait for the compressors.
+	fullStock, emptyStock = 0.5, 0.25
 	// gain is how much faster another level has to be, slack how much slower a harder one may be.
 	gain, slack = 1.1, 0.95
 	// smooth is the weight of what was measured last.
@@ -42,6 +46,7 @@ type Chooser struct {
 	speed  float64 // bytes a second of one lane at a cost of 1
 	ratio  float64 // at LevelDefault
 	link   float64 // bytes a second; 0 is unknown
+	stock  float64 // how full the store ahead of the link is, 0 to 1
 }
 
 // NewChooser returns a Chooser that starts with LevelDefault and stays between lowest and highest. lanes is how
@@ -78,11 +83,11 @@ func (c *Chooser) Compressed(level Level, raw, packed int, d time.Duration) {
 	c.choose()
 }
 
-// Link notes how many bytes a second the link takes.
-func (c *Chooser) Link(bytesPerSecond float64) {
+// Link notes how many bytes a second the link takes, and how full, from 0 to 1, the store of what waits for it is.
+func (c *Chooser) Link(bytesPerSecond, stock float64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.link = blend(c.link, bytesPerSecond)
+	c.link, c.stock = blend(c.link, bytesPerSecond), stock
 }
 
 func blend(old, measured float64) float64 {
@@ -97,20 +102,28 @@ func (c *Chooser) choose() {
 	if c.link == 0 {
 		return
 	}
-	best := c.level
-	for l := c.lowest; l <= c.highest; l++ {
-		if c.crosses(l) > c.crosses(best)*gain || l > best && c.crosses(l) >= c.crosses(best)*slack {
+	hard := hardShare
+	if c.stock >= fullStock {
+		hard = easyShare
+	}
+	best, lowest := c.level, c.lowest
+	if c.stock > emptyStock {
+		lowest = c.level
+	}
+	for l := lowest; l <= c.highest; l++ {
+		if c.crosses(l, hard) > c.crosses(best, hard)*gain || l > best && c.crosses(l, hard) >= c.crosses(best, hard)*slack {
 			best = l
 		}
 	}
 	c.level = best
 }
 
-// crosses is how many bytes of memory a second would cross with a level.
-func (c *Chooser) crosses(l Level) float64 {
+// crosses is how many bytes of memory a second would cross with a level, those above LevelDefault taking the share hard
+// of the lanes' time.
+func (c *Chooser) crosses(l Level, hard float64) float64 {
 	share := easyShare
 	if l > LevelDefault {
-		share = hardShare
+		share = hard
 	}
 	return min(c.lanes*share*c.speed/levelCost[l], c.link/(c.ratio*levelSize[l]))
 }

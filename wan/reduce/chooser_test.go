@@ -29,7 +29,7 @@ func TestChooser(t *testing.T) {
 					const raw = 256 << 10
 					d := time.Duration(raw * levelCost[l] / c.speed * float64(time.Second))
 					clock = clock.Add(d / time.Duration(c.lanes))
-					ctl.Link(link)
+					ctl.Link(link, 0)
 					ctl.Compressed(l, raw, int(raw*0.25*levelSize[l]), d)
 				}
 				return ctl.Level()
@@ -60,14 +60,45 @@ func TestChooserKeepsToItsLimits(t *testing.T) {
 	if step(); ctl.Level() != LevelDefault {
 		t.Errorf("level %v without a word of the link", ctl.Level())
 	}
-	ctl.Link(1e12)
+	ctl.Link(1e12, 0)
 	if step(); ctl.Level() != LevelFastest {
 		t.Errorf("level %v on a link without bounds", ctl.Level())
 	}
 	for range 60 {
-		ctl.Link(1)
+		ctl.Link(1, 0)
 	}
 	if step(); ctl.Level() != LevelDefault {
 		t.Errorf("level %v on a link that takes nothing", ctl.Level())
+	}
+}
+
+// TestChooserGoesByTheStock: a full store ahead of the link lets slow compressors try a harder level, and none
+// takes an easier one before the store runs empty.
+func TestChooserGoesByTheStock(t *testing.T) {
+	clock := time.Unix(0, 0)
+	ctl := NewChooser(LevelS2, LevelBetter, 2, func() time.Time { return clock })
+	// Two lanes that make 50 MB/s each at LevelFastest, and a link that takes 12.5 MB/s of what they make.
+	run := func(speed, stock float64) Level {
+		for end := clock.Add(5 * time.Second); clock.Before(end); {
+			l := ctl.Level()
+			const raw = 256 << 10
+			d := time.Duration(raw * levelCost[l] / speed * float64(time.Second))
+			clock = clock.Add(d / 2)
+			ctl.Link(12.5e6, stock)
+			ctl.Compressed(l, raw, int(raw*0.3*levelSize[l]), d)
+		}
+		return ctl.Level()
+	}
+	if got := run(62e6, 0.1); got != LevelDefault {
+		t.Errorf("level %v with a store that is nearly empty", got)
+	}
+	if got := run(62e6, 0.8); got != LevelBetter {
+		t.Errorf("level %v with a store that is full", got)
+	}
+	if got := run(20e6, 0.4); got != LevelBetter {
+		t.Errorf("level %v from slow compressors while the link does not wait", got)
+	}
+	if got := run(20e6, 0.1); got >= LevelDefault {
+		t.Errorf("level %v from slow compressors while the link waits", got)
 	}
 }

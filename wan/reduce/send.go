@@ -428,8 +428,8 @@ func (s *memorySender) transmit(ctx context.Context) error {
 		}
 		took := time.Since(started)
 		s.o.Stats.SendNanoseconds.Add(int64(took))
-		if rate, measured := s.ahead.took(len(batch), took); measured && s.ctl != nil {
-			s.ctl.Link(rate)
+		if rate, stock, measured := s.ahead.took(len(batch), took); measured && s.ctl != nil {
+			s.ctl.Link(rate, stock)
 		}
 		select {
 		case s.spare <- batch:
