@@ -21,6 +21,10 @@ const (
 	gain, slack = 1.1, 0.95
 	// smooth is the weight of what was measured last.
 	smooth = 0.5
+	// keepLevel is how long a level is kept at least, because what fills a window of 8 MiB takes a second or two to pay, unless
+	// the link has been waiting in each of starved decisions.
+	keepLevel = 3 * time.Second
+	starved   = 2
 )
 
 // levelSize is what levels make of the same content, relative to LevelDefault; measured on memory pages.
@@ -43,10 +47,12 @@ type Chooser struct {
 	work   float64 // … times the level's cost …
 	packed float64 // … and what became of them, as LevelDefault would have made it
 	busy   time.Duration
-	speed  float64 // bytes a second of one lane at a cost of 1
-	ratio  float64 // at LevelDefault
-	link   float64 // bytes a second; 0 is unknown
-	stock  float64 // how full the store ahead of the link is, 0 to 1
+	speed  float64   // bytes a second of one lane at a cost of 1
+	ratio  float64   // at LevelDefault
+	link   float64   // bytes a second; 0 is unknown
+	stock  float64   // how full the store ahead of the link is, 0 to 1
+	taken  time.Time // when level was
+	waits  int       // decisions in a row that found the store empty
 }
 
 // NewChooser returns a Chooser that starts with LevelDefault and stays between lowest and highest. lanes is how
@@ -102,6 +108,12 @@ func (c *Chooser) choose() {
 	if c.link == 0 {
 		return
 	}
+	if c.waits++; c.stock > emptyStock {
+		c.waits = 0
+	}
+	if c.waits < starved && c.now().Sub(c.taken) < keepLevel {
+		return
+	}
 	hard := hardShare
 	if c.stock >= fullStock {
 		hard = easyShare
@@ -115,7 +127,9 @@ func (c *Chooser) choose() {
 			best = l
 		}
 	}
-	c.level = best
+	if best != c.level {
+		c.level, c.taken = best, c.now()
+	}
 }
 
 // crosses is how many bytes of memory a second would cross with a level, those above LevelDefault taking the share hard
