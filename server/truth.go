@@ -243,7 +243,7 @@ func (t *truth) probersOf(m drover.Move, b *before) []*agent {
 
 // target is where the move's VM is probed, nil when it does not say.
 func (t *truth) target(ctx context.Context, m drover.Move) *drover.ProbeTarget {
-	if m.Method.Makes() {
+	if m.Method == drover.Redirect {
 		// The VM itself is not what clients go on with: they know the service.
 		if m.Clone == nil {
 			return nil
@@ -336,6 +336,9 @@ func worst(f *drover.Figures, r *droverv1.ProbeResult) {
 	}
 	if r.GetHttpOk()+r.GetHttpFailed() > 0 {
 		f.OutageHTTP = larger(f.OutageHTTP, r.GetOutageHttpMs())
+		if r.GetBeatsSent() == 0 { // all that there is of clients
+			f.OutageMillis = larger(f.OutageMillis, r.GetOutageHttpMs())
+		}
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/ti-mo/conntrack"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-vm/drover"
@@ -23,11 +25,11 @@ func (a *Addresses) Check(ctx context.Context, bridge string) ([]drover.Check, e
 		all = append(all, c)
 	}
 	err := a.look(ctx, "check the edge", func() error {
-		_, err := needLink(bridge)
+		link, err := needLink(bridge)
 		add("edge has the bridge", bridge, "create the segment's bridge "+bridge+" at this edge", err, false)
-		for _, s := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-			add("edge forwards", s+" is 1", "set "+s+" to 1", wantSysctl(s, "1"), false)
-		}
+		const forward4, forward6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+		add("edge forwards", forward4+" is 1", "set "+forward4+" to 1", wantSysctl(forward4, "1"), false)
+		add("edge forwards", forward6+" is 1", "set "+forward6+" to 1", wantSysctl(forward6, "1"), !hasIPv6(link))
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			_, err := router(family)
 			add("edge has a router", "default route", "add a default route with the site's router as next hop", err, family == unix.AF_INET6)
@@ -44,6 +46,16 @@ func (a *Addresses) Check(ctx context.Context, bridge string) ([]drover.Check, e
 		return nil
 	})
 	return all, err
+}
+
+// hasIPv6 says whether the edge is in the segment of a bridge by IPv6. Where it is
+// not, nothing of that family is to be forwarded for it.
+func hasIPv6(link netlink.Link) bool {
+	if link == nil {
+		return false
+	}
+	all, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	return err != nil || slices.ContainsFunc(all, func(a netlink.Addr) bool { return a.IP.IsGlobalUnicast() })
 }
 
 func wantSysctl(path, want string) error {

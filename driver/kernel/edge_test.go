@@ -125,16 +125,18 @@ func TestAnnounceLatest(t *testing.T) {
 func TestCheckFinds(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
 	a := w.open("ea")
-	bad := func() (n int) {
-		all, err := a.Check(ctx, "br-web")
+	w.sh("ip -n ea link add br-four type bridge; ip -n ea addr add 10.4.0.1/24 dev br-four; ip -n ea link set dev br-four up")
+	found := func(bridge string, warnings bool) (n int) {
+		all, err := a.Check(ctx, bridge)
 		w.ok(err)
 		for _, c := range all {
-			if !c.OK {
+			if !c.OK && (warnings || !c.Warning) {
 				n++
 			}
 		}
 		return n
 	}
+	bad := func() int { return found("br-web", true) }
 	if n := bad(); n != 0 {
 		t.Errorf("%d findings at a good edge", n)
 	}
@@ -145,6 +147,10 @@ func TestCheckFinds(t *testing.T) {
 		w.sh(damage)
 		if n := bad(); n != i+1 {
 			t.Errorf("after %s: %d findings, want %d", damage, n, i+1)
+		}
+		// A segment without IPv6 does not care that none is forwarded.
+		if n := found("br-four", false); i < 2 && n != 1 {
+			t.Errorf("after %s: %d faults of a segment of IPv4 alone, want 1", damage, n)
 		}
 	}
 	if err := a.Elsewhere(ctx, owner, []netip.Addr{guest4}, "br-web"); drover.KindOf(err) != drover.NotFound {
