@@ -224,9 +224,12 @@ func makeCarrier(remote netip.Addr) (netlink.Link, error) {
 		return nil, fmt.Errorf("make interface %s: %w", carrierName, err)
 	}
 	// It is ours alone: no addresses of the kernel's choice, and no filter by
-	// source, since what comes from strangers comes through here.
+	// source, since what comes from strangers comes through here. The other edge is
+	// a next hop by its link-local address for either family, also where edges have
+	// IPv6 off.
 	err = errors.Join(
 		netlink.LinkSetAlias(l, carrierAlias),
+		writeSysctl("net/ipv6/conf/"+carrierName+"/disable_ipv6", "0"),
 		writeSysctl("net/ipv6/conf/"+carrierName+"/addr_gen_mode", "1"),
 		writeSysctl("net/ipv6/conf/"+carrierName+"/accept_ra", "0"),
 		writeSysctl("net/ipv6/conf/"+carrierName+"/forwarding", "1"),

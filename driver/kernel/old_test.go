@@ -56,6 +56,32 @@ func TestRenumber(t *testing.T) {
 	}
 }
 
+// TestRenumberWithoutIPv6: between edges on which IPv6 is off sessions go on, too.
+func TestRenumberWithoutIPv6(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	w.echo("g")
+	for _, edge := range []string{"ea", "eb"} {
+		w.sh("ip netns exec " + edge + " sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+	}
+	a, b := w.open("ea"), w.open("eb")
+	old := []netip.Addr{guest4}
+	w.ok(a.Watch(ctx, owner, old))
+	session, err := w.dial("cl", "tcp", "10.1.0.5:7")
+	w.ok(err)
+	defer session.Close()
+	if !answers(session, 100) {
+		t.Fatal("the session does not answer before the move")
+	}
+	w.sh(`ip -n ea link set p-g nomaster netns eb; ip -n eb link set p-g master br-new up
+ip -n g addr add 10.2.0.5/24 dev eth0; ip -n g route replace default via 10.2.0.1; ip -n g neigh flush all`)
+	w.ok(b.AcceptOld(ctx, owner, driver.OldAccept{Addresses: old, Bridge: "br-new", From: toA, Subnets: subnets[:1]}))
+	w.ok(a.ForwardOld(ctx, owner, driver.OldForward{Addresses: old, Bridge: "br-web", To: toB, Limit: time.Hour}))
+	if !answers(session, 100) {
+		t.Error("the session does not go on")
+	}
+	w.refused("cl", "10.1.0.5:7")
+}
+
 func testRenumber(w edges, toA, toB driver.MeshPath) {
 	ctx := w.Context()
 	w.echo("g")
