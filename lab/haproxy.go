@@ -40,7 +40,8 @@ func haproxyServer(b *EdgeBalancer, dir string) ([]node.Service, error) {
 
 // haproxyConfig is an edge's haproxy.cfg. Sessions are TCP, whatever is in them,
 // and go to the server with the fewest, an algorithm that takes servers which
-// are added, weighted and drained at run time.
+// are added, weighted and drained at run time. A guest without KVM on a machine
+// that has other work answers a check late, and is not dead for that.
 func haproxyConfig(b *EdgeBalancer) string {
 	var t strings.Builder
 	fmt.Fprintf(&t, `global
@@ -54,6 +55,7 @@ defaults
 	mode tcp
 	load-server-state-from-file global
 	timeout connect 5s
+	timeout check 3s
 	timeout client 1h
 	timeout server 1h
 `, b.AdminSocket, b.StateFile)

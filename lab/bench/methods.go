@@ -4,111 +4,233 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/guest/control"
 	"github.com/drover-vm/drover/lab/trial"
 )
 
-// outageOverPause is what a client may notice beyond the guest's own pause in
-// a live move inside one segment, in milliseconds.
-const outageOverPause = 500
+// travel is a method as it is measured, and what is promised of it.
+type travel struct {
+	method drover.Method
+	// vm moves by it, in the ready lab; as is what spawn and redirect make of it.
+	vm, as string
+	// over are the most that outage over pause may be at the median and at the
+	// 95th percentile, in milliseconds; nil: nothing is promised.
+	over *[2]float64
+}
 
-// methods moves a guest that dirties 10 MB/s of memory and writes to its disk
-// back and forth between two sites, by each method, under a client's probe.
+// warmOver is what a warm move may take beyond the guest's own shutdown and boot,
+// in milliseconds; newSessionWithin, renumber: until the first new session.
+const (
+	warmOver         = 2000
+	newSessionWithin = 1000
+)
+
+// travels are all methods, each at home where it begins and where it ends.
+func travels() []travel {
+	return []travel{
+		{drover.Live, "live1", "", &[2]float64{50, 200}},
+		{drover.Stretch, "away1", "", &[2]float64{50, 200}},
+		{drover.Route, "away1", "", &[2]float64{100, 300}},
+		{drover.Renumber, "away1", "", &[2]float64{150, 400}},
+		{drover.Redirect, "web1", "next1", nil},
+		{drover.Warm, "live1", "", nil},
+		{drover.Cold, "live1", "", nil},
+		{drover.Spawn, "web1", "more1", nil},
+	}
+}
+
+// What a guest does while it moves: an idle one would be no test, and one that
+// writes much measures the link.
+var (
+	movedMemory = control.Memory{WorkingSetBytes: 16 << 20, RateBytesPerS: 2e6, Compressible: 0.5}
+	movedDisk   = control.Disk{RateBytesPerS: 200e3}
+)
+
+// methodRuns is one benchmark under way.
+type methodRuns struct {
+	Options
+	scene *trial.Scene
+	rng   *rand.Rand
+	// restart is how long the guest of warm and cold moves is away by its own
+	// shutdown and boot, in milliseconds.
+	restart float64
+	// vm is the guest that moves now: redirect makes another.
+	vm string
+}
+
+// methods moves guests back and forth between two sites, by each method, under a
+// client's eyes.
 func methods(ctx context.Context, o Options) (rows []Row, summary map[string]any, err error) {
 	if o.Runs == 0 {
 		o.Runs = 20
 	}
-	if o.LabFile == "" {
-		o.LabFile = "pair"
-	}
-	if o.Guest == "" {
-		o.Guest = "sheep1"
+	file, own := o.LabFile, o.LabFile == ""
+	if own {
+		file = "methods"
 	}
 	lab := &trial.Lab{Bin: o.Bin, Name: "bench-methods", Log: o.Log}
 	defer func() { err = errors.Join(err, lab.Down(context.WithoutCancel(ctx))) }()
-	if err := trial.Up(ctx, lab, o.LabFile); err != nil {
+	if err := trial.Up(ctx, lab, file); err != nil {
 		return nil, nil, err
 	}
-	for _, m := range []drover.Method{drover.Live, drover.Cold} {
-		if !o.wants(Row{"method": string(m)}) {
+	b := &methodRuns{Options: o, rng: rand.New(rand.NewPCG(uint64(o.Seed), 0))}
+	if b.scene, err = trial.OpenScene(lab, file, ""); err != nil {
+		return nil, nil, err
+	}
+	for _, t := range travels() {
+		if !o.wants(Row{"method": string(t.method)}) {
 			continue
 		}
-		for run := range o.Runs {
-			row := oneMove(ctx, lab, o, m)
-			row["run"] = run
-			o.logf("%s run %d: total %.1f s, pause %.0f ms, outage %.0f ms, lost %v, ok %v %v",
-				m, run, row["total_s"], row["pause_ms"], row["outage_ms"], row["sessions_lost"], row["ok"], row["fault"])
-			rows = append(rows, row)
-			if ctx.Err() != nil {
-				return rows, nil, ctx.Err()
-			}
+		if o.Guest != "" {
+			t.vm = o.Guest
+		}
+		more, err := b.runs(ctx, t)
+		if rows = append(rows, more...); err != nil {
+			return rows, nil, err
 		}
 	}
 	return rows, summariseMethods(rows), nil
 }
 
-// Load is what the guest does while it moves.
-var (
-	movedMemory = control.Memory{WorkingSetBytes: 64 << 20, RateBytesPerS: 10e6, Compressible: 0.5}
-	movedDisk   = control.Disk{RateBytesPerS: 200e3}
-)
+// runs measures one method, and has its guest at home afterwards.
+func (b *methodRuns) runs(ctx context.Context, t travel) (rows []Row, err error) {
+	b.vm = t.vm
+	home, err := b.scene.VM(ctx, t.vm)
+	if err != nil {
+		return nil, err
+	}
+	if !trial.Resumed(t.method) && !t.method.Makes() {
+		if b.restart, err = b.restartTime(ctx, home); err != nil {
+			return nil, err
+		}
+		b.logf("%s: shut down and booted where it is, a client misses it for %.0f ms", t.vm, b.restart)
+	}
+	for run := range b.Runs {
+		row := b.one(ctx, t, run)
+		b.logf("%s run %d: total %.1f s, pause %.0f ms, outage %.0f ms, lost %v, ok %v %v",
+			t.method, run, row["total_s"], row["pause_ms"], row["outage_ms"], row["sessions_lost"], row["ok"], row["fault"])
+		if rows = append(rows, row); ctx.Err() != nil {
+			return rows, ctx.Err()
+		}
+	}
+	return rows, b.goHome(ctx, t, home)
+}
 
-// oneMove moves the guest to the other site under load and judges it.
-func oneMove(ctx context.Context, lab *trial.Lab, o Options, method drover.Method) Row {
-	row := Row{"method": string(method), "ok": false, "fault": ""}
-	fail := func(err error) Row {
+// goHome brings the guest to where the next method expects it.
+func (b *methodRuns) goHome(ctx context.Context, t travel, home drover.VM) error {
+	if t.method == drover.Spawn {
+		return nil
+	}
+	v, err := b.scene.VM(ctx, b.vm)
+	if err != nil || v.Site == home.Site {
+		return err
+	}
+	_, err = b.scene.Go(ctx, trial.Journey{VM: b.vm, Method: t.method, To: home.Site, As: t.vm, Flags: travelFlags(t.method)})
+	return err
+}
+
+// travelFlags are what a method is asked for with. Users of a service are few
+// here, and shall not be waited for longer than it takes to see them.
+func travelFlags(m drover.Method) []string {
+	switch m {
+	case drover.Redirect:
+		return []string{"--weight-steps", "50,100", "--step-time", "1s", "--drain-cap", "1m"}
+	case drover.Renumber:
+		return []string{"--old-limit", "2m"}
+	}
+	return nil
+}
+
+// one makes one journey to the site where the guest is not.
+func (b *methodRuns) one(ctx context.Context, t travel, run int) Row {
+	row := Row{"method": string(t.method), "run": run, "ok": false, "fault": ""}
+	_, to, err := b.scene.Opposite(ctx, b.vm)
+	if err != nil {
 		row["fault"] = err.Error()
 		return row
 	}
-	vm, to, err := lab.Opposite(ctx, o.Guest)
-	if err != nil {
-		return fail(err)
+	j := trial.Journey{
+		VM: b.vm, Method: t.method, To: to.Site, Memory: movedMemory, Disk: movedDisk, Flags: travelFlags(t.method),
+		// Not in step with anybody's timers.
+		Settle: time.Second + time.Duration(b.rng.Int64N(int64(time.Second))),
 	}
-	client, err := lab.Client()
-	if err != nil {
-		return fail(err)
+	if j.As = t.as; b.vm == t.as {
+		j.As = t.vm
 	}
-	guest, err := lab.Guest(client, o.Guest)
-	if err != nil {
-		return fail(err)
-	}
-	load, err := trial.StartLoad(ctx, guest, movedMemory, movedDisk)
-	if err != nil {
-		return fail(err)
-	}
-	m, err := lab.Move(ctx, o.Guest, to.String(), "--method", string(method))
-	row["from"], row["to"] = vm.Host, m.To.Host
-	row["total_s"], row["pause_ms"], row["outage_ms"] = orNaN(m.Measured.TotalSeconds), orNaN(m.Measured.PauseMillis), orNaN(m.Measured.OutageMillis)
-	row["wire_bytes"], row["guest_bytes"] = orMinus(m.Measured.WireBytes), orMinus(m.Measured.GuestBytes)
-	row["sessions_lost"] = orMinus(m.Measured.SessionsLost)
-	acks, stopErr := load.Stop(ctx)
-	if err := errors.Join(err, stopErr, lab.OnlyAt(ctx, o.Guest, m.To.Host, "running")); err != nil {
-		return fail(err)
-	}
-	row["acked_writes"] = int64(acks.Count())
-	return judge(ctx, row, method, load, guest)
-}
-
-// judge decides whether the move kept what its method promises.
-func judge(ctx context.Context, row Row, method drover.Method, load *trial.Load, guest *control.Client) Row {
-	check, err := guest.CheckDisk(ctx)
+	seen, err := b.scene.Go(ctx, j)
+	b.figures(row, seen)
+	m := seen.Move
 	switch {
+	case m.State != drover.MoveDone:
+	case t.method == drover.Redirect:
+		b.vm = j.As
+	case t.method == drover.Spawn:
+		err = errors.Join(err, b.scene.Dismiss(ctx, j.As, m.To.Host))
 	case err != nil:
+	case seen.NewSession != nil && *seen.NewSession > newSessionWithin*time.Millisecond:
+		err = fmt.Errorf("the first new session came %d ms after the resume", seen.NewSession.Milliseconds())
+	}
+	if row["ok"] = err == nil; err != nil {
 		row["fault"] = err.Error()
-	case method == drover.Live && !check.Verdict.OK:
-		row["fault"] = check.Verdict.Reason
-	case method == drover.Live && load.SameBoot(ctx) != nil:
-		row["fault"] = "the guest has booted"
-	case method == drover.Live && row["sessions_lost"] != int64(0):
-		row["fault"] = fmt.Sprintf("%v sessions lost", row["sessions_lost"])
-	case method == drover.Live && !(row["outage_ms"].(float64) <= row["pause_ms"].(float64)+outageOverPause):
-		row["fault"] = fmt.Sprintf("outage %.0f ms is more than pause %.0f ms + %d ms", row["outage_ms"], row["pause_ms"], outageOverPause)
-	default:
-		row["ok"] = true
 	}
 	return row
+}
+
+// figures takes over what was measured.
+func (b *methodRuns) figures(row Row, seen trial.Seen) {
+	m, f := seen.Move, seen.Move.Measured
+	row["from"], row["to"], row["total_s"] = m.From.Host, m.To.Host, orNaN(f.TotalSeconds)
+	row["pause_ms"], row["outage_ms"] = orNaN(f.PauseMillis), orNaN(f.OutageMillis)
+	row["wire_bytes"], row["guest_bytes"] = orMinus(f.WireBytes), orMinus(f.GuestBytes)
+	row["sessions_lost"], row["acked_writes"] = orMinus(f.SessionsLost), int64(seen.Acked)
+	if f.PauseMillis != nil && f.OutageMillis != nil {
+		row["over_pause_ms"] = *f.OutageMillis - *f.PauseMillis
+	}
+	if w := seen.Witness; w != nil && w.BeatsSent > 0 {
+		// What a client saw that belongs to no agent: the same, but for its own timers.
+		row["witness_outage_ms"] = w.OutageMS
+	}
+	if m.Method == drover.Warm || m.Method == drover.Cold {
+		row["restart_ms"] = b.restart
+		row["over_restart_ms"] = orNaN(f.OutageMillis) - b.restart
+	}
+	if seen.NewSession != nil {
+		row["new_session_ms"] = float64(seen.NewSession.Milliseconds())
+	}
+	if v := seen.Visits; v != nil {
+		n := 0
+		for _, k := range v.By {
+			n += k
+		}
+		row["requests"], row["requests_failed"] = int64(n), int64(len(v.Failed))
+		row["service_silence_ms"] = float64(v.Silence) / float64(time.Millisecond)
+	}
+	if m.Method == drover.Redirect {
+		row["kept_session_answers"] = int64(seen.Kept)
+	}
+}
+
+// restartTries is how often a guest is restarted to know how long that takes.
+const restartTries = 3
+
+// restartTime is how long a client misses the guest when it is shut down and
+// started again where it is, at the median of some tries, in milliseconds.
+func (b *methodRuns) restartTime(ctx context.Context, vm drover.VM) (float64, error) {
+	var all []float64
+	for range restartTries {
+		ms, err := b.scene.Restart(ctx, vm.Name, vm.Host)
+		if err != nil {
+			return 0, err
+		}
+		all = append(all, ms)
+	}
+	return quantile(all, 0.5), nil
 }
 
 func orNaN(v *float64) float64 {
@@ -125,40 +247,59 @@ func orMinus(v *int64) int64 {
 	return *v
 }
 
-// summariseMethods gives quantiles and the share of good runs per method.
+// summariseMethods gives, per method, quantiles, the sessions lost, and whether
+// all that is promised has held.
 func summariseMethods(rows []Row) map[string]any {
 	summary := map[string]any{}
-	for _, m := range []drover.Method{drover.Live, drover.Cold} {
-		var pause, outage, over, total []float64
-		good, all := 0, 0
-		for _, r := range rows {
-			if r["method"] != string(m) {
-				continue
-			}
-			all++
+	for _, t := range travels() {
+		mine := slices.DeleteFunc(slices.Clone(rows), func(r Row) bool { return r["method"] != string(t.method) })
+		if len(mine) == 0 {
+			continue
+		}
+		name := string(t.method) + "_"
+		good, lost := 0, int64(0)
+		for _, r := range mine {
 			if r["ok"] == true {
 				good++
 			}
-			p, po := r["pause_ms"].(float64)
-			u, uo := r["outage_ms"].(float64)
-			t, to := r["total_s"].(float64)
-			if po && uo && to {
-				pause, outage, over, total = append(pause, p), append(outage, u), append(over, u-p), append(total, t)
+			if n, counted := r["sessions_lost"].(int64); counted {
+				lost += max(0, n)
 			}
 		}
-		if all == 0 {
-			continue
-		}
-		summary[string(m)+"_runs"], summary[string(m)+"_ok"] = all, good
-		if len(pause) == 0 {
-			continue
-		}
-		summary[string(m)+"_total_s_p50"] = quantile(total, 0.5)
-		summary[string(m)+"_pause_ms_p50"] = quantile(pause, 0.5)
-		summary[string(m)+"_outage_ms_p50"] = quantile(outage, 0.5)
-		summary[string(m)+"_outage_ms_p95"] = quantile(outage, 0.95)
-		summary[string(m)+"_outage_over_pause_ms_p50"] = quantile(over, 0.5)
-		summary[string(m)+"_outage_over_pause_ms_p95"] = quantile(over, 0.95)
+		summary[name+"runs"], summary[name+"runs_ok"], summary[name+"sessions_lost"] = len(mine), good, lost
+		quantiles(summary, name, mine, "total_s", "pause_ms", "outage_ms", "over_pause_ms", "over_restart_ms", "new_session_ms", "service_silence_ms")
+		summary[name+"ok"] = good == len(mine) && t.keeps(summary, name)
 	}
 	return summary
+}
+
+// quantiles adds the median and the 95th percentile of each figure that was
+// measured in all rows.
+func quantiles(summary map[string]any, name string, rows []Row, figures ...string) {
+	for _, figure := range figures {
+		var values []float64
+		for _, r := range rows {
+			if v, ok := r[figure].(float64); ok && (v >= 0 || strings.HasPrefix(figure, "over_")) && r["outage_ms"] != float64(-1) {
+				values = append(values, v)
+			}
+		}
+		if len(values) == len(rows) {
+			summary[name+figure+"_p50"], summary[name+figure+"_p95"] = quantile(values, 0.5), quantile(values, 0.95)
+		}
+	}
+}
+
+// keeps says whether the figures are within what is promised of the method.
+func (t travel) keeps(summary map[string]any, name string) bool {
+	within := func(figure string, most float64) bool {
+		v, ok := summary[name+figure].(float64)
+		return ok && v <= most
+	}
+	switch {
+	case t.over != nil:
+		return within("over_pause_ms_p50", t.over[0]) && within("over_pause_ms_p95", t.over[1])
+	case t.method == drover.Warm:
+		return within("over_restart_ms_p95", warmOver)
+	}
+	return true
 }

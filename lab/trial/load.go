@@ -14,14 +14,14 @@ import (
 // Load is a guest at work: it dirties memory and writes to its disk, and
 // every acknowledged write is recorded outside the guest.
 type Load struct {
-	guest  *control.Client
 	boot   journal.ID
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	mu   sync.Mutex
-	acks journal.Acks
-	err  error
+	mu    sync.Mutex
+	guest *control.Client
+	acks  journal.Acks
+	err   error
 }
 
 // ackRetry is how long the recorder waits before it asks again after the
@@ -55,7 +55,7 @@ func (l *Load) record(ctx context.Context) {
 	defer close(l.done)
 	var next uint64
 	for ctx.Err() == nil {
-		err := l.guest.Acks(ctx, next, func(a journal.Ack) error {
+		err := l.at().Acks(ctx, next, func(a journal.Ack) error {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			if err := l.acks.Add(a); err != nil {
@@ -83,11 +83,30 @@ func (l *Load) Acked() uint64 {
 	return l.acks.Count()
 }
 
-// Stop ends the writers and the recording and returns what was acknowledged.
-func (l *Load) Stop(ctx context.Context) (journal.Acks, error) {
-	err := errors.Join(l.guest.StopMemory(ctx), l.guest.StopDisk(ctx))
+// At says that the guest is reached elsewhere from now on.
+func (l *Load) At(guest *control.Client) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.guest = guest
+}
+
+func (l *Load) at() *control.Client {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.guest
+}
+
+// End ends the recording and leaves the guest at work. To end it again does
+// nothing.
+func (l *Load) End() {
 	l.cancel()
 	<-l.done
+}
+
+// Stop ends the writers and the recording and returns what was acknowledged.
+func (l *Load) Stop(ctx context.Context) (journal.Acks, error) {
+	err := errors.Join(l.at().StopMemory(ctx), l.at().StopDisk(ctx))
+	l.End()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.acks, errors.Join(err, l.err)
@@ -96,7 +115,7 @@ func (l *Load) Stop(ctx context.Context) (journal.Acks, error) {
 // SameBoot reports an error when the guest has booted since the load began: a
 // live move must not be a restart in disguise.
 func (l *Load) SameBoot(ctx context.Context) error {
-	stats, err := l.guest.Stats(ctx)
+	stats, err := l.at().Stats(ctx)
 	if err != nil {
 		return err
 	}
