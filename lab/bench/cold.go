@@ -193,7 +193,7 @@ type coldTrip struct {
 	from, to string
 	path     string // of the disk, at both hosts
 	ssh      *sshd
-	ended    time.Time // when the move said it ended, zero for now
+	move     *drover.Move // what Drover did, nil for the others
 }
 
 func (b *coldBench) measure(ctx context.Context, c coldCase, link wanLink, y coldWay, row Row) (err error) {
@@ -245,8 +245,13 @@ func (b *coldBench) measure(ctx context.Context, c coldCase, link wanLink, y col
 	began := time.Now()
 	copyErr := y.copy(t, ctx)
 	took := time.Since(began)
-	if !t.ended.IsZero() {
-		took = t.ended.Sub(began)
+	if t.move != nil {
+		// The others copy a disk. Drover moves a guest: total_s is the copy with the comparison of its digests, move_s the
+		// whole move, from the command on, with preflight, definition and start.
+		row["move_s"] = t.move.Ended.Sub(began).Seconds()
+		if took, err = stepTime(t.move, "copy"); err != nil {
+			return err
+		}
 	}
 	if err := sleep(ctx, drain); err != nil {
 		return err
@@ -296,7 +301,7 @@ func newColdTrip(ctx context.Context, w *wanLab, c coldCase, s *snapshot) (*cold
 // what casync can have of the golden image, or an earlier copy of the disk, of
 // which a share then changes at the source.
 func (t *coldTrip) before(ctx context.Context, y coldWay, seed int64) error {
-	defer func() { t.ended = time.Time{} }()
+	defer func() { t.move = nil }()
 	if t.c.golden == goldenBoth && y.name == "casync" {
 		return t.casyncGolden(ctx)
 	}
@@ -457,8 +462,18 @@ func (t *coldTrip) drover(ctx context.Context) error {
 	if m.State != drover.MoveDone {
 		return fmt.Errorf("move %s is %s: %s", m.Name, m.State, m.Fault)
 	}
-	t.ended = m.Ended
+	t.move = &m
 	return nil
+}
+
+// stepTime is how long a step of a move took.
+func stepTime(m *drover.Move, name string) (time.Duration, error) {
+	for _, s := range m.Steps {
+		if s.Name == name && !s.Ended.IsZero() {
+			return s.Ended.Sub(s.Started), nil
+		}
+	}
+	return 0, fmt.Errorf("move %s has not done step %s", m.Name, name)
 }
 
 // summariseCold compares Drover with the best of the others for each disk.
