@@ -10,6 +10,8 @@ type RemoteIO struct {
 	// LatencyMillis is how long the guest waited for an operation, the mean over
 	// those of the last seconds; zero when there were none.
 	LatencyMillis float64 `json:"latency_ms"`
+	// LatencyP95Millis is what 95 of 100 of them waited for at most.
+	LatencyP95Millis float64 `json:"latency_p95_ms"`
 }
 
 // Bytes is both directions together.

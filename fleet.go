@@ -110,6 +110,14 @@ type ProbeTarget struct {
 	HTTP string `json:"http,omitempty"` // URL
 }
 
+// LeftDisk is where a disk is that was left behind when its VM was moved.
+type LeftDisk struct {
+	Host string `json:"host"`
+	// Path and Format are the image's there.
+	Path   string `json:"path"`
+	Format string `json:"format"`
+}
+
 // Disk is a VM's disk: its top image and what backs it.
 type Disk struct {
 	// Target is the name the guest bus gives it ("vda").
@@ -121,7 +129,10 @@ type Disk struct {
 	// takes on the host.
 	VirtualBytes   Bytes `json:"virtual_bytes"`
 	AllocatedBytes Bytes `json:"allocated_bytes"`
-	ReadOnly       bool  `json:"read_only,omitempty"`
+	// Left says where the disk is when it was left behind at another host; nil: it
+	// is on the VM's.
+	Left     *LeftDisk `json:"left,omitempty"`
+	ReadOnly bool      `json:"read_only,omitempty"`
 	// Shared disks are reachable from every host and are never copied.
 	Shared bool `json:"shared,omitempty"`
 	// Backing is the chain below the top image, nearest first.

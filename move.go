@@ -21,6 +21,9 @@ const (
 	Cold     Method = "cold"
 	Spawn    Method = "spawn"
 	Stay     Method = "stay"
+	// Disks is no way to be elsewhere: it brings disks that were left behind to
+	// where their VM is.
+	Disks Method = "disks"
 )
 
 // Methods are the ways to be elsewhere, the simplest first: what touches least of

@@ -110,6 +110,9 @@ type Agent struct {
 	// siteedge is nil where the agent is no site's edge.
 	siteedge *edge
 	guests   *guestAddresses
+	// lent and remote are the two ends of disks that were left behind.
+	lent   *lent
+	remote *remoteDisks
 }
 
 var (
@@ -165,6 +168,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.metrics = newMeter(a)
 	a.metrics.tellLibrary(a.library)
 	a.guests = newGuestAddresses(d.Guests, clock)
+	a.lent, a.remote = &lent{a: a}, &remoteDisks{a: a}
 	if a.siteedge, err = newEdge(a, d.Edge); err != nil {
 		return nil, errors.Join(err, node.Close(), j.close())
 	}
@@ -222,6 +226,7 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	server.BaseContext = func(net.Listener) context.Context { return ctx }
 	group.Go(func() error { return mux.Serve(ctx) })
 	group.Go(func() error { return a.wan.Serve(ctx, mux.Data()) })
+	group.Go(func() error { return wan.ServeDisks(ctx, mux.Disks(), a.log, a.lent.serve) })
 	group.Go(func() error { return a.wan.Run(ctx) })
 	group.Go(func() error { a.knowImages(ctx); return nil })
 	group.Go(func() error {
@@ -233,6 +238,11 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	})
 	group.Go(func() error { return a.observer.run(ctx) })
 	group.Go(func() error { a.remains.run(ctx); return nil })
+	// Guests wait for their disks at other hosts, and nothing of these depends on
+	// what is settled below.
+	if err := a.remote.start(ctx); err != nil {
+		return err
+	}
 	// What an earlier process left is settled beside serving: the other end
 	// must be able to ask in the meantime. Jobs come after, so that none finds
 	// a transfer of an earlier process and takes it for its own.
@@ -263,6 +273,8 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	_ = server.Close()
 	err := group.Wait()
 	a.closeIncoming()
+	a.remote.close()
+	err = errors.Join(err, a.lent.stop(""))
 	a.probes.close()
 	a.peers.close()
 	a.guests.close()

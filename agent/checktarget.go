@@ -45,8 +45,10 @@ func (a agentService) CheckTarget(ctx context.Context, req *droverv1.CheckTarget
 	same, backing := a.sameBacking(ctx, vm, req.GetBackingIds())
 	checks := compatible
 	checks = append(checks, clashChecks(a.config.Name, vm, vms)...)
-	checks = append(checks, backing, a.spaceCheck(ctx, vm, same), a.pathsCheck(ctx, vm),
-		a.freeCheck("no-other-move-target", vm.Name, vm.UUID),
+	if !req.GetDisksStay() {
+		checks = append(checks, backing, a.spaceCheck(ctx, vm, same), a.pathsCheck(ctx, vm))
+	}
+	checks = append(checks, a.freeCheck("no-other-move-target", vm.Name, vm.UUID),
 		a.certificateCheck("certificate-target"))
 	if req.GetClone() != nil && drover.Method(req.GetMethod()) == drover.Spawn {
 		checks = append(checks, baseCheck(a.config.Name, vm, same))

@@ -39,11 +39,13 @@ func (a agentService) Owned(ctx context.Context, _ *droverv1.OwnedRequest) (*dro
 			Kind: ownedReservation, Owner: string(driver.MoveOwner(m.Move)), What: "reservation for vm " + m.VM,
 		})
 	}
+	disks, err := a.ownedDisks()
+	r.Things, r.Faults = append(r.Things, disks...), errorLines(err)
 	if a.siteedge == nil {
 		return r, nil
 	}
 	things, err := a.siteedge.owned(ctx)
-	r.Things, r.Faults = append(r.Things, things...), errorLines(err)
+	r.Things, r.Faults = append(r.Things, things...), append(r.Faults, errorLines(err)...)
 	return r, nil
 }
 
@@ -210,6 +212,9 @@ func (a agentService) RemoveOwned(ctx context.Context, req *droverv1.RemoveOwned
 	}
 	if req.GetKind() == ownedReservation {
 		return &droverv1.RemoveOwnedResponse{}, a.removeReservation(ctx, owner)
+	}
+	if kind := req.GetKind(); kind == ownedLent || kind == ownedRemote {
+		return &droverv1.RemoveOwnedResponse{}, errors.Join(a.needHypervisor(), a.removeDisks(ctx, owner, kind))
 	}
 	e, err := a.siteEdge()
 	if err != nil {

@@ -38,6 +38,7 @@ func (a *Agent) decide(ctx context.Context, move string) (inRecord, error) {
 			return inRecord{}, err
 		}
 		if forward {
+			a.remote.open(r.VMUUID)
 			if err := a.hyp.Settle(ctx, r.VM, driver.SettleResume); err != nil {
 				return inRecord{}, err
 			}

@@ -205,6 +205,7 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 			return nil, err
 		}
 		spec := migrationSpec(ref.vm, a.sockets, ref.move, req.GetDisks(), time.Duration(req.GetMaxPauseMillis())*time.Millisecond)
+		spec.DisksStay = len(a.remote.of(ref.uuid)) > 0
 		in, err := a.hyp.Prepare(ctx, spec, driver.Offer{Definition: req.GetDefinition(), Cookie: req.GetCookie()})
 		if err != nil {
 			return nil, err
@@ -355,6 +356,7 @@ func (r *record) accept(token []byte, present bool) error {
 func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*droverv1.FinishResponse, error) {
 	began := a.clock()
 	arr := a.incoming.get(ref.move)
+	a.remote.open(ref.uuid)
 	confirm, err := arr.in.Finish(ctx, cookie)
 	if err == nil {
 		a.callOut(ref, arr.edge)

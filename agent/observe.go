@@ -195,6 +195,7 @@ func (a *Agent) volumesFree(ctx context.Context) drover.Bytes {
 // fillVM adds where the VM is and what its images say of themselves.
 func (a *Agent) fillVM(ctx context.Context, vm *drover.VM) {
 	vm.Host, vm.Site = a.config.Name, a.config.Site
+	a.remote.fill(vm)
 	for i := range vm.Disks {
 		d := &vm.Disks[i]
 		v, err := a.volumes.Volume(ctx, d.Path)

@@ -53,6 +53,10 @@ type record struct {
 	// never will, by this move.
 	Committed   bool `json:"committed,omitempty"`
 	Uncommitted bool `json:"uncommitted,omitempty"`
+	// DisksOnly: the VM stays at the target, and the disks that it has left at the
+	// source come to it. Bring is how far that is.
+	DisksOnly bool         `json:"disks_only,omitempty"`
+	Bring     *bringRecord `json:"bring,omitempty"`
 	// Unplugged is the network card whose cable is out for a moment.
 	Unplugged string `json:"unplugged,omitempty"`
 }

@@ -27,9 +27,15 @@ func (a *Agent) reserve(ctx context.Context, _ *job, ref moveRef, m *droverv1.Re
 		Move: ref.move, Generation: ref.generation, VM: ref.vm, VMUUID: ref.uuid,
 		Target: m.GetTarget(), MemoryBytes: drover.Bytes(m.GetMemoryBytes()),
 	}
-	if m.GetTarget() {
+	rec.DisksOnly = m.GetDisksOnly()
+	switch {
+	case m.GetTarget() && m.GetDisksOnly():
+		err = a.reserveBring(ctx, op, ref)
+	case m.GetTarget():
 		err = a.reserveTarget(ctx, op, ref, rec)
-	} else {
+	case m.GetDisksOnly():
+		rec.Disks, err = a.reserveLent(op, ref)
+	default:
 		rec.Disks, rec.Tenant, err = a.reserveSource(ctx, op, ref)
 	}
 	if err != nil {
@@ -172,9 +178,18 @@ func (a *Agent) releaseTarget(ctx context.Context, r *record) (arrived bool, err
 	if r.In != nil && r.In.State == inRunning {
 		a.closeArrival(r.Move)
 		a.remains.forget(ctx, r.VMUUID)
+		return true, a.settleRemote(r.Move, r.VMUUID, true)
+	}
+	switch {
+	case r.Bring.is(bringBrought):
 		return true, nil
+	case r.Bring.is(bringBegun), r.Bring.is(bringPivoting):
+		return false, drover.Errorf(drover.Refused, "release move "+r.Move, "disks of vm %s are being brought: end that first", r.VM)
 	}
 	if err := a.discard(ctx, r.Move); err != nil {
+		return false, err
+	}
+	if err := a.settleRemote(r.Move, r.VMUUID, false); err != nil {
 		return false, err
 	}
 	if r.Defined {
@@ -203,7 +218,10 @@ func (a *Agent) releaseSourceRecord(ctx context.Context, r *record) (moved bool,
 		return false, drover.Errorf(drover.Refused, "release move "+r.Move,
 			"the definition of vm %s is only in this agent's journal: take it back or release the source first", r.VM)
 	}
-	return moved, nil
+	if moved {
+		return moved, a.keepLent(r.Move, r.VMUUID)
+	}
+	return moved, a.takeDisksBack(r.Move, r.VMUUID)
 }
 
 // sweepJobs drops what is left of jobs whose move is not there: a crash between

@@ -199,6 +199,10 @@ func (a *Agent) concludeRefused(ctx context.Context, move string, out driver.Out
 	if err != nil {
 		return err
 	}
+	// Nobody asks for its disks any more, and it needs them.
+	if err := a.lent.stop(r.VMUUID); err != nil {
+		return err
+	}
 	resumed := false
 	if out != nil {
 		err := out.Confirm(ctx, nil, false)

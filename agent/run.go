@@ -61,6 +61,13 @@ var kinds = map[string]kind{
 	"define-clone": {forgets: []string{"undefine"}},
 	"copy-clone":   {forgets: []string{"stop-replication"}},
 	"attend":       {free: true},
+
+	"lend-disks":    {forgets: []string{"reclaim-disks"}},
+	"reclaim-disks": {undo: true, free: true, forgets: []string{"lend-disks"}},
+	"attach-disks":  {forgets: []string{"detach-disks"}},
+	"detach-disks":  {undo: true, free: true, forgets: []string{"attach-disks"}},
+	"bring-disks":   {forgets: []string{"abort-bring"}},
+	"abort-bring":   {undo: true, free: true, forgets: []string{"bring-disks"}},
 }
 
 const (
@@ -220,6 +227,18 @@ func (a *Agent) actionOf(ref moveRef, req *droverv1.RunRequest) (string, action,
 		}
 	case *droverv1.RunRequest_FindStation:
 		return bind("find-station", with(a.findStation, act.FindStation))
+	case *droverv1.RunRequest_LendDisks:
+		return bind("lend-disks", with(a.lendDisks, act.LendDisks))
+	case *droverv1.RunRequest_ReclaimDisks:
+		return bind("reclaim-disks", with(a.reclaimDisks, act.ReclaimDisks))
+	case *droverv1.RunRequest_AttachDisks:
+		return bind("attach-disks", with(a.attachDisks, act.AttachDisks))
+	case *droverv1.RunRequest_DetachDisks:
+		return bind("detach-disks", with(a.detachDisks, act.DetachDisks))
+	case *droverv1.RunRequest_BringDisks:
+		return bind("bring-disks", with(a.bringDisks, act.BringDisks))
+	case *droverv1.RunRequest_AbortBring:
+		return bind("abort-bring", with(a.abortBring, act.AbortBring))
 	case *droverv1.RunRequest_CountSessions:
 		return bind("count-sessions", with(a.countSessions, act.CountSessions))
 	default:

@@ -43,6 +43,18 @@ func (s sockets) make(move string) error {
 	return drover.E(drover.Internal, op, os.Chown(path, s.uid, s.gid))
 }
 
+// folderAt makes a folder for sockets that outlive a move; one that is there is fine.
+func (s sockets) folderAt(path string) error {
+	const op = "make socket folder"
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return drover.E(drover.Internal, op, err)
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return drover.E(drover.Internal, op, err)
+	}
+	return s.give(path)
+}
+
 // give makes the hypervisor's user the owner of a socket that it connects to.
 func (s sockets) give(path string) error {
 	if s.uid == 0 && s.gid == 0 {

@@ -207,6 +207,7 @@ func (f *flight) spec(ctx context.Context, disks []*droverv1.DiskPlan) driver.Mi
 	spec := migrationSpec(f.ref.vm, f.a.sockets, f.ref.move, disks, memoryPause(aim, f.a.roundTrip(ctx, f.msg.GetPeerAddress(), f.msg.GetPeerHost())))
 	spec.MostPause = aim
 	spec.AutoConverge = !f.msg.GetNoThrottle()
+	spec.DisksStay = len(f.msg.GetRemote()) > 0
 	if aim <= 0 {
 		spec.MostPause = mostPause
 	}
@@ -250,7 +251,7 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	approach := a.wan.Approach(f.msg.GetPeerAddress(), f.msg.GetPeerHost())
 	defer approach.Close()
 	offer := f.out.Offer()
-	if offer.Definition, err = a.retargeted(offer.Definition, f.msg.GetRetarget()); err != nil {
+	if offer.Definition, err = f.elsewhere(offer.Definition); err != nil {
 		return nil, err
 	}
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
@@ -269,14 +270,24 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 // stored is the definition for the VM's next start at the destination; none
 // where it is as here.
 func (f *flight) stored(ctx context.Context) (driver.Definition, error) {
-	if f.msg.GetRetarget() == nil {
+	if f.msg.GetRetarget() == nil && len(f.msg.GetRemote()) == 0 {
 		return nil, nil
 	}
 	def, err := f.a.hyp.Definition(ctx, f.ref.vm)
 	if err != nil {
 		return nil, err
 	}
-	return f.a.retargeted(def, f.msg.GetRetarget())
+	return f.elsewhere(def)
+}
+
+// elsewhere is a definition as it is at the destination: attached to another
+// segment, or to disks that stay here.
+func (f *flight) elsewhere(def driver.Definition) (driver.Definition, error) {
+	def, err := f.a.retargeted(def, f.msg.GetRetarget())
+	if err != nil {
+		return nil, err
+	}
+	return f.a.remoteRetarget(def, f.msg.GetRemote())
 }
 
 // connect opens the data path and the sockets at which the hypervisor will

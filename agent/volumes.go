@@ -169,6 +169,9 @@ func (a *Agent) deleteVolumes(ctx context.Context, _ *job, ref moveRef, _ *drove
 	if r.In.owns() || r.Defined {
 		return nil, drover.Errorf(drover.Refused, op, "vm %s has arrived on host %s", ref.vm, a.config.Name)
 	}
+	if r.Bring.is(bringBegun) || r.Bring.is(bringPivoting) || r.Bring.is(bringBrought) {
+		return nil, drover.Errorf(drover.Refused, op, "disks of vm %s are brought into them", ref.vm)
+	}
 	// From here on nothing may be received into them.
 	err = a.journal.update(ref.move, "in-closed", func(r *record) error {
 		r.RefusedGeneration = max(r.RefusedGeneration, ref.generation)
@@ -246,6 +249,11 @@ func (a *Agent) releaseSource(ctx context.Context, _ *job, ref moveRef, m *drove
 	}
 	if r.Out != nil && r.Out.State != outMoved {
 		return nil, drover.Errorf(drover.Refused, op, "its transfer is %q, not %q: the guest may be here", r.Out.State, outMoved)
+	}
+	if r.DisksOnly {
+		if err := a.endLent(ref.uuid); err != nil {
+			return nil, err
+		}
 	}
 	vm, err := a.hyp.VM(ctx, ref.vm)
 	switch {

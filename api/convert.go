@@ -123,7 +123,7 @@ func DiskToProto(d drover.Disk) *droverv1.Disk {
 	return &droverv1.Disk{
 		Target: d.Target, Path: d.Path, Format: d.Format,
 		VirtualBytes: int64(d.VirtualBytes), AllocatedBytes: int64(d.AllocatedBytes),
-		ReadOnly: d.ReadOnly, Shared: d.Shared, Backing: each(d.Backing, backingToProto),
+		ReadOnly: d.ReadOnly, Shared: d.Shared, Backing: each(d.Backing, backingToProto), Left: leftToProto(d.Left),
 	}
 }
 
@@ -132,7 +132,7 @@ func DiskFromProto(d *droverv1.Disk) drover.Disk {
 	return drover.Disk{
 		Target: d.GetTarget(), Path: d.GetPath(), Format: d.GetFormat(),
 		VirtualBytes: drover.Bytes(d.GetVirtualBytes()), AllocatedBytes: drover.Bytes(d.GetAllocatedBytes()),
-		ReadOnly: d.GetReadOnly(), Shared: d.GetShared(), Backing: each(d.GetBacking(), backingFromProto),
+		ReadOnly: d.GetReadOnly(), Shared: d.GetShared(), Backing: each(d.GetBacking(), backingFromProto), Left: leftFromProto(d.GetLeft()),
 	}
 }
 

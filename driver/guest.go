@@ -215,6 +215,8 @@ type Retarget struct {
 	// of consoles. A disk that gets another path loses what the definition
 	// says of the images below it: the new image says that itself.
 	Paths map[string]string
+	// Disks are those that are reached in another way from now on.
+	Disks []RetargetDisk
 	// Probe replaces where clients see whether the VM answers.
 	Probe *drover.ProbeTarget
 	// Network replaces what the kernel's command line says of the guest's
@@ -233,6 +235,26 @@ type RetargetNIC struct {
 	// NewMAC is its address from now on. A running VM cannot be moved with it.
 	NewMAC string
 }
+
+// RetargetDisk says where a disk is from now on: in a file, or at a socket.
+type RetargetDisk struct {
+	Target string // "vda"
+	// Path and Format are the image's; empty Path: it is at Socket.
+	Path, Format string
+	// Socket is the path of a unix socket at which the disk's content is served
+	// over NBD, under the name of its target. A guest whose requests are not
+	// answered there waits, for a week at most.
+	Socket string
+}
+
+// RemoteDiskWait is how long a guest waits for a disk at a socket at which nobody
+// listens: longer than whoever looks after it is away, and no longer than anybody
+// would wait for it.
+const RemoteDiskWait = 7 * 24 * time.Hour
+
+// RemoteDiskPath is how a disk at a socket is observed: drover.Disk's Path. Its
+// format is raw, and it is shared.
+func RemoteDiskPath(target string) string { return "nbd:" + target }
 
 // RetargetClone is what makes a VM another one. Of a clone, every network card
 // needs a new MAC, and every disk that can be written and is not shared another
@@ -279,6 +301,9 @@ func (r Retarget) Validate() error {
 		}
 		to[path] = true
 	}
+	if err := checkRetargetDisks(r.Disks); err != nil {
+		return drover.E(drover.Invalid, op, err)
+	}
 	if r.Clone == nil {
 		return nil
 	}
@@ -287,6 +312,27 @@ func (r Retarget) Validate() error {
 	}
 	if !isUUID(r.Clone.UUID) {
 		return drover.E(drover.Invalid, op, fmt.Errorf("uuid %q: want one such as 6b1ab2ba-0d1c-4b1e-9b57-5c5b0a6d1f10", r.Clone.UUID))
+	}
+	return nil
+}
+
+func checkRetargetDisks(disks []RetargetDisk) error {
+	seen := map[string]bool{}
+	for _, d := range disks {
+		if err := drover.CheckName("disk target", d.Target); err != nil {
+			return err
+		}
+		switch {
+		case seen[d.Target]:
+			return fmt.Errorf("disk %s is named twice", d.Target)
+		case (d.Path == "") == (d.Socket == ""):
+			return fmt.Errorf("disk %s: path %q and socket %q: want one of the two", d.Target, d.Path, d.Socket)
+		case !strings.HasPrefix(d.Path+d.Socket, "/"):
+			return fmt.Errorf("disk %s: %q: want an absolute path", d.Target, d.Path+d.Socket)
+		case d.Path != "" && d.Format != "qcow2" && d.Format != "raw":
+			return fmt.Errorf("disk %s: format %q: want qcow2 or raw", d.Target, d.Format)
+		}
+		seen[d.Target] = true
 	}
 	return nil
 }

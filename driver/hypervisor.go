@@ -56,6 +56,7 @@ type Hypervisor interface {
 
 	Migrator
 	Backuper
+	DiskCopier
 	Close() error
 }
 
@@ -120,6 +121,10 @@ type MigrationSpec struct {
 	// TopOnly says that the destination's disks have the same backing files,
 	// so that only what is above them has to be copied.
 	TopOnly bool
+	// DisksStay says that no disk is to be copied although the hosts share none:
+	// the destination's definition (Offer's) names where it reaches them. That no
+	// two hosts write to one is for the caller.
+	DisksStay bool
 	// Bandwidth bounds the memory stream, zero is unlimited.
 	Bandwidth drover.BitRate
 	// MaxPause is how long the memory's last round may take at first; zero

@@ -32,7 +32,8 @@ type Ref struct {
 //   - An error made by CallCut says that the call broke, while the action, if it
 //     was begun, goes on. Any other comes from the agent.
 //   - The actions that take back (Release, DeleteVolumes, AbortTransfer,
-//     TakeBack, Undefine, StopReplication, StopVM, AbortCommit) first end every other action of the same move on
+//     TakeBack, Undefine, StopReplication, StopVM, AbortCommit, ReclaimDisks,
+//     DetachDisks, AbortBring) first end every other action of the same move on
 //     their host, and wait for that.
 //   - Actions other than Reserve, Release, CheckHealth, Edge, StageEdge, CountSessions, FindStation and Attend
 //     need the move's reservation on their host. After Release, a late Reserve of the same move is refused.
@@ -72,6 +73,9 @@ type Action interface{ isAction() }
 type Reserve struct {
 	Target      bool
 	MemoryBytes drover.Bytes
+	// DisksOnly: the target has the VM, and the source has disks that it has left
+	// there.
+	DisksOnly bool
 }
 
 // Release ends the reservation and forgets the move. Missing is fine.
@@ -117,6 +121,8 @@ type Transfer struct {
 	// whoever needs it asks again (ChangeGuest).
 	Retarget *Retarget
 	Guest    *GuestChange
+	// Remote are the disks that stay here, as AttachDisks has said.
+	Remote []RemoteDisk
 }
 
 // AbortTransfer makes sure that no transfer of this move is under way or will
@@ -257,6 +263,8 @@ type Result struct {
 	// drover.ReserveLease.
 	Addresses []netip.Prefix
 	Gateways  []netip.Addr
+	// RemoteDisks: for AttachDisks.
+	RemoteDisks []RemoteDisk
 	// Sessions: for CountSessions those that are open, for Edge those that it
 	// has ended.
 	Sessions int

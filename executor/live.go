@@ -54,7 +54,7 @@ func transfer() step {
 			t := Transfer{
 				PeerAddress: r.ToAddress, PeerHost: r.To.Host,
 				Disks: r.Disks, Bandwidth: r.Bandwidth, MaxPause: r.MaxPause, NoThrottle: r.NoThrottle,
-				SourceEdge: told(s.network().Source), TargetEdge: told(s.network().Target),
+				SourceEdge: told(s.network().Source), TargetEdge: told(s.network().Target), Remote: s.Remote,
 			}
 			s.intoSegment(&t)
 			return []call{{host: r.From.Host, action: t}}

@@ -79,13 +79,30 @@ func methods() []method {
 	return []method{
 		liveMethod(), stretchMethod(), routeMethod(), coldMethod(), coldGatedMethod(), warmMethod(), warmGatedMethod(),
 		renumberMethod(), spawnMethod(), redirectMethod(),
+		stayMethod(liveMethod()), stayMethod(stretchMethod()), stayMethod(routeMethod()), stayMethod(renumberMethod()), disksMethod(),
 	}
 }
 
 // methodOf returns the table by which a new move is made.
 func methodOf(r Request) (method, error) {
+	m, err := plainMethodOf(r)
+	switch {
+	case err != nil || !r.leavesDisks():
+		return m, err
+	case !r.keepsRunning():
+		return method{}, drover.Errorf(drover.Invalid, "storage", "method %s does not leave disks behind: take %s, %s, %s or %s, which keep the VM running",
+			r.Method, drover.Stretch, drover.Route, drover.Renumber, drover.Live)
+	default:
+		return stayMethod(m), nil
+	}
+}
+
+// plainMethodOf is methodOf for disks that come along.
+func plainMethodOf(r Request) (method, error) {
 	gated := r.Gate != nil
 	switch {
+	case r.Method == drover.Disks && !gated:
+		return disksMethod(), nil
 	case r.Method == drover.Live && !gated:
 		return liveMethod(), nil
 	case r.Method == drover.Stretch && !gated:

@@ -36,7 +36,7 @@ func (e *Executor) SetRate(ctx context.Context, name string, rate drover.BitRate
 // sends reports whether the action is one whose rate can be changed.
 func sends(a Action) bool {
 	switch a.(type) {
-	case Transfer, Copy, Replicate, CopyClone:
+	case Transfer, Copy, Replicate, CopyClone, BringDisks:
 		return true
 	default:
 		return false

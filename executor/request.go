@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"slices"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -27,6 +28,9 @@ type Request struct {
 	// Disks says how each disk crosses. Shared disks are not among them: they
 	// are neither copied nor deleted.
 	Disks []DiskPlan `json:"disks,omitempty"`
+	// Left are the disks that stay at the source, where the VM works on them from
+	// its new place; none with them comes along then.
+	Left []DiskPlan `json:"left,omitempty"`
 	// Definition is the VM's at its source, used by cold moves where GiveUp
 	// does not return one.
 	Definition []byte `json:"definition,omitempty"`
@@ -116,7 +120,7 @@ func (r Request) Validate() error {
 	if _, err := methodOf(r); err != nil {
 		return drover.E(drover.Invalid, op, err)
 	}
-	if (r.keepsRunning() || r.Method == drover.Warm || r.Method == drover.Redirect) && r.VM.State != drover.VMRunning {
+	if (r.keepsRunning() || r.Method == drover.Disks || r.Method == drover.Warm || r.Method == drover.Redirect) && r.VM.State != drover.VMRunning {
 		return drover.Errorf(drover.Refused, op, "it is %s: only a running VM moves %s, take the method cold", r.VM.State, r.Method)
 	}
 	if r.Gate != nil {
@@ -127,19 +131,25 @@ func (r Request) Validate() error {
 	if err := r.Clone.validate(r, bad); err != nil {
 		return err
 	}
+	if r.leavesDisks() && len(r.Disks) > 0 {
+		return bad("left: %d disks stay and %d come along: want one or the other", len(r.Left), len(r.Disks))
+	}
 	return r.checkDisks(bad)
 }
+
+// leavesDisks reports whether the VM's disks stay at the source.
+func (r Request) leavesDisks() bool { return len(r.Left) > 0 }
 
 // checkDisks makes sure that no shared disk would be copied or deleted.
 func (r Request) checkDisks(bad func(string, ...any) error) error {
 	shared := make(map[string]bool)
 	for _, d := range r.VM.Disks {
-		if d.Shared {
+		if d.Shared && r.Method != drover.Disks {
 			shared[d.Target], shared[d.Path] = true, true
 		}
 	}
 	seen := make(map[string]bool)
-	for _, d := range r.Disks {
+	for _, d := range slices.Concat(r.Disks, r.Left) {
 		switch {
 		case d.Target == "" || d.Path == "":
 			return bad("disks: target %q with path %q: want both", d.Target, d.Path)

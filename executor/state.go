@@ -40,6 +40,8 @@ type state struct {
 	Definition []byte `json:"definition,omitempty"`
 	// Network is what edges do, once it has been planned.
 	Network *network.Plan `json:"network,omitempty"`
+	// Remote is where the destination reaches the disks that stay.
+	Remote []RemoteDisk `json:"remote,omitempty"`
 	// Renumbered is what is known of a VM's new and old addresses.
 	Renumbered renumbered `json:"renumbered,omitzero"`
 	// Made is what is known of the VM that spawn and redirect make.

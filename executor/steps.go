@@ -49,7 +49,7 @@ func (w *worker) do(ctx context.Context, d saga.Decision) error {
 		w.succeeded()
 		return w.apply(ctx, saga.Event{What: saga.Done, Step: d.Step}, func(s *state, _ *store.Record) {
 			s.WasRunning, s.Definition, s.Gate, s.Network = noted.WasRunning, noted.Definition, noted.Gate, noted.Network
-			s.Made = noted.Made
+			s.Made, s.Remote = noted.Made, noted.Remote
 			ended := s.Renumbered.Ended
 			s.Renumbered = noted.Renumbered
 			s.Renumbered.Ended = ended

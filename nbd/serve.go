@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -86,6 +87,9 @@ func (s *server) serve(ctx context.Context, q command) error {
 	case cmdFlush:
 		return s.later(ctx, func() error { return s.reply(q, s.backend.Flush(ctx)) })
 	case cmdWrite:
+		if s.parallel && q.length <= pieceBytes {
+			return s.writeLater(ctx, q)
+		}
 		failed, err := s.write(ctx, q)
 		if err != nil {
 			return err
@@ -94,17 +98,47 @@ func (s *server) serve(ctx context.Context, q command) error {
 	case cmdCache:
 		return s.reply(q, nil) // nothing to be gained: reading is rare
 	}
-	var err error
+	if s.parallel {
+		return s.later(ctx, func() error { return s.reply(q, s.durable(ctx, q, s.clearRun(ctx, q))) })
+	}
+	return s.taken(ctx, q, s.clearRun(ctx, q))
+}
+
+// clearRun does a TRIM or a WRITE_ZEROES.
+func (s *server) clearRun(ctx context.Context, q command) error {
 	switch {
 	case q.length == 0:
+		return nil
 	case q.cmd == cmdTrim:
-		err = s.backend.Trim(ctx, int64(q.off), int64(q.length))
+		return s.backend.Trim(ctx, int64(q.off), int64(q.length))
 	default:
-		err = s.backend.Zero(ctx, int64(q.off), int64(q.length), ZeroOptions{
+		return s.backend.Zero(ctx, int64(q.off), int64(q.length), ZeroOptions{
 			KeepSpace: q.flags&cmdFlagNoHole != 0, Fast: q.flags&cmdFlagFastZero != 0,
 		})
 	}
-	return s.taken(ctx, q, err)
+}
+
+// writeLater reads a payload and hands it to the backend beside further requests.
+func (s *server) writeLater(ctx context.Context, q command) error {
+	p := make([]byte, q.length)
+	if _, err := io.ReadFull(s.r, p); err != nil {
+		return fmt.Errorf("nbd: read payload: %w", noEOF(err))
+	}
+	return s.later(ctx, func() error {
+		var err error
+		if len(p) > 0 {
+			err = s.backend.Write(ctx, p, int64(q.off))
+		}
+		return s.reply(q, s.durable(ctx, q, err))
+	})
+}
+
+// durable flushes after an operation that was done where FUA asks for it.
+func (s *server) durable(ctx context.Context, q command, err error) error {
+	if err != nil || q.flags&cmdFlagFUA == 0 {
+		return err
+	}
+	return s.backend.Flush(ctx)
 }
 
 // later runs the end of a request beside the reading of further ones. Its
@@ -169,7 +203,12 @@ func (s *server) read(ctx context.Context, q command) error {
 				return s.reply(q, err)
 			}
 			done += len(part)
-			if err := s.sendData(q, off, part, done == int(q.length)); err != nil {
+			last := done == int(q.length)
+			send := s.sendData
+			if allZero(part) {
+				send = s.sendHole
+			}
+			if err := send(q, off, part, last); err != nil {
 				return err
 			}
 		}
@@ -212,6 +251,17 @@ func (s *server) reply(q command, err error) error {
 func (s *server) sendData(q command, off uint64, p []byte, last bool) error {
 	h := s.structuredHeader(q, replyOffsetData, last, 8+len(p))
 	return s.send(binary.BigEndian.AppendUint64(h, off), p)
+}
+
+// sendHole says that a run reads as zeros.
+func (s *server) sendHole(q command, off uint64, p []byte, last bool) error {
+	h := s.structuredHeader(q, replyOffsetHole, last, 12)
+	return s.send(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint64(h, off), uint32(len(p))), nil)
+}
+
+// allZero compares a run with itself, one byte further on.
+func allZero(p []byte) bool {
+	return len(p) > 0 && p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
 
 func (s *server) simpleHeader(q command, errno uint32) []byte {

@@ -68,6 +68,17 @@ type Blocked interface {
 	BlockBytes() int64
 }
 
+// Parallel is what a Backend also implements whose operations take long and may
+// overtake each other: Write, Zero and Trim are then called beside further
+// requests, up to maxOutstanding at once, and what they have returned for is
+// acknowledged. A client that cares for the order of two waits for the first.
+// WRITEs of more than 1 MiB are taken one piece after the other all the same.
+type Parallel interface {
+	Backend
+	// Parallel does nothing: it says so.
+	Parallel()
+}
+
 // ServerOptions say what a server offers.
 type ServerOptions struct {
 	// Open finds an export by its name. It is called when the client asks
@@ -115,6 +126,7 @@ type server struct {
 	structured bool
 	backend    Backend
 	block      uint64 // what ranges are multiples of
+	parallel   bool   // the backend is a Parallel
 	cancel     context.CancelCauseFunc
 
 	slots chan struct{} // one place per request that waits for the backend
@@ -133,6 +145,7 @@ func (s *server) run(ctx context.Context) error {
 	if err != nil || !entered {
 		return err
 	}
+	_, s.parallel = s.backend.(Parallel)
 	s.wg.Go(func() { s.watch(ctx) })
 	for {
 		q, err := readRequest(s.r)

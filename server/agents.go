@@ -85,7 +85,7 @@ func refToProto(r executor.Ref) *droverv1.MoveRef {
 func setAction(req *droverv1.RunRequest, action executor.Action) error {
 	switch v := action.(type) {
 	case executor.Reserve:
-		req.Action = &droverv1.RunRequest_Reserve{Reserve: &droverv1.Reserve{Target: v.Target, MemoryBytes: int64(v.MemoryBytes)}}
+		req.Action = &droverv1.RunRequest_Reserve{Reserve: &droverv1.Reserve{Target: v.Target, MemoryBytes: int64(v.MemoryBytes), DisksOnly: v.DisksOnly}}
 	case executor.Release:
 		req.Action = &droverv1.RunRequest_Release{Release: &droverv1.Release{Target: v.Target}}
 	case executor.CreateVolumes:
@@ -97,7 +97,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks),
 			BandwidthBps: int64(v.Bandwidth), MaxPauseMillis: v.MaxPause.Milliseconds(),
 			NoThrottle: v.NoThrottle, SourceEdge: edgeToProto(v.SourceEdge), TargetEdge: edgeToProto(v.TargetEdge),
-			Retarget: retargetToProto(v.Retarget), Guest: guestToProto(v.Guest),
+			Retarget: retargetToProto(v.Retarget), Guest: guestToProto(v.Guest), Remote: remoteToProto(v.Remote),
 		}}
 	case executor.AbortTransfer:
 		req.Action = &droverv1.RunRequest_AbortTransfer{AbortTransfer: &droverv1.AbortTransfer{PeerAddress: v.PeerAddress, PeerHost: v.PeerHost}}
@@ -155,7 +155,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 			Addresses: api.AddressesToProto(v.Addresses), Backend: v.Backend, Server: v.Server,
 		}}
 	default:
-		if cloneActions(req, action) {
+		if cloneActions(req, action) || diskActions(req, action) {
 			return nil
 		}
 		return drover.Errorf(drover.Internal, "run action", "%s", fmt.Sprintf("the API has no action for %T", action))
@@ -214,7 +214,8 @@ func resultFromProto(r *droverv1.RunResult) (executor.Result, error) {
 	}
 	gateways, err := api.ParseAddresses("gateways", r.GetGateways())
 	return executor.Result{
-		Addresses: addresses, Gateways: gateways, Sessions: int(r.GetSessions()),
+		RemoteDisks: remoteFromProto(r.GetRemoteDisks()),
+		Addresses:   addresses, Gateways: gateways, Sessions: int(r.GetSessions()),
 		Moved: r.GetMoved(), Healthy: r.GetHealthy(), Detail: r.GetDetail(), WasRunning: r.GetWasRunning(), Definition: r.GetDefinition(),
 		Pause:       time.Duration(r.GetPauseNanos()),
 		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),

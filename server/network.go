@@ -24,6 +24,8 @@ type asked struct {
 	renumber drover.RenumberWish
 	// addresses that the VM has in its segments, besides those observed.
 	addresses []netip.Addr
+	// stay leaves the disks where they are; disksOnly brings those that were left.
+	stay, disksOnly bool
 	// makes is nil for methods that make no other VM.
 	makes *makes
 }
@@ -36,8 +38,13 @@ func newAsked(method drover.Method, r interface {
 	GetAddresses() []string
 	GetRenumber() *droverv1.RenumberWish
 	GetClone() *droverv1.CloneWish
+	GetStorage() string
+	GetDisksOnly() bool
 },
 ) (asked, error) {
+	if err := checkStorage(method, r.GetStorage(), r.GetDisksOnly()); err != nil {
+		return asked{}, err
+	}
 	clone, err := newMakes(method, r)
 	if err != nil {
 		return asked{}, err
@@ -56,7 +63,7 @@ func newAsked(method drover.Method, r interface {
 	if err == nil && method != drover.Renumber && !wish.IsZero() {
 		err = drover.Errorf(drover.Invalid, "renumber", "it is for the method %s: new addresses, their segment and name, and a limit for old sessions", drover.Renumber)
 	}
-	return asked{method: method, localEgress: r.GetLocalEgress(), renumber: wish, addresses: addresses, makes: clone}, err
+	return asked{stay: r.GetStorage() != "", disksOnly: r.GetDisksOnly(), method: method, localEgress: r.GetLocalEgress(), renumber: wish, addresses: addresses, makes: clone}, err
 }
 
 // keepsRunning reports whether the guest's memory comes along.

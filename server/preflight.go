@@ -46,11 +46,15 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	if err != nil {
 		return plan{}, err
 	}
+	if ask.disksOnly {
+		return s.preflightDisks(vm, moves), nil
+	}
 	if ask.makes != nil {
 		return s.preflightClone(ctx, vm, moves, to, ask.method, ask.makes)
 	}
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
+	checkLeft(&checks, vm)
 	target, chosen := s.checkTarget(&checks, vm, to)
 	way, reasons := s.checkMethod(&checks, vm, source, target, ask.method)
 	p := plan{
@@ -68,7 +72,7 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	}
 	var guest guestWord
 	if checks.holds() {
-		if guest, err = s.checkEnds(ctx, &checks, &p.request); err != nil {
+		if guest, err = s.checkEnds(ctx, &checks, &p.request, ask.stay); err != nil {
 			return plan{}, err
 		}
 	}
@@ -229,7 +233,7 @@ func (s *Server) defaultMethod(vm drover.VM, source, target drover.Host) (drover
 
 // checkEnds asks the two agents, first the source's, whose answer the
 // target's needs. It completes the request with what it learns.
-func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request) (guest guestWord, err error) {
+func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request, stay bool) (guest guestWord, err error) {
 	from, err := s.fleet.agent(r.From.Host)
 	if err != nil {
 		return guest, err
@@ -254,7 +258,7 @@ func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request
 	}
 	dst, err := to.client.CheckTarget(ctx, &droverv1.CheckTargetRequest{
 		Vm: src.GetVm(), Method: string(r.Method), Definition: src.GetDefinition(), Source: src.GetHost(),
-		BackingIds: src.GetBackingIds(), SourceAddress: from.Address,
+		BackingIds: src.GetBackingIds(), SourceAddress: from.Address, DisksStay: stay,
 	})
 	if err != nil {
 		return guest, unanswered(ctx, c, "target agent", r.To.Host, err)
@@ -268,6 +272,9 @@ func (s *Server) checkEnds(ctx context.Context, c *findings, r *executor.Request
 	}
 	r.VM, r.Definition = vm, src.GetDefinition()
 	r.Disks = diskPlans(vm, dst.GetSameBacking())
+	if stay {
+		leaveDisks(c, r)
+	}
 	return guest, nil
 }
 

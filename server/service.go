@@ -93,7 +93,7 @@ func (s service) move(ctx context.Context, name string) (drover.Move, error) {
 
 // Preflight implements DroverService.
 func (s service) Preflight(ctx context.Context, r *droverv1.PreflightRequest) (*droverv1.PreflightResponse, error) {
-	to, method, err := readTarget(r.GetVm(), r.GetTo(), r.GetMethod())
+	to, method, err := readTarget(r)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +109,23 @@ func (s service) Preflight(ctx context.Context, r *droverv1.PreflightRequest) (*
 }
 
 // readTarget checks what preflight and move have in common.
-func readTarget(vm string, p *droverv1.Place, method string) (drover.Place, drover.Method, error) {
-	if err := drover.CheckName("vm", vm); err != nil {
+func readTarget(r interface {
+	GetVm() string
+	GetTo() *droverv1.Place
+	GetMethod() string
+	GetDisksOnly() bool
+},
+) (drover.Place, drover.Method, error) {
+	if err := drover.CheckName("vm", r.GetVm()); err != nil {
 		return drover.Place{}, "", err
 	}
-	to := api.PlaceFromProto(p)
+	to, method := api.PlaceFromProto(r.GetTo()), r.GetMethod()
+	if r.GetDisksOnly() {
+		if to != (drover.Place{}) {
+			return to, "", drover.Errorf(drover.Invalid, "to", "%q: with disks_only they come to where the VM is, want nothing", to)
+		}
+		return to, drover.Method(method), nil
+	}
 	if err := drover.CheckName("to.site", to.Site); err != nil {
 		return to, "", err
 	}
@@ -163,7 +175,7 @@ func checkStart(r *droverv1.StartMoveRequest) error {
 
 // StartMove implements DroverService.
 func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*droverv1.StartMoveResponse, error) {
-	to, method, err := readTarget(r.GetVm(), r.GetTo(), r.GetMethod())
+	to, method, err := readTarget(r)
 	if err == nil {
 		err = checkStart(r)
 	}

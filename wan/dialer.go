@@ -21,6 +21,11 @@ const dialLimit = 10 * time.Second
 // its certificate checked. A peer with another certificate gives drover.Denied,
 // one that does not answer drover.Unavailable.
 func dial(ctx context.Context, base *tls.Config, address, peer string) (net.Conn, error) {
+	return dialFor(ctx, base, address, peer, Protocol)
+}
+
+// dialFor is dial for any of the protocols.
+func dialFor(ctx context.Context, base *tls.Config, address, peer, protocol string) (net.Conn, error) {
 	op := fmt.Sprintf("connect to agent %s at %s", peer, address)
 	ctx, cancel := context.WithTimeout(ctx, dialLimit)
 	defer cancel()
@@ -35,8 +40,11 @@ func dial(ctx context.Context, base *tls.Config, address, peer string) (net.Conn
 		return nil, drover.Errorf(drover.Internal, op, "connection is a %T", tcp)
 	}
 	tune(raw)
+	if protocol == Disks {
+		tuneDisk(raw)
+	}
 	cfg := pki.Expect(base, pki.Identity{Role: pki.Agent, Name: peer})
-	cfg.NextProtos = []string{Protocol}
+	cfg.NextProtos = []string{protocol}
 	conn := tls.Client(bundle.Count(raw), cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
@@ -47,9 +55,9 @@ func dial(ctx context.Context, base *tls.Config, address, peer string) (net.Conn
 		}
 		return nil, drover.E(drover.Denied, op, err)
 	}
-	if p := conn.ConnectionState().NegotiatedProtocol; p != Protocol {
+	if p := conn.ConnectionState().NegotiatedProtocol; p != protocol {
 		_ = conn.Close()
-		return nil, drover.Errorf(drover.Invalid, op, "protocol %q, want %q", p, Protocol)
+		return nil, drover.Errorf(drover.Invalid, op, "protocol %q, want %q", p, protocol)
 	}
 	return conn, nil
 }

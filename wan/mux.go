@@ -27,22 +27,23 @@ const (
 )
 
 // Mux is an agent's one port. Connections that choose HTTP/2 by ALPN come out
-// of Control, those that choose the data path out of Data, handshake done and
-// certificate verified.
+// of Control, those that choose the data path out of Data, those to disks that were
+// left behind out of Disks, handshake done and certificate verified.
 type Mux struct {
 	listener net.Listener
 	tls      *tls.Config
 	log      *slog.Logger
 	control  *branch
 	data     *branch
+	disks    *branch
 }
 
 // NewMux splits the connections of l, which it closes in the end. cfg is the
 // process's configuration from pki.Config.
 func NewMux(l net.Listener, cfg *tls.Config, log *slog.Logger) *Mux {
 	c := cfg.Clone()
-	c.NextProtos = []string{Control, Protocol}
-	return &Mux{listener: l, tls: c, log: log, control: newBranch(l.Addr()), data: newBranch(l.Addr())}
+	c.NextProtos = []string{Control, Protocol, Disks}
+	return &Mux{listener: l, tls: c, log: log, control: newBranch(l.Addr()), data: newBranch(l.Addr()), disks: newBranch(l.Addr())}
 }
 
 // Control is the listener for the agents' calls. Its connections are
@@ -52,12 +53,15 @@ func (m *Mux) Control() net.Listener { return m.control }
 // Data is the listener for Node.Serve.
 func (m *Mux) Data() net.Listener { return m.data }
 
-// Serve accepts until ctx ends or the listener fails, and then closes both
+// Disks is the listener for ServeDisks.
+func (m *Mux) Disks() net.Listener { return m.disks }
+
+// Serve accepts until ctx ends or the listener fails, and then closes all
 // branches. It returns nil when ctx ended.
 func (m *Mux) Serve(ctx context.Context) error {
 	var group sync.WaitGroup
 	defer group.Wait()
-	defer func() { _ = m.control.Close(); _ = m.data.Close() }()
+	defer func() { _ = m.control.Close(); _ = m.data.Close(); _ = m.disks.Close() }()
 	unhook := context.AfterFunc(ctx, func() { _ = m.listener.Close() })
 	defer unhook()
 	places := semaphore.NewWeighted(maxHandshakes)
@@ -103,6 +107,8 @@ func (m *Mux) admit(ctx context.Context, raw net.Conn) {
 	case Control:
 	case Protocol:
 		to = m.data
+	case Disks:
+		to = m.disks
 	default:
 		// Without ALPN nobody knows what the peer speaks.
 		log.Debug("handshake without a protocol")

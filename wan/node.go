@@ -19,10 +19,12 @@ import (
 )
 
 // Protocol is the ALPN name of the data path, Control that of the agents'
-// calls (HTTP/2). The data path's version is negotiated in its hello.
+// calls (HTTP/2), Disks that of VMs' ways to disks that were left behind. The data
+// path's version is negotiated in its hello.
 const (
 	Protocol = "drover-wan"
 	Control  = "h2"
+	Disks    = "drover-disk"
 )
 
 // MinToken and MaxToken bound a session's token in bytes.

@@ -422,6 +422,8 @@ type CheckTargetRequest struct {
 	Source        *Host                  `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	BackingIds    map[string][]byte      `protobuf:"bytes,5,rep,name=backing_ids,json=backingIds,proto3" json:"backing_ids,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SourceAddress string                 `protobuf:"bytes,6,opt,name=source_address,json=sourceAddress,proto3" json:"source_address,omitempty"`
+	// The disks stay at the source.
+	DisksStay bool `protobuf:"varint,110,opt,name=disks_stay,json=disksStay,proto3" json:"disks_stay,omitempty"`
 	// For methods that make another VM: vm is that one.
 	Clone         *CloneDefinition `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -498,6 +500,13 @@ func (x *CheckTargetRequest) GetSourceAddress() string {
 		return x.SourceAddress
 	}
 	return ""
+}
+
+func (x *CheckTargetRequest) GetDisksStay() bool {
+	if x != nil {
+		return x.DisksStay
+	}
+	return false
 }
 
 func (x *CheckTargetRequest) GetClone() *CloneDefinition {
@@ -673,6 +682,12 @@ type RunRequest struct {
 	//	*RunRequest_DefineClone
 	//	*RunRequest_CopyClone
 	//	*RunRequest_Attend
+	//	*RunRequest_LendDisks
+	//	*RunRequest_ReclaimDisks
+	//	*RunRequest_AttachDisks
+	//	*RunRequest_DetachDisks
+	//	*RunRequest_BringDisks
+	//	*RunRequest_AbortBring
 	Action        isRunRequest_Action `protobuf_oneof:"action"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -990,6 +1005,60 @@ func (x *RunRequest) GetAttend() *Attend {
 	return nil
 }
 
+func (x *RunRequest) GetLendDisks() *LendDisks {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_LendDisks); ok {
+			return x.LendDisks
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetReclaimDisks() *ReclaimDisks {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_ReclaimDisks); ok {
+			return x.ReclaimDisks
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetAttachDisks() *AttachDisks {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_AttachDisks); ok {
+			return x.AttachDisks
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetDetachDisks() *DetachDisks {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_DetachDisks); ok {
+			return x.DetachDisks
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetBringDisks() *BringDisks {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_BringDisks); ok {
+			return x.BringDisks
+		}
+	}
+	return nil
+}
+
+func (x *RunRequest) GetAbortBring() *AbortBring {
+	if x != nil {
+		if x, ok := x.Action.(*RunRequest_AbortBring); ok {
+			return x.AbortBring
+		}
+	}
+	return nil
+}
+
 type isRunRequest_Action interface {
 	isRunRequest_Action()
 }
@@ -1110,6 +1179,30 @@ type RunRequest_Attend struct {
 	Attend *Attend `protobuf:"bytes,52,opt,name=attend,proto3,oneof"`
 }
 
+type RunRequest_LendDisks struct {
+	LendDisks *LendDisks `protobuf:"bytes,110,opt,name=lend_disks,json=lendDisks,proto3,oneof"`
+}
+
+type RunRequest_ReclaimDisks struct {
+	ReclaimDisks *ReclaimDisks `protobuf:"bytes,111,opt,name=reclaim_disks,json=reclaimDisks,proto3,oneof"`
+}
+
+type RunRequest_AttachDisks struct {
+	AttachDisks *AttachDisks `protobuf:"bytes,112,opt,name=attach_disks,json=attachDisks,proto3,oneof"`
+}
+
+type RunRequest_DetachDisks struct {
+	DetachDisks *DetachDisks `protobuf:"bytes,113,opt,name=detach_disks,json=detachDisks,proto3,oneof"`
+}
+
+type RunRequest_BringDisks struct {
+	BringDisks *BringDisks `protobuf:"bytes,114,opt,name=bring_disks,json=bringDisks,proto3,oneof"`
+}
+
+type RunRequest_AbortBring struct {
+	AbortBring *AbortBring `protobuf:"bytes,115,opt,name=abort_bring,json=abortBring,proto3,oneof"`
+}
+
 func (*RunRequest_Reserve) isRunRequest_Action() {}
 
 func (*RunRequest_Release) isRunRequest_Action() {}
@@ -1168,12 +1261,27 @@ func (*RunRequest_CopyClone) isRunRequest_Action() {}
 
 func (*RunRequest_Attend) isRunRequest_Action() {}
 
+func (*RunRequest_LendDisks) isRunRequest_Action() {}
+
+func (*RunRequest_ReclaimDisks) isRunRequest_Action() {}
+
+func (*RunRequest_AttachDisks) isRunRequest_Action() {}
+
+func (*RunRequest_DetachDisks) isRunRequest_Action() {}
+
+func (*RunRequest_BringDisks) isRunRequest_Action() {}
+
+func (*RunRequest_AbortBring) isRunRequest_Action() {}
+
 // Reserve admits a move to this host: no VM of that name or identity may be
 // here (target), or it must be (source), and no other move may have it.
 type Reserve struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Target        bool                   `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`
-	MemoryBytes   int64                  `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Target      bool                   `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`
+	MemoryBytes int64                  `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// The move is of disks that were left behind: the target has the VM, the source
+	// its disks.
+	DisksOnly     bool `protobuf:"varint,110,opt,name=disks_only,json=disksOnly,proto3" json:"disks_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1220,6 +1328,13 @@ func (x *Reserve) GetMemoryBytes() int64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *Reserve) GetDisksOnly() bool {
+	if x != nil {
+		return x.DisksOnly
+	}
+	return false
 }
 
 // Release ends the reservation and forgets the move. Missing is fine.
@@ -1478,8 +1593,10 @@ type Transfer struct {
 	TargetEdge *EdgeAgent `protobuf:"bytes,41,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
 	// For a VM that gets into another segment: how it is attached there, and what
 	// the destination's agent does in the guest as soon as it runs.
-	Retarget      *Retarget    `protobuf:"bytes,90,opt,name=retarget,proto3" json:"retarget,omitempty"`
-	Guest         *GuestChange `protobuf:"bytes,91,opt,name=guest,proto3" json:"guest,omitempty"`
+	Retarget *Retarget    `protobuf:"bytes,90,opt,name=retarget,proto3" json:"retarget,omitempty"`
+	Guest    *GuestChange `protobuf:"bytes,91,opt,name=guest,proto3" json:"guest,omitempty"`
+	// Disks that stay here, and where the destination's hypervisor reaches them.
+	Remote        []*RemoteDisk `protobuf:"bytes,110,rep,name=remote,proto3" json:"remote,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1584,6 +1701,346 @@ func (x *Transfer) GetGuest() *GuestChange {
 	return nil
 }
 
+func (x *Transfer) GetRemote() []*RemoteDisk {
+	if x != nil {
+		return x.Remote
+	}
+	return nil
+}
+
+// RemoteDisk is a disk at a unix socket of the host where its VM is.
+type RemoteDisk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Socket        string                 `protobuf:"bytes,2,opt,name=socket,proto3" json:"socket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoteDisk) Reset() {
+	*x = RemoteDisk{}
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoteDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoteDisk) ProtoMessage() {}
+
+func (x *RemoteDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoteDisk.ProtoReflect.Descriptor instead.
+func (*RemoteDisk) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoteDisk) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *RemoteDisk) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
+// LendDisks lets the agent peer_host work on these disks of the move's VM, as
+// soon as the VM has been given up here. ReclaimDisks undoes that.
+type LendDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PeerHost      string                 `protobuf:"bytes,1,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	Disks         []*DiskPlan            `protobuf:"bytes,2,rep,name=disks,proto3" json:"disks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LendDisks) Reset() {
+	*x = LendDisks{}
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LendDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LendDisks) ProtoMessage() {}
+
+func (x *LendDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LendDisks.ProtoReflect.Descriptor instead.
+func (*LendDisks) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LendDisks) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *LendDisks) GetDisks() []*DiskPlan {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+type ReclaimDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReclaimDisks) Reset() {
+	*x = ReclaimDisks{}
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReclaimDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReclaimDisks) ProtoMessage() {}
+
+func (x *ReclaimDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReclaimDisks.ProtoReflect.Descriptor instead.
+func (*ReclaimDisks) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+// AttachDisks makes disks that were lent by the peer reachable for the
+// hypervisor here: its result has their sockets. DetachDisks undoes that, also
+// after the VM has stopped using them.
+type AttachDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PeerAddress   string                 `protobuf:"bytes,1,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	PeerHost      string                 `protobuf:"bytes,2,opt,name=peer_host,json=peerHost,proto3" json:"peer_host,omitempty"`
+	Disks         []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachDisks) Reset() {
+	*x = AttachDisks{}
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachDisks) ProtoMessage() {}
+
+func (x *AttachDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachDisks.ProtoReflect.Descriptor instead.
+func (*AttachDisks) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AttachDisks) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return ""
+}
+
+func (x *AttachDisks) GetPeerHost() string {
+	if x != nil {
+		return x.PeerHost
+	}
+	return ""
+}
+
+func (x *AttachDisks) GetDisks() []*DiskPlan {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+type DetachDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachDisks) Reset() {
+	*x = DetachDisks{}
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachDisks) ProtoMessage() {}
+
+func (x *DetachDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachDisks.ProtoReflect.Descriptor instead.
+func (*DetachDisks) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
+}
+
+// BringDisks copies disks that were left behind into volumes here while the VM
+// runs, and has it go on with the copies. Once that has begun it is brought to
+// its end, also by AbortBring, whose result says so (moved).
+type BringDisks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Disks         []*DiskPlan            `protobuf:"bytes,1,rep,name=disks,proto3" json:"disks,omitempty"`
+	BandwidthBps  int64                  `protobuf:"varint,2,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BringDisks) Reset() {
+	*x = BringDisks{}
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BringDisks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BringDisks) ProtoMessage() {}
+
+func (x *BringDisks) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BringDisks.ProtoReflect.Descriptor instead.
+func (*BringDisks) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *BringDisks) GetDisks() []*DiskPlan {
+	if x != nil {
+		return x.Disks
+	}
+	return nil
+}
+
+func (x *BringDisks) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+type AbortBring struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortBring) Reset() {
+	*x = AbortBring{}
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortBring) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortBring) ProtoMessage() {}
+
+func (x *AbortBring) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortBring.ProtoReflect.Descriptor instead.
+func (*AbortBring) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
+}
+
 // Retarget is how a VM's network card is attached at its destination, now and
 // from its next start on.
 type Retarget struct {
@@ -1598,7 +2055,7 @@ type Retarget struct {
 
 func (x *Retarget) Reset() {
 	*x = Retarget{}
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +2067,7 @@ func (x *Retarget) String() string {
 func (*Retarget) ProtoMessage() {}
 
 func (x *Retarget) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[15]
+	mi := &file_drover_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +2080,7 @@ func (x *Retarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retarget.ProtoReflect.Descriptor instead.
 func (*Retarget) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Retarget) GetMac() string {
@@ -1667,7 +2124,7 @@ type GuestChange struct {
 
 func (x *GuestChange) Reset() {
 	*x = GuestChange{}
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +2136,7 @@ func (x *GuestChange) String() string {
 func (*GuestChange) ProtoMessage() {}
 
 func (x *GuestChange) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[16]
+	mi := &file_drover_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +2149,7 @@ func (x *GuestChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GuestChange.ProtoReflect.Descriptor instead.
 func (*GuestChange) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GuestChange) GetMac() string {
@@ -1751,7 +2208,7 @@ type ChangeGuest struct {
 
 func (x *ChangeGuest) Reset() {
 	*x = ChangeGuest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2220,7 @@ func (x *ChangeGuest) String() string {
 func (*ChangeGuest) ProtoMessage() {}
 
 func (x *ChangeGuest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[17]
+	mi := &file_drover_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2233,7 @@ func (x *ChangeGuest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeGuest.ProtoReflect.Descriptor instead.
 func (*ChangeGuest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ChangeGuest) GetChange() *GuestChange {
@@ -1808,7 +2265,7 @@ type FindStation struct {
 
 func (x *FindStation) Reset() {
 	*x = FindStation{}
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2277,7 @@ func (x *FindStation) String() string {
 func (*FindStation) ProtoMessage() {}
 
 func (x *FindStation) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[18]
+	mi := &file_drover_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2290,7 @@ func (x *FindStation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindStation.ProtoReflect.Descriptor instead.
 func (*FindStation) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *FindStation) GetSegment() string {
@@ -1875,7 +2332,7 @@ type EdgeAgent struct {
 
 func (x *EdgeAgent) Reset() {
 	*x = EdgeAgent{}
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2344,7 @@ func (x *EdgeAgent) String() string {
 func (*EdgeAgent) ProtoMessage() {}
 
 func (x *EdgeAgent) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[19]
+	mi := &file_drover_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2357,7 @@ func (x *EdgeAgent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAgent.ProtoReflect.Descriptor instead.
 func (*EdgeAgent) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EdgeAgent) GetHost() string {
@@ -1929,7 +2386,7 @@ type AbortTransfer struct {
 
 func (x *AbortTransfer) Reset() {
 	*x = AbortTransfer{}
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2398,7 @@ func (x *AbortTransfer) String() string {
 func (*AbortTransfer) ProtoMessage() {}
 
 func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[20]
+	mi := &file_drover_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2411,7 @@ func (x *AbortTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortTransfer.ProtoReflect.Descriptor instead.
 func (*AbortTransfer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AbortTransfer) GetPeerAddress() string {
@@ -1982,7 +2439,7 @@ type Shutdown struct {
 
 func (x *Shutdown) Reset() {
 	*x = Shutdown{}
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2451,7 @@ func (x *Shutdown) String() string {
 func (*Shutdown) ProtoMessage() {}
 
 func (x *Shutdown) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[21]
+	mi := &file_drover_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2464,7 @@ func (x *Shutdown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shutdown.ProtoReflect.Descriptor instead.
 func (*Shutdown) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Shutdown) GetGraceMillis() int64 {
@@ -2034,7 +2491,7 @@ type GiveUp struct {
 
 func (x *GiveUp) Reset() {
 	*x = GiveUp{}
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2503,7 @@ func (x *GiveUp) String() string {
 func (*GiveUp) ProtoMessage() {}
 
 func (x *GiveUp) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[22]
+	mi := &file_drover_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2516,7 @@ func (x *GiveUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUp.ProtoReflect.Descriptor instead.
 func (*GiveUp) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 // TakeBack undoes GiveUp, and starts the VM where it ran before.
@@ -2072,7 +2529,7 @@ type TakeBack struct {
 
 func (x *TakeBack) Reset() {
 	*x = TakeBack{}
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2541,7 @@ func (x *TakeBack) String() string {
 func (*TakeBack) ProtoMessage() {}
 
 func (x *TakeBack) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[23]
+	mi := &file_drover_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2554,7 @@ func (x *TakeBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeBack.ProtoReflect.Descriptor instead.
 func (*TakeBack) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TakeBack) GetStart() bool {
@@ -2122,7 +2579,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2591,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[24]
+	mi := &file_drover_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2604,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Copy) GetPeerAddress() string {
@@ -2201,7 +2658,7 @@ type Replicate struct {
 
 func (x *Replicate) Reset() {
 	*x = Replicate{}
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2670,7 @@ func (x *Replicate) String() string {
 func (*Replicate) ProtoMessage() {}
 
 func (x *Replicate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[25]
+	mi := &file_drover_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2683,7 @@ func (x *Replicate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replicate.ProtoReflect.Descriptor instead.
 func (*Replicate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Replicate) GetPeerAddress() string {
@@ -2273,7 +2730,7 @@ type StopReplication struct {
 
 func (x *StopReplication) Reset() {
 	*x = StopReplication{}
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2285,7 +2742,7 @@ func (x *StopReplication) String() string {
 func (*StopReplication) ProtoMessage() {}
 
 func (x *StopReplication) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[26]
+	mi := &file_drover_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2298,7 +2755,7 @@ func (x *StopReplication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReplication.ProtoReflect.Descriptor instead.
 func (*StopReplication) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 // StopVM ends the VM's execution at the target, where it has not been
@@ -2311,7 +2768,7 @@ type StopVM struct {
 
 func (x *StopVM) Reset() {
 	*x = StopVM{}
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2780,7 @@ func (x *StopVM) String() string {
 func (*StopVM) ProtoMessage() {}
 
 func (x *StopVM) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[27]
+	mi := &file_drover_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2793,7 @@ func (x *StopVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVM.ProtoReflect.Descriptor instead.
 func (*StopVM) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 // CheckHealth asks until the VM is well or the time is over. On a host that is
@@ -2353,7 +2810,7 @@ type CheckHealth struct {
 
 func (x *CheckHealth) Reset() {
 	*x = CheckHealth{}
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2822,7 @@ func (x *CheckHealth) String() string {
 func (*CheckHealth) ProtoMessage() {}
 
 func (x *CheckHealth) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[28]
+	mi := &file_drover_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2835,7 @@ func (x *CheckHealth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealth.ProtoReflect.Descriptor instead.
 func (*CheckHealth) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckHealth) GetKind() string {
@@ -2411,7 +2868,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2880,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[29]
+	mi := &file_drover_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2893,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 // AbortCommit makes sure that no Commit of this move is or will be accepted, or
@@ -2449,7 +2906,7 @@ type AbortCommit struct {
 
 func (x *AbortCommit) Reset() {
 	*x = AbortCommit{}
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2918,7 @@ func (x *AbortCommit) String() string {
 func (*AbortCommit) ProtoMessage() {}
 
 func (x *AbortCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[30]
+	mi := &file_drover_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2931,7 @@ func (x *AbortCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortCommit.ProtoReflect.Descriptor instead.
 func (*AbortCommit) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type Define struct {
@@ -2486,7 +2943,7 @@ type Define struct {
 
 func (x *Define) Reset() {
 	*x = Define{}
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2955,7 @@ func (x *Define) String() string {
 func (*Define) ProtoMessage() {}
 
 func (x *Define) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[31]
+	mi := &file_drover_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2968,7 @@ func (x *Define) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Define.ProtoReflect.Descriptor instead.
 func (*Define) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Define) GetDefinition() []byte {
@@ -2529,7 +2986,7 @@ type Undefine struct {
 
 func (x *Undefine) Reset() {
 	*x = Undefine{}
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2998,7 @@ func (x *Undefine) String() string {
 func (*Undefine) ProtoMessage() {}
 
 func (x *Undefine) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[32]
+	mi := &file_drover_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +3011,7 @@ func (x *Undefine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Undefine.ProtoReflect.Descriptor instead.
 func (*Undefine) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 type StartVM struct {
@@ -2567,7 +3024,7 @@ type StartVM struct {
 
 func (x *StartVM) Reset() {
 	*x = StartVM{}
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +3036,7 @@ func (x *StartVM) String() string {
 func (*StartVM) ProtoMessage() {}
 
 func (x *StartVM) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[33]
+	mi := &file_drover_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +3049,7 @@ func (x *StartVM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVM.ProtoReflect.Descriptor instead.
 func (*StartVM) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StartVM) GetTargetEdge() *EdgeAgent {
@@ -2612,7 +3069,7 @@ type Verify struct {
 
 func (x *Verify) Reset() {
 	*x = Verify{}
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +3081,7 @@ func (x *Verify) String() string {
 func (*Verify) ProtoMessage() {}
 
 func (x *Verify) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[34]
+	mi := &file_drover_v1_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +3094,7 @@ func (x *Verify) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verify.ProtoReflect.Descriptor instead.
 func (*Verify) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Verify) GetRunning() bool {
@@ -2658,7 +3115,7 @@ type ReleaseSource struct {
 
 func (x *ReleaseSource) Reset() {
 	*x = ReleaseSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +3127,7 @@ func (x *ReleaseSource) String() string {
 func (*ReleaseSource) ProtoMessage() {}
 
 func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[35]
+	mi := &file_drover_v1_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +3140,7 @@ func (x *ReleaseSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseSource.ProtoReflect.Descriptor instead.
 func (*ReleaseSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReleaseSource) GetKeepVolumes() bool {
@@ -2713,7 +3170,7 @@ type Edge struct {
 
 func (x *Edge) Reset() {
 	*x = Edge{}
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2725,7 +3182,7 @@ func (x *Edge) String() string {
 func (*Edge) ProtoMessage() {}
 
 func (x *Edge) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[36]
+	mi := &file_drover_v1_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2738,7 +3195,7 @@ func (x *Edge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Edge.ProtoReflect.Descriptor instead.
 func (*Edge) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Edge) GetOps() []*EdgeOp {
@@ -2768,7 +3225,7 @@ type StageEdge struct {
 
 func (x *StageEdge) Reset() {
 	*x = StageEdge{}
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +3237,7 @@ func (x *StageEdge) String() string {
 func (*StageEdge) ProtoMessage() {}
 
 func (x *StageEdge) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[37]
+	mi := &file_drover_v1_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3250,7 @@ func (x *StageEdge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageEdge.ProtoReflect.Descriptor instead.
 func (*StageEdge) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StageEdge) GetOps() []*EdgeOp {
@@ -2823,7 +3280,7 @@ type CountSessions struct {
 
 func (x *CountSessions) Reset() {
 	*x = CountSessions{}
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +3292,7 @@ func (x *CountSessions) String() string {
 func (*CountSessions) ProtoMessage() {}
 
 func (x *CountSessions) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[38]
+	mi := &file_drover_v1_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +3305,7 @@ func (x *CountSessions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountSessions.ProtoReflect.Descriptor instead.
 func (*CountSessions) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CountSessions) GetAddresses() []string {
@@ -2890,7 +3347,7 @@ type CloneDefinition struct {
 
 func (x *CloneDefinition) Reset() {
 	*x = CloneDefinition{}
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3359,7 @@ func (x *CloneDefinition) String() string {
 func (*CloneDefinition) ProtoMessage() {}
 
 func (x *CloneDefinition) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[39]
+	mi := &file_drover_v1_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3372,7 @@ func (x *CloneDefinition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneDefinition.ProtoReflect.Descriptor instead.
 func (*CloneDefinition) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CloneDefinition) GetDefinition() []byte {
@@ -2971,7 +3428,7 @@ type CloneNIC struct {
 
 func (x *CloneNIC) Reset() {
 	*x = CloneNIC{}
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2983,7 +3440,7 @@ func (x *CloneNIC) String() string {
 func (*CloneNIC) ProtoMessage() {}
 
 func (x *CloneNIC) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[40]
+	mi := &file_drover_v1_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2996,7 +3453,7 @@ func (x *CloneNIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneNIC.ProtoReflect.Descriptor instead.
 func (*CloneNIC) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CloneNIC) GetMac() string {
@@ -3030,7 +3487,7 @@ type DefineClone struct {
 
 func (x *DefineClone) Reset() {
 	*x = DefineClone{}
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3499,7 @@ func (x *DefineClone) String() string {
 func (*DefineClone) ProtoMessage() {}
 
 func (x *DefineClone) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[41]
+	mi := &file_drover_v1_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3512,7 @@ func (x *DefineClone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DefineClone.ProtoReflect.Descriptor instead.
 func (*DefineClone) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DefineClone) GetClone() *CloneDefinition {
@@ -3081,7 +3538,7 @@ type CopyClone struct {
 
 func (x *CopyClone) Reset() {
 	*x = CopyClone{}
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3093,7 +3550,7 @@ func (x *CopyClone) String() string {
 func (*CopyClone) ProtoMessage() {}
 
 func (x *CopyClone) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[42]
+	mi := &file_drover_v1_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3106,7 +3563,7 @@ func (x *CopyClone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyClone.ProtoReflect.Descriptor instead.
 func (*CopyClone) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CopyClone) GetPeerAddress() string {
@@ -3167,7 +3624,7 @@ type Attend struct {
 
 func (x *Attend) Reset() {
 	*x = Attend{}
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3179,7 +3636,7 @@ func (x *Attend) String() string {
 func (*Attend) ProtoMessage() {}
 
 func (x *Attend) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[43]
+	mi := &file_drover_v1_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3192,7 +3649,7 @@ func (x *Attend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attend.ProtoReflect.Descriptor instead.
 func (*Attend) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Attend) GetKind() string {
@@ -3242,7 +3699,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3254,7 +3711,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[44]
+	mi := &file_drover_v1_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3267,7 +3724,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RunResponse) GetProgress() *Progress {
@@ -3309,14 +3766,16 @@ type RunResult struct {
 	Addresses []string `protobuf:"bytes,40,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Gateways  []string `protobuf:"bytes,41,rep,name=gateways,proto3" json:"gateways,omitempty"`
 	// For CountSessions, and for Edge: sessions that were ended.
-	Sessions      int64 `protobuf:"varint,42,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Sessions int64 `protobuf:"varint,42,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// For AttachDisks.
+	RemoteDisks   []*RemoteDisk `protobuf:"bytes,110,rep,name=remote_disks,json=remoteDisks,proto3" json:"remote_disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunResult) Reset() {
 	*x = RunResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3787,7 @@ func (x *RunResult) String() string {
 func (*RunResult) ProtoMessage() {}
 
 func (x *RunResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[45]
+	mi := &file_drover_v1_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3800,7 @@ func (x *RunResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResult.ProtoReflect.Descriptor instead.
 func (*RunResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RunResult) GetMoved() bool {
@@ -3449,6 +3908,13 @@ func (x *RunResult) GetSessions() int64 {
 	return 0
 }
 
+func (x *RunResult) GetRemoteDisks() []*RemoteDisk {
+	if x != nil {
+		return x.RemoteDisks
+	}
+	return nil
+}
+
 type CancelRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -3459,7 +3925,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3937,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[46]
+	mi := &file_drover_v1_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3950,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{46}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *CancelRequest) GetRef() *MoveRef {
@@ -3509,7 +3975,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3521,7 +3987,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[47]
+	mi := &file_drover_v1_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3534,7 +4000,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{47}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{54}
 }
 
 type SetRateRequest struct {
@@ -3548,7 +4014,7 @@ type SetRateRequest struct {
 
 func (x *SetRateRequest) Reset() {
 	*x = SetRateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +4026,7 @@ func (x *SetRateRequest) String() string {
 func (*SetRateRequest) ProtoMessage() {}
 
 func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[48]
+	mi := &file_drover_v1_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +4039,7 @@ func (x *SetRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateRequest.ProtoReflect.Descriptor instead.
 func (*SetRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{48}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *SetRateRequest) GetRef() *MoveRef {
@@ -3598,7 +4064,7 @@ type SetRateResponse struct {
 
 func (x *SetRateResponse) Reset() {
 	*x = SetRateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3610,7 +4076,7 @@ func (x *SetRateResponse) String() string {
 func (*SetRateResponse) ProtoMessage() {}
 
 func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[49]
+	mi := &file_drover_v1_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3623,7 +4089,7 @@ func (x *SetRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRateResponse.ProtoReflect.Descriptor instead.
 func (*SetRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{49}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{56}
 }
 
 type ProbeStartRequest struct {
@@ -3636,7 +4102,7 @@ type ProbeStartRequest struct {
 
 func (x *ProbeStartRequest) Reset() {
 	*x = ProbeStartRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[50]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +4114,7 @@ func (x *ProbeStartRequest) String() string {
 func (*ProbeStartRequest) ProtoMessage() {}
 
 func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[50]
+	mi := &file_drover_v1_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +4127,7 @@ func (x *ProbeStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStartRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{50}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ProbeStartRequest) GetMove() string {
@@ -3686,7 +4152,7 @@ type ProbeStartResponse struct {
 
 func (x *ProbeStartResponse) Reset() {
 	*x = ProbeStartResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[51]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +4164,7 @@ func (x *ProbeStartResponse) String() string {
 func (*ProbeStartResponse) ProtoMessage() {}
 
 func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[51]
+	mi := &file_drover_v1_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +4177,7 @@ func (x *ProbeStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStartResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStartResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{51}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{58}
 }
 
 type ProbeStopRequest struct {
@@ -3723,7 +4189,7 @@ type ProbeStopRequest struct {
 
 func (x *ProbeStopRequest) Reset() {
 	*x = ProbeStopRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[52]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3735,7 +4201,7 @@ func (x *ProbeStopRequest) String() string {
 func (*ProbeStopRequest) ProtoMessage() {}
 
 func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[52]
+	mi := &file_drover_v1_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3748,7 +4214,7 @@ func (x *ProbeStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopRequest.ProtoReflect.Descriptor instead.
 func (*ProbeStopRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{52}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ProbeStopRequest) GetMove() string {
@@ -3768,7 +4234,7 @@ type ProbeStopResponse struct {
 
 func (x *ProbeStopResponse) Reset() {
 	*x = ProbeStopResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[53]
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +4246,7 @@ func (x *ProbeStopResponse) String() string {
 func (*ProbeStopResponse) ProtoMessage() {}
 
 func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[53]
+	mi := &file_drover_v1_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +4259,7 @@ func (x *ProbeStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeStopResponse.ProtoReflect.Descriptor instead.
 func (*ProbeStopResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{53}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ProbeStopResponse) GetFound() bool {
@@ -3828,7 +4294,7 @@ type ProbeResult struct {
 
 func (x *ProbeResult) Reset() {
 	*x = ProbeResult{}
-	mi := &file_drover_v1_agent_proto_msgTypes[54]
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +4306,7 @@ func (x *ProbeResult) String() string {
 func (*ProbeResult) ProtoMessage() {}
 
 func (x *ProbeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[54]
+	mi := &file_drover_v1_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +4319,7 @@ func (x *ProbeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeResult.ProtoReflect.Descriptor instead.
 func (*ProbeResult) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{54}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ProbeResult) GetOutageMs() float64 {
@@ -3934,7 +4400,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[55]
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3946,7 +4412,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[55]
+	mi := &file_drover_v1_agent_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3959,7 +4425,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{55}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
 }
 
 type PingResponse struct {
@@ -3973,7 +4439,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[56]
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3985,7 +4451,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[56]
+	mi := &file_drover_v1_agent_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3998,7 +4464,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{56}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PingResponse) GetName() string {
@@ -4048,7 +4514,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[57]
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4060,7 +4526,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[57]
+	mi := &file_drover_v1_agent_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4073,7 +4539,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{57}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *PrepareRequest) GetRef() *MoveRef {
@@ -4167,7 +4633,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[58]
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4179,7 +4645,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[58]
+	mi := &file_drover_v1_agent_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4192,7 +4658,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{58}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *PrepareResponse) GetCookie() []byte {
@@ -4229,7 +4695,7 @@ type ContentSource struct {
 
 func (x *ContentSource) Reset() {
 	*x = ContentSource{}
-	mi := &file_drover_v1_agent_proto_msgTypes[59]
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4707,7 @@ func (x *ContentSource) String() string {
 func (*ContentSource) ProtoMessage() {}
 
 func (x *ContentSource) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[59]
+	mi := &file_drover_v1_agent_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4720,7 @@ func (x *ContentSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContentSource.ProtoReflect.Descriptor instead.
 func (*ContentSource) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{59}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ContentSource) GetId() []byte {
@@ -4292,7 +4758,7 @@ type FinishRequest struct {
 
 func (x *FinishRequest) Reset() {
 	*x = FinishRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4770,7 @@ func (x *FinishRequest) String() string {
 func (*FinishRequest) ProtoMessage() {}
 
 func (x *FinishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[60]
+	mi := &file_drover_v1_agent_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4783,7 @@ func (x *FinishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRequest.ProtoReflect.Descriptor instead.
 func (*FinishRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{60}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *FinishRequest) GetRef() *MoveRef {
@@ -4360,7 +4826,7 @@ type DiskPosition struct {
 
 func (x *DiskPosition) Reset() {
 	*x = DiskPosition{}
-	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4372,7 +4838,7 @@ func (x *DiskPosition) String() string {
 func (*DiskPosition) ProtoMessage() {}
 
 func (x *DiskPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[61]
+	mi := &file_drover_v1_agent_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4385,7 +4851,7 @@ func (x *DiskPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskPosition.ProtoReflect.Descriptor instead.
 func (*DiskPosition) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{61}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DiskPosition) GetExport() string {
@@ -4422,7 +4888,7 @@ type FinishResponse struct {
 
 func (x *FinishResponse) Reset() {
 	*x = FinishResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4434,7 +4900,7 @@ func (x *FinishResponse) String() string {
 func (*FinishResponse) ProtoMessage() {}
 
 func (x *FinishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[62]
+	mi := &file_drover_v1_agent_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4447,7 +4913,7 @@ func (x *FinishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishResponse.ProtoReflect.Descriptor instead.
 func (*FinishResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{62}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *FinishResponse) GetRunning() bool {
@@ -4487,7 +4953,7 @@ type FateRequest struct {
 
 func (x *FateRequest) Reset() {
 	*x = FateRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4499,7 +4965,7 @@ func (x *FateRequest) String() string {
 func (*FateRequest) ProtoMessage() {}
 
 func (x *FateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[63]
+	mi := &file_drover_v1_agent_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4512,7 +4978,7 @@ func (x *FateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateRequest.ProtoReflect.Descriptor instead.
 func (*FateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{63}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *FateRequest) GetRef() *MoveRef {
@@ -4535,7 +5001,7 @@ type FateResponse struct {
 
 func (x *FateResponse) Reset() {
 	*x = FateResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4547,7 +5013,7 @@ func (x *FateResponse) String() string {
 func (*FateResponse) ProtoMessage() {}
 
 func (x *FateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[64]
+	mi := &file_drover_v1_agent_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4560,7 +5026,7 @@ func (x *FateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FateResponse.ProtoReflect.Descriptor instead.
 func (*FateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{64}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *FateResponse) GetAccepted() bool {
@@ -4593,7 +5059,7 @@ type AbandonRequest struct {
 
 func (x *AbandonRequest) Reset() {
 	*x = AbandonRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4605,7 +5071,7 @@ func (x *AbandonRequest) String() string {
 func (*AbandonRequest) ProtoMessage() {}
 
 func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[65]
+	mi := &file_drover_v1_agent_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4618,7 +5084,7 @@ func (x *AbandonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonRequest.ProtoReflect.Descriptor instead.
 func (*AbandonRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{65}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AbandonRequest) GetRef() *MoveRef {
@@ -4638,7 +5104,7 @@ type AbandonResponse struct {
 
 func (x *AbandonResponse) Reset() {
 	*x = AbandonResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4650,7 +5116,7 @@ func (x *AbandonResponse) String() string {
 func (*AbandonResponse) ProtoMessage() {}
 
 func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[66]
+	mi := &file_drover_v1_agent_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4663,7 +5129,7 @@ func (x *AbandonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbandonResponse.ProtoReflect.Descriptor instead.
 func (*AbandonResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{66}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AbandonResponse) GetAccepted() bool {
@@ -4683,7 +5149,7 @@ type DigestRequest struct {
 
 func (x *DigestRequest) Reset() {
 	*x = DigestRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4695,7 +5161,7 @@ func (x *DigestRequest) String() string {
 func (*DigestRequest) ProtoMessage() {}
 
 func (x *DigestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[67]
+	mi := &file_drover_v1_agent_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4708,7 +5174,7 @@ func (x *DigestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
 func (*DigestRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{67}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DigestRequest) GetRef() *MoveRef {
@@ -4734,7 +5200,7 @@ type DigestResponse struct {
 
 func (x *DigestResponse) Reset() {
 	*x = DigestResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +5212,7 @@ func (x *DigestResponse) String() string {
 func (*DigestResponse) ProtoMessage() {}
 
 func (x *DigestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[68]
+	mi := &file_drover_v1_agent_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +5225,7 @@ func (x *DigestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DigestResponse.ProtoReflect.Descriptor instead.
 func (*DigestResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{68}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DigestResponse) GetDigest() []byte {
@@ -4778,7 +5244,7 @@ type CutOverRequest struct {
 
 func (x *CutOverRequest) Reset() {
 	*x = CutOverRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4790,7 +5256,7 @@ func (x *CutOverRequest) String() string {
 func (*CutOverRequest) ProtoMessage() {}
 
 func (x *CutOverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[69]
+	mi := &file_drover_v1_agent_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,7 +5269,7 @@ func (x *CutOverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutOverRequest.ProtoReflect.Descriptor instead.
 func (*CutOverRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{69}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CutOverRequest) GetRef() *MoveRef {
@@ -4823,7 +5289,7 @@ type CutOverResponse struct {
 
 func (x *CutOverResponse) Reset() {
 	*x = CutOverResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +5301,7 @@ func (x *CutOverResponse) String() string {
 func (*CutOverResponse) ProtoMessage() {}
 
 func (x *CutOverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[70]
+	mi := &file_drover_v1_agent_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +5314,7 @@ func (x *CutOverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CutOverResponse.ProtoReflect.Descriptor instead.
 func (*CutOverResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{70}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CutOverResponse) GetAtUnixNanos() int64 {
@@ -4868,7 +5334,7 @@ type EdgeStatusRequest struct {
 
 func (x *EdgeStatusRequest) Reset() {
 	*x = EdgeStatusRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[71]
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4880,7 +5346,7 @@ func (x *EdgeStatusRequest) String() string {
 func (*EdgeStatusRequest) ProtoMessage() {}
 
 func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[71]
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4893,7 +5359,7 @@ func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusRequest.ProtoReflect.Descriptor instead.
 func (*EdgeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{71}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EdgeStatusRequest) GetBrief() bool {
@@ -4912,7 +5378,7 @@ type EdgeStatusResponse struct {
 
 func (x *EdgeStatusResponse) Reset() {
 	*x = EdgeStatusResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[72]
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4924,7 +5390,7 @@ func (x *EdgeStatusResponse) String() string {
 func (*EdgeStatusResponse) ProtoMessage() {}
 
 func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[72]
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4937,7 +5403,7 @@ func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusResponse.ProtoReflect.Descriptor instead.
 func (*EdgeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{72}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *EdgeStatusResponse) GetState() *EdgeState {
@@ -4956,7 +5422,7 @@ type SetMeshRequest struct {
 
 func (x *SetMeshRequest) Reset() {
 	*x = SetMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[73]
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4968,7 +5434,7 @@ func (x *SetMeshRequest) String() string {
 func (*SetMeshRequest) ProtoMessage() {}
 
 func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[73]
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4981,7 +5447,7 @@ func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshRequest.ProtoReflect.Descriptor instead.
 func (*SetMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{73}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SetMeshRequest) GetPeers() []*MeshPeer {
@@ -4999,7 +5465,7 @@ type SetMeshResponse struct {
 
 func (x *SetMeshResponse) Reset() {
 	*x = SetMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[74]
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5011,7 +5477,7 @@ func (x *SetMeshResponse) String() string {
 func (*SetMeshResponse) ProtoMessage() {}
 
 func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[74]
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5024,7 +5490,7 @@ func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshResponse.ProtoReflect.Descriptor instead.
 func (*SetMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{74}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{81}
 }
 
 type RotateMeshRequest struct {
@@ -5038,7 +5504,7 @@ type RotateMeshRequest struct {
 
 func (x *RotateMeshRequest) Reset() {
 	*x = RotateMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[75]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5050,7 +5516,7 @@ func (x *RotateMeshRequest) String() string {
 func (*RotateMeshRequest) ProtoMessage() {}
 
 func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[75]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5063,7 +5529,7 @@ func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshRequest.ProtoReflect.Descriptor instead.
 func (*RotateMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{75}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RotateMeshRequest) GetAdopt() string {
@@ -5082,7 +5548,7 @@ type RotateMeshResponse struct {
 
 func (x *RotateMeshResponse) Reset() {
 	*x = RotateMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[76]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5094,7 +5560,7 @@ func (x *RotateMeshResponse) String() string {
 func (*RotateMeshResponse) ProtoMessage() {}
 
 func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[76]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5107,7 +5573,7 @@ func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshResponse.ProtoReflect.Descriptor instead.
 func (*RotateMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{76}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RotateMeshResponse) GetMesh() *Mesh {
@@ -5131,7 +5597,7 @@ type CheckEdgeRequest struct {
 
 func (x *CheckEdgeRequest) Reset() {
 	*x = CheckEdgeRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[77]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5143,7 +5609,7 @@ func (x *CheckEdgeRequest) String() string {
 func (*CheckEdgeRequest) ProtoMessage() {}
 
 func (x *CheckEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[77]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5156,7 +5622,7 @@ func (x *CheckEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEdgeRequest.ProtoReflect.Descriptor instead.
 func (*CheckEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{77}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *CheckEdgeRequest) GetBackend() string {
@@ -5198,7 +5664,7 @@ type CheckEdgeResponse struct {
 
 func (x *CheckEdgeResponse) Reset() {
 	*x = CheckEdgeResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5210,7 +5676,7 @@ func (x *CheckEdgeResponse) String() string {
 func (*CheckEdgeResponse) ProtoMessage() {}
 
 func (x *CheckEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5223,7 +5689,7 @@ func (x *CheckEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEdgeResponse.ProtoReflect.Descriptor instead.
 func (*CheckEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{78}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *CheckEdgeResponse) GetChecks() []*Check {
@@ -5251,7 +5717,7 @@ type CheckOpsRequest struct {
 
 func (x *CheckOpsRequest) Reset() {
 	*x = CheckOpsRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5263,7 +5729,7 @@ func (x *CheckOpsRequest) String() string {
 func (*CheckOpsRequest) ProtoMessage() {}
 
 func (x *CheckOpsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5276,7 +5742,7 @@ func (x *CheckOpsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckOpsRequest.ProtoReflect.Descriptor instead.
 func (*CheckOpsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{79}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *CheckOpsRequest) GetOps() []*EdgeOp {
@@ -5303,7 +5769,7 @@ type CheckOpsResponse struct {
 
 func (x *CheckOpsResponse) Reset() {
 	*x = CheckOpsResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	mi := &file_drover_v1_agent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5315,7 +5781,7 @@ func (x *CheckOpsResponse) String() string {
 func (*CheckOpsResponse) ProtoMessage() {}
 
 func (x *CheckOpsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	mi := &file_drover_v1_agent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5328,7 +5794,7 @@ func (x *CheckOpsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckOpsResponse.ProtoReflect.Descriptor instead.
 func (*CheckOpsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{80}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CheckOpsResponse) GetChecks() []*Check {
@@ -5360,7 +5826,7 @@ type HeldLease struct {
 
 func (x *HeldLease) Reset() {
 	*x = HeldLease{}
-	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	mi := &file_drover_v1_agent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5372,7 +5838,7 @@ func (x *HeldLease) String() string {
 func (*HeldLease) ProtoMessage() {}
 
 func (x *HeldLease) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	mi := &file_drover_v1_agent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5385,7 +5851,7 @@ func (x *HeldLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldLease.ProtoReflect.Descriptor instead.
 func (*HeldLease) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{81}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *HeldLease) GetSegment() string {
@@ -5431,7 +5897,7 @@ type OwnedRequest struct {
 
 func (x *OwnedRequest) Reset() {
 	*x = OwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[82]
+	mi := &file_drover_v1_agent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5443,7 +5909,7 @@ func (x *OwnedRequest) String() string {
 func (*OwnedRequest) ProtoMessage() {}
 
 func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[82]
+	mi := &file_drover_v1_agent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5456,7 +5922,7 @@ func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedRequest.ProtoReflect.Descriptor instead.
 func (*OwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{82}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{89}
 }
 
 type OwnedResponse struct {
@@ -5470,7 +5936,7 @@ type OwnedResponse struct {
 
 func (x *OwnedResponse) Reset() {
 	*x = OwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[83]
+	mi := &file_drover_v1_agent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5482,7 +5948,7 @@ func (x *OwnedResponse) String() string {
 func (*OwnedResponse) ProtoMessage() {}
 
 func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[83]
+	mi := &file_drover_v1_agent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5495,7 +5961,7 @@ func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedResponse.ProtoReflect.Descriptor instead.
 func (*OwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{83}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *OwnedResponse) GetThings() []*OwnedThing {
@@ -5529,7 +5995,7 @@ type OwnedThing struct {
 
 func (x *OwnedThing) Reset() {
 	*x = OwnedThing{}
-	mi := &file_drover_v1_agent_proto_msgTypes[84]
+	mi := &file_drover_v1_agent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5541,7 +6007,7 @@ func (x *OwnedThing) String() string {
 func (*OwnedThing) ProtoMessage() {}
 
 func (x *OwnedThing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[84]
+	mi := &file_drover_v1_agent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5554,7 +6020,7 @@ func (x *OwnedThing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedThing.ProtoReflect.Descriptor instead.
 func (*OwnedThing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{84}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *OwnedThing) GetKind() string {
@@ -5603,7 +6069,7 @@ type RemoveOwnedRequest struct {
 
 func (x *RemoveOwnedRequest) Reset() {
 	*x = RemoveOwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[85]
+	mi := &file_drover_v1_agent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5615,7 +6081,7 @@ func (x *RemoveOwnedRequest) String() string {
 func (*RemoveOwnedRequest) ProtoMessage() {}
 
 func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[85]
+	mi := &file_drover_v1_agent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5628,7 +6094,7 @@ func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{85}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RemoveOwnedRequest) GetOwner() string {
@@ -5653,7 +6119,7 @@ type RemoveOwnedResponse struct {
 
 func (x *RemoveOwnedResponse) Reset() {
 	*x = RemoveOwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[86]
+	mi := &file_drover_v1_agent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5665,7 +6131,7 @@ func (x *RemoveOwnedResponse) String() string {
 func (*RemoveOwnedResponse) ProtoMessage() {}
 
 func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[86]
+	mi := &file_drover_v1_agent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5678,7 +6144,7 @@ func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{86}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{93}
 }
 
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
@@ -5726,7 +6192,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"guestFault\x1a=\n" +
 	"\x0fBackingIdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\xfc\x02\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x9b\x03\n" +
 	"\x12CheckTargetRequest\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x1e\n" +
@@ -5736,7 +6202,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06source\x18\x04 \x01(\v2\x0f.drover.v1.HostR\x06source\x12N\n" +
 	"\vbacking_ids\x18\x05 \x03(\v2-.drover.v1.CheckTargetRequest.BackingIdsEntryR\n" +
 	"backingIds\x12%\n" +
-	"\x0esource_address\x18\x06 \x01(\tR\rsourceAddress\x120\n" +
+	"\x0esource_address\x18\x06 \x01(\tR\rsourceAddress\x12\x1d\n" +
+	"\n" +
+	"disks_stay\x18n \x01(\bR\tdisksStay\x120\n" +
 	"\x05clone\x182 \x01(\v2\x1a.drover.v1.CloneDefinitionR\x05clone\x1a=\n" +
 	"\x0fBackingIdsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -5754,7 +6222,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x0e\n" +
 	"\x02vm\x18\x03 \x01(\tR\x02vm\x12\x17\n" +
-	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xf4\f\n" +
+	"\avm_uuid\x18\x04 \x01(\tR\x06vmUuid\"\xd9\x0f\n" +
 	"\n" +
 	"RunRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
@@ -5790,11 +6258,22 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fdefine_clone\x182 \x01(\v2\x16.drover.v1.DefineCloneH\x00R\vdefineClone\x125\n" +
 	"\n" +
 	"copy_clone\x183 \x01(\v2\x14.drover.v1.CopyCloneH\x00R\tcopyClone\x12+\n" +
-	"\x06attend\x184 \x01(\v2\x11.drover.v1.AttendH\x00R\x06attendB\b\n" +
-	"\x06action\"D\n" +
+	"\x06attend\x184 \x01(\v2\x11.drover.v1.AttendH\x00R\x06attend\x125\n" +
+	"\n" +
+	"lend_disks\x18n \x01(\v2\x14.drover.v1.LendDisksH\x00R\tlendDisks\x12>\n" +
+	"\rreclaim_disks\x18o \x01(\v2\x17.drover.v1.ReclaimDisksH\x00R\freclaimDisks\x12;\n" +
+	"\fattach_disks\x18p \x01(\v2\x16.drover.v1.AttachDisksH\x00R\vattachDisks\x12;\n" +
+	"\fdetach_disks\x18q \x01(\v2\x16.drover.v1.DetachDisksH\x00R\vdetachDisks\x128\n" +
+	"\vbring_disks\x18r \x01(\v2\x15.drover.v1.BringDisksH\x00R\n" +
+	"bringDisks\x128\n" +
+	"\vabort_bring\x18s \x01(\v2\x15.drover.v1.AbortBringH\x00R\n" +
+	"abortBringB\b\n" +
+	"\x06action\"c\n" +
 	"\aReserve\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\bR\x06target\x12!\n" +
-	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\"!\n" +
+	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disks_only\x18n \x01(\bR\tdisksOnly\"!\n" +
 	"\aRelease\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\bR\x06target\":\n" +
 	"\rCreateVolumes\x12)\n" +
@@ -5809,7 +6288,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x0ebacking_format\x18\x06 \x01(\tR\rbackingFormat\x12\x19\n" +
 	"\btop_only\x18\a \x01(\bR\atopOnly\x12'\n" +
 	"\x0fallocated_bytes\x18\b \x01(\x03R\x0eallocatedBytes\x12\x14\n" +
-	"\x05fresh\x182 \x01(\bR\x05fresh\"\xb2\x03\n" +
+	"\x05fresh\x182 \x01(\bR\x05fresh\"\xe1\x03\n" +
 	"\bTransfer\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
@@ -5823,7 +6302,27 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\vtarget_edge\x18) \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
 	"targetEdge\x12/\n" +
 	"\bretarget\x18Z \x01(\v2\x13.drover.v1.RetargetR\bretarget\x12,\n" +
-	"\x05guest\x18[ \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\"d\n" +
+	"\x05guest\x18[ \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\x12-\n" +
+	"\x06remote\x18n \x03(\v2\x15.drover.v1.RemoteDiskR\x06remote\"<\n" +
+	"\n" +
+	"RemoteDisk\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06socket\x18\x02 \x01(\tR\x06socket\"S\n" +
+	"\tLendDisks\x12\x1b\n" +
+	"\tpeer_host\x18\x01 \x01(\tR\bpeerHost\x12)\n" +
+	"\x05disks\x18\x02 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"\x0e\n" +
+	"\fReclaimDisks\"x\n" +
+	"\vAttachDisks\x12!\n" +
+	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
+	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
+	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"\r\n" +
+	"\vDetachDisks\"\\\n" +
+	"\n" +
+	"BringDisks\x12)\n" +
+	"\x05disks\x18\x01 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
+	"\rbandwidth_bps\x18\x02 \x01(\x03R\fbandwidthBps\"\f\n" +
+	"\n" +
+	"AbortBring\"d\n" +
 	"\bRetarget\x12\x10\n" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12,\n" +
@@ -5935,7 +6434,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06server\x18\x05 \x01(\tR\x06server\"l\n" +
 	"\vRunResponse\x12/\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12,\n" +
-	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xfd\x03\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xb7\x04\n" +
 	"\tRunResult\x12\x14\n" +
 	"\x05moved\x18\x01 \x01(\bR\x05moved\x12\x1f\n" +
 	"\vwas_running\x18\x02 \x01(\bR\n" +
@@ -5957,7 +6456,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06detail\x18\x1f \x01(\tR\x06detail\x12\x1c\n" +
 	"\taddresses\x18( \x03(\tR\taddresses\x12\x1a\n" +
 	"\bgateways\x18) \x03(\tR\bgateways\x12\x1a\n" +
-	"\bsessions\x18* \x01(\x03R\bsessions\"I\n" +
+	"\bsessions\x18* \x01(\x03R\bsessions\x128\n" +
+	"\fremote_disks\x18n \x03(\v2\x15.drover.v1.RemoteDiskR\vremoteDisks\"I\n" +
 	"\rCancelRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\"\x10\n" +
@@ -6140,7 +6640,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 91)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -6157,240 +6657,258 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*DeleteVolumes)(nil),       // 12: drover.v1.DeleteVolumes
 	(*DiskPlan)(nil),            // 13: drover.v1.DiskPlan
 	(*Transfer)(nil),            // 14: drover.v1.Transfer
-	(*Retarget)(nil),            // 15: drover.v1.Retarget
-	(*GuestChange)(nil),         // 16: drover.v1.GuestChange
-	(*ChangeGuest)(nil),         // 17: drover.v1.ChangeGuest
-	(*FindStation)(nil),         // 18: drover.v1.FindStation
-	(*EdgeAgent)(nil),           // 19: drover.v1.EdgeAgent
-	(*AbortTransfer)(nil),       // 20: drover.v1.AbortTransfer
-	(*Shutdown)(nil),            // 21: drover.v1.Shutdown
-	(*GiveUp)(nil),              // 22: drover.v1.GiveUp
-	(*TakeBack)(nil),            // 23: drover.v1.TakeBack
-	(*Copy)(nil),                // 24: drover.v1.Copy
-	(*Replicate)(nil),           // 25: drover.v1.Replicate
-	(*StopReplication)(nil),     // 26: drover.v1.StopReplication
-	(*StopVM)(nil),              // 27: drover.v1.StopVM
-	(*CheckHealth)(nil),         // 28: drover.v1.CheckHealth
-	(*Commit)(nil),              // 29: drover.v1.Commit
-	(*AbortCommit)(nil),         // 30: drover.v1.AbortCommit
-	(*Define)(nil),              // 31: drover.v1.Define
-	(*Undefine)(nil),            // 32: drover.v1.Undefine
-	(*StartVM)(nil),             // 33: drover.v1.StartVM
-	(*Verify)(nil),              // 34: drover.v1.Verify
-	(*ReleaseSource)(nil),       // 35: drover.v1.ReleaseSource
-	(*Edge)(nil),                // 36: drover.v1.Edge
-	(*StageEdge)(nil),           // 37: drover.v1.StageEdge
-	(*CountSessions)(nil),       // 38: drover.v1.CountSessions
-	(*CloneDefinition)(nil),     // 39: drover.v1.CloneDefinition
-	(*CloneNIC)(nil),            // 40: drover.v1.CloneNIC
-	(*DefineClone)(nil),         // 41: drover.v1.DefineClone
-	(*CopyClone)(nil),           // 42: drover.v1.CopyClone
-	(*Attend)(nil),              // 43: drover.v1.Attend
-	(*RunResponse)(nil),         // 44: drover.v1.RunResponse
-	(*RunResult)(nil),           // 45: drover.v1.RunResult
-	(*CancelRequest)(nil),       // 46: drover.v1.CancelRequest
-	(*CancelResponse)(nil),      // 47: drover.v1.CancelResponse
-	(*SetRateRequest)(nil),      // 48: drover.v1.SetRateRequest
-	(*SetRateResponse)(nil),     // 49: drover.v1.SetRateResponse
-	(*ProbeStartRequest)(nil),   // 50: drover.v1.ProbeStartRequest
-	(*ProbeStartResponse)(nil),  // 51: drover.v1.ProbeStartResponse
-	(*ProbeStopRequest)(nil),    // 52: drover.v1.ProbeStopRequest
-	(*ProbeStopResponse)(nil),   // 53: drover.v1.ProbeStopResponse
-	(*ProbeResult)(nil),         // 54: drover.v1.ProbeResult
-	(*PingRequest)(nil),         // 55: drover.v1.PingRequest
-	(*PingResponse)(nil),        // 56: drover.v1.PingResponse
-	(*PrepareRequest)(nil),      // 57: drover.v1.PrepareRequest
-	(*PrepareResponse)(nil),     // 58: drover.v1.PrepareResponse
-	(*ContentSource)(nil),       // 59: drover.v1.ContentSource
-	(*FinishRequest)(nil),       // 60: drover.v1.FinishRequest
-	(*DiskPosition)(nil),        // 61: drover.v1.DiskPosition
-	(*FinishResponse)(nil),      // 62: drover.v1.FinishResponse
-	(*FateRequest)(nil),         // 63: drover.v1.FateRequest
-	(*FateResponse)(nil),        // 64: drover.v1.FateResponse
-	(*AbandonRequest)(nil),      // 65: drover.v1.AbandonRequest
-	(*AbandonResponse)(nil),     // 66: drover.v1.AbandonResponse
-	(*DigestRequest)(nil),       // 67: drover.v1.DigestRequest
-	(*DigestResponse)(nil),      // 68: drover.v1.DigestResponse
-	(*CutOverRequest)(nil),      // 69: drover.v1.CutOverRequest
-	(*CutOverResponse)(nil),     // 70: drover.v1.CutOverResponse
-	(*EdgeStatusRequest)(nil),   // 71: drover.v1.EdgeStatusRequest
-	(*EdgeStatusResponse)(nil),  // 72: drover.v1.EdgeStatusResponse
-	(*SetMeshRequest)(nil),      // 73: drover.v1.SetMeshRequest
-	(*SetMeshResponse)(nil),     // 74: drover.v1.SetMeshResponse
-	(*RotateMeshRequest)(nil),   // 75: drover.v1.RotateMeshRequest
-	(*RotateMeshResponse)(nil),  // 76: drover.v1.RotateMeshResponse
-	(*CheckEdgeRequest)(nil),    // 77: drover.v1.CheckEdgeRequest
-	(*CheckEdgeResponse)(nil),   // 78: drover.v1.CheckEdgeResponse
-	(*CheckOpsRequest)(nil),     // 79: drover.v1.CheckOpsRequest
-	(*CheckOpsResponse)(nil),    // 80: drover.v1.CheckOpsResponse
-	(*HeldLease)(nil),           // 81: drover.v1.HeldLease
-	(*OwnedRequest)(nil),        // 82: drover.v1.OwnedRequest
-	(*OwnedResponse)(nil),       // 83: drover.v1.OwnedResponse
-	(*OwnedThing)(nil),          // 84: drover.v1.OwnedThing
-	(*RemoveOwnedRequest)(nil),  // 85: drover.v1.RemoveOwnedRequest
-	(*RemoveOwnedResponse)(nil), // 86: drover.v1.RemoveOwnedResponse
-	nil,                         // 87: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 88: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 89: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 90: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 91: drover.v1.Host
-	(*VM)(nil),                  // 92: drover.v1.VM
-	(*Segment)(nil),             // 93: drover.v1.Segment
-	(*Mesh)(nil),                // 94: drover.v1.Mesh
-	(*Check)(nil),               // 95: drover.v1.Check
-	(*ProbeTarget)(nil),         // 96: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 97: drover.v1.EdgeOp
-	(*Progress)(nil),            // 98: drover.v1.Progress
-	(*PathFigures)(nil),         // 99: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 100: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 101: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 102: drover.v1.BackendServer
+	(*RemoteDisk)(nil),          // 15: drover.v1.RemoteDisk
+	(*LendDisks)(nil),           // 16: drover.v1.LendDisks
+	(*ReclaimDisks)(nil),        // 17: drover.v1.ReclaimDisks
+	(*AttachDisks)(nil),         // 18: drover.v1.AttachDisks
+	(*DetachDisks)(nil),         // 19: drover.v1.DetachDisks
+	(*BringDisks)(nil),          // 20: drover.v1.BringDisks
+	(*AbortBring)(nil),          // 21: drover.v1.AbortBring
+	(*Retarget)(nil),            // 22: drover.v1.Retarget
+	(*GuestChange)(nil),         // 23: drover.v1.GuestChange
+	(*ChangeGuest)(nil),         // 24: drover.v1.ChangeGuest
+	(*FindStation)(nil),         // 25: drover.v1.FindStation
+	(*EdgeAgent)(nil),           // 26: drover.v1.EdgeAgent
+	(*AbortTransfer)(nil),       // 27: drover.v1.AbortTransfer
+	(*Shutdown)(nil),            // 28: drover.v1.Shutdown
+	(*GiveUp)(nil),              // 29: drover.v1.GiveUp
+	(*TakeBack)(nil),            // 30: drover.v1.TakeBack
+	(*Copy)(nil),                // 31: drover.v1.Copy
+	(*Replicate)(nil),           // 32: drover.v1.Replicate
+	(*StopReplication)(nil),     // 33: drover.v1.StopReplication
+	(*StopVM)(nil),              // 34: drover.v1.StopVM
+	(*CheckHealth)(nil),         // 35: drover.v1.CheckHealth
+	(*Commit)(nil),              // 36: drover.v1.Commit
+	(*AbortCommit)(nil),         // 37: drover.v1.AbortCommit
+	(*Define)(nil),              // 38: drover.v1.Define
+	(*Undefine)(nil),            // 39: drover.v1.Undefine
+	(*StartVM)(nil),             // 40: drover.v1.StartVM
+	(*Verify)(nil),              // 41: drover.v1.Verify
+	(*ReleaseSource)(nil),       // 42: drover.v1.ReleaseSource
+	(*Edge)(nil),                // 43: drover.v1.Edge
+	(*StageEdge)(nil),           // 44: drover.v1.StageEdge
+	(*CountSessions)(nil),       // 45: drover.v1.CountSessions
+	(*CloneDefinition)(nil),     // 46: drover.v1.CloneDefinition
+	(*CloneNIC)(nil),            // 47: drover.v1.CloneNIC
+	(*DefineClone)(nil),         // 48: drover.v1.DefineClone
+	(*CopyClone)(nil),           // 49: drover.v1.CopyClone
+	(*Attend)(nil),              // 50: drover.v1.Attend
+	(*RunResponse)(nil),         // 51: drover.v1.RunResponse
+	(*RunResult)(nil),           // 52: drover.v1.RunResult
+	(*CancelRequest)(nil),       // 53: drover.v1.CancelRequest
+	(*CancelResponse)(nil),      // 54: drover.v1.CancelResponse
+	(*SetRateRequest)(nil),      // 55: drover.v1.SetRateRequest
+	(*SetRateResponse)(nil),     // 56: drover.v1.SetRateResponse
+	(*ProbeStartRequest)(nil),   // 57: drover.v1.ProbeStartRequest
+	(*ProbeStartResponse)(nil),  // 58: drover.v1.ProbeStartResponse
+	(*ProbeStopRequest)(nil),    // 59: drover.v1.ProbeStopRequest
+	(*ProbeStopResponse)(nil),   // 60: drover.v1.ProbeStopResponse
+	(*ProbeResult)(nil),         // 61: drover.v1.ProbeResult
+	(*PingRequest)(nil),         // 62: drover.v1.PingRequest
+	(*PingResponse)(nil),        // 63: drover.v1.PingResponse
+	(*PrepareRequest)(nil),      // 64: drover.v1.PrepareRequest
+	(*PrepareResponse)(nil),     // 65: drover.v1.PrepareResponse
+	(*ContentSource)(nil),       // 66: drover.v1.ContentSource
+	(*FinishRequest)(nil),       // 67: drover.v1.FinishRequest
+	(*DiskPosition)(nil),        // 68: drover.v1.DiskPosition
+	(*FinishResponse)(nil),      // 69: drover.v1.FinishResponse
+	(*FateRequest)(nil),         // 70: drover.v1.FateRequest
+	(*FateResponse)(nil),        // 71: drover.v1.FateResponse
+	(*AbandonRequest)(nil),      // 72: drover.v1.AbandonRequest
+	(*AbandonResponse)(nil),     // 73: drover.v1.AbandonResponse
+	(*DigestRequest)(nil),       // 74: drover.v1.DigestRequest
+	(*DigestResponse)(nil),      // 75: drover.v1.DigestResponse
+	(*CutOverRequest)(nil),      // 76: drover.v1.CutOverRequest
+	(*CutOverResponse)(nil),     // 77: drover.v1.CutOverResponse
+	(*EdgeStatusRequest)(nil),   // 78: drover.v1.EdgeStatusRequest
+	(*EdgeStatusResponse)(nil),  // 79: drover.v1.EdgeStatusResponse
+	(*SetMeshRequest)(nil),      // 80: drover.v1.SetMeshRequest
+	(*SetMeshResponse)(nil),     // 81: drover.v1.SetMeshResponse
+	(*RotateMeshRequest)(nil),   // 82: drover.v1.RotateMeshRequest
+	(*RotateMeshResponse)(nil),  // 83: drover.v1.RotateMeshResponse
+	(*CheckEdgeRequest)(nil),    // 84: drover.v1.CheckEdgeRequest
+	(*CheckEdgeResponse)(nil),   // 85: drover.v1.CheckEdgeResponse
+	(*CheckOpsRequest)(nil),     // 86: drover.v1.CheckOpsRequest
+	(*CheckOpsResponse)(nil),    // 87: drover.v1.CheckOpsResponse
+	(*HeldLease)(nil),           // 88: drover.v1.HeldLease
+	(*OwnedRequest)(nil),        // 89: drover.v1.OwnedRequest
+	(*OwnedResponse)(nil),       // 90: drover.v1.OwnedResponse
+	(*OwnedThing)(nil),          // 91: drover.v1.OwnedThing
+	(*RemoveOwnedRequest)(nil),  // 92: drover.v1.RemoveOwnedRequest
+	(*RemoveOwnedResponse)(nil), // 93: drover.v1.RemoveOwnedResponse
+	nil,                         // 94: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 95: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 96: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 97: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 98: drover.v1.Host
+	(*VM)(nil),                  // 99: drover.v1.VM
+	(*Segment)(nil),             // 100: drover.v1.Segment
+	(*Mesh)(nil),                // 101: drover.v1.Mesh
+	(*Check)(nil),               // 102: drover.v1.Check
+	(*ProbeTarget)(nil),         // 103: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 104: drover.v1.EdgeOp
+	(*Progress)(nil),            // 105: drover.v1.Progress
+	(*PathFigures)(nil),         // 106: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 107: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 108: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 109: drover.v1.BackendServer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	91,  // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	92,  // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	98,  // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	99,  // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	93,  // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	94,  // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	15,  // 5: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	95,  // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	92,  // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	91,  // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	87,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	92,  // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	91,  // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	88,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	39,  // 13: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	95,  // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	91,  // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	89,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	100, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	101, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	22,  // 5: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
+	102, // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	99,  // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	98,  // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	94,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	99,  // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	98,  // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	95,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	46,  // 13: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
+	102, // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	98,  // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	96,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,   // 17: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,   // 18: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10,  // 19: drover.v1.RunRequest.release:type_name -> drover.v1.Release
 	11,  // 20: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
 	12,  // 21: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
 	14,  // 22: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
-	21,  // 23: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
-	22,  // 24: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
-	23,  // 25: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
-	24,  // 26: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
-	31,  // 27: drover.v1.RunRequest.define:type_name -> drover.v1.Define
-	32,  // 28: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
-	33,  // 29: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
-	34,  // 30: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
-	35,  // 31: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
-	20,  // 32: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
-	25,  // 33: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
-	26,  // 34: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
-	27,  // 35: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
-	28,  // 36: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
-	29,  // 37: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
-	30,  // 38: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
-	36,  // 39: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
-	37,  // 40: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
-	38,  // 41: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
-	17,  // 42: drover.v1.RunRequest.change_guest:type_name -> drover.v1.ChangeGuest
-	18,  // 43: drover.v1.RunRequest.find_station:type_name -> drover.v1.FindStation
-	41,  // 44: drover.v1.RunRequest.define_clone:type_name -> drover.v1.DefineClone
-	42,  // 45: drover.v1.RunRequest.copy_clone:type_name -> drover.v1.CopyClone
-	43,  // 46: drover.v1.RunRequest.attend:type_name -> drover.v1.Attend
-	13,  // 47: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
-	13,  // 48: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
-	19,  // 49: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
-	19,  // 50: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
-	15,  // 51: drover.v1.Transfer.retarget:type_name -> drover.v1.Retarget
-	16,  // 52: drover.v1.Transfer.guest:type_name -> drover.v1.GuestChange
-	96,  // 53: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
-	16,  // 54: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
-	13,  // 55: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
-	13,  // 56: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
-	19,  // 57: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
-	13,  // 58: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	97,  // 59: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	97,  // 60: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
-	40,  // 61: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	90,  // 62: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	96,  // 63: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
-	39,  // 64: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
-	13,  // 65: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	98,  // 66: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
-	45,  // 67: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	99,  // 68: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
-	7,   // 69: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 70: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	96,  // 71: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	54,  // 72: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,   // 73: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13,  // 74: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	19,  // 75: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
-	16,  // 76: drover.v1.PrepareRequest.guest:type_name -> drover.v1.GuestChange
-	59,  // 77: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
-	7,   // 78: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	61,  // 79: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
-	7,   // 80: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 81: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 82: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 83: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	100, // 84: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	101, // 85: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	94,  // 86: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	95,  // 87: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	102, // 88: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	97,  // 89: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	95,  // 90: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
-	81,  // 91: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
-	84,  // 92: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,   // 93: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,   // 94: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,   // 95: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,   // 96: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,   // 97: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	46,  // 98: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	48,  // 99: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	50,  // 100: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	52,  // 101: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	71,  // 102: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	73,  // 103: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	75,  // 104: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
-	77,  // 105: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
-	79,  // 106: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
-	82,  // 107: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	85,  // 108: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	55,  // 109: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	57,  // 110: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	60,  // 111: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	63,  // 112: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	65,  // 113: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	67,  // 114: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	69,  // 115: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,   // 116: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 117: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 118: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 119: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	44,  // 120: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	47,  // 121: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	49,  // 122: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	51,  // 123: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	53,  // 124: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	72,  // 125: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	74,  // 126: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	76,  // 127: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	78,  // 128: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	80,  // 129: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	83,  // 130: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	86,  // 131: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	56,  // 132: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	58,  // 133: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	62,  // 134: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	64,  // 135: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	66,  // 136: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	68,  // 137: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	70,  // 138: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	116, // [116:139] is the sub-list for method output_type
-	93,  // [93:116] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	28,  // 23: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
+	29,  // 24: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
+	30,  // 25: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
+	31,  // 26: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
+	38,  // 27: drover.v1.RunRequest.define:type_name -> drover.v1.Define
+	39,  // 28: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
+	40,  // 29: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
+	41,  // 30: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
+	42,  // 31: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
+	27,  // 32: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
+	32,  // 33: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
+	33,  // 34: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
+	34,  // 35: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
+	35,  // 36: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
+	36,  // 37: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
+	37,  // 38: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
+	43,  // 39: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
+	44,  // 40: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
+	45,  // 41: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
+	24,  // 42: drover.v1.RunRequest.change_guest:type_name -> drover.v1.ChangeGuest
+	25,  // 43: drover.v1.RunRequest.find_station:type_name -> drover.v1.FindStation
+	48,  // 44: drover.v1.RunRequest.define_clone:type_name -> drover.v1.DefineClone
+	49,  // 45: drover.v1.RunRequest.copy_clone:type_name -> drover.v1.CopyClone
+	50,  // 46: drover.v1.RunRequest.attend:type_name -> drover.v1.Attend
+	16,  // 47: drover.v1.RunRequest.lend_disks:type_name -> drover.v1.LendDisks
+	17,  // 48: drover.v1.RunRequest.reclaim_disks:type_name -> drover.v1.ReclaimDisks
+	18,  // 49: drover.v1.RunRequest.attach_disks:type_name -> drover.v1.AttachDisks
+	19,  // 50: drover.v1.RunRequest.detach_disks:type_name -> drover.v1.DetachDisks
+	20,  // 51: drover.v1.RunRequest.bring_disks:type_name -> drover.v1.BringDisks
+	21,  // 52: drover.v1.RunRequest.abort_bring:type_name -> drover.v1.AbortBring
+	13,  // 53: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
+	13,  // 54: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
+	26,  // 55: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
+	26,  // 56: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
+	22,  // 57: drover.v1.Transfer.retarget:type_name -> drover.v1.Retarget
+	23,  // 58: drover.v1.Transfer.guest:type_name -> drover.v1.GuestChange
+	15,  // 59: drover.v1.Transfer.remote:type_name -> drover.v1.RemoteDisk
+	13,  // 60: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
+	13,  // 61: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
+	13,  // 62: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
+	103, // 63: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	23,  // 64: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
+	13,  // 65: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
+	13,  // 66: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
+	26,  // 67: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
+	13,  // 68: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
+	104, // 69: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	104, // 70: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	47,  // 71: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
+	97,  // 72: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	103, // 73: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	46,  // 74: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
+	13,  // 75: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
+	105, // 76: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	52,  // 77: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
+	106, // 78: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	15,  // 79: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
+	7,   // 80: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 81: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	103, // 82: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	61,  // 83: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,   // 84: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13,  // 85: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	26,  // 86: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
+	23,  // 87: drover.v1.PrepareRequest.guest:type_name -> drover.v1.GuestChange
+	66,  // 88: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,   // 89: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	68,  // 90: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,   // 91: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 92: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 93: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 94: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
+	107, // 95: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	108, // 96: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	101, // 97: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	102, // 98: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	109, // 99: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	104, // 100: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	102, // 101: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	88,  // 102: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
+	91,  // 103: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,   // 104: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,   // 105: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,   // 106: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,   // 107: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,   // 108: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	53,  // 109: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	55,  // 110: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	57,  // 111: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	59,  // 112: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	78,  // 113: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	80,  // 114: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	82,  // 115: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	84,  // 116: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
+	86,  // 117: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
+	89,  // 118: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	92,  // 119: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	62,  // 120: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 121: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 122: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 123: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 124: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 125: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 126: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,   // 127: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 128: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 129: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 130: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 131: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 132: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 133: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 134: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 135: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	79,  // 136: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	81,  // 137: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	83,  // 138: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	85,  // 139: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	87,  // 140: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	90,  // 141: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	93,  // 142: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	63,  // 143: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 144: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 145: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 146: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 147: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 148: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 149: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	127, // [127:150] is the sub-list for method output_type
+	104, // [104:127] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -6429,6 +6947,12 @@ func file_drover_v1_agent_proto_init() {
 		(*RunRequest_DefineClone)(nil),
 		(*RunRequest_CopyClone)(nil),
 		(*RunRequest_Attend)(nil),
+		(*RunRequest_LendDisks)(nil),
+		(*RunRequest_ReclaimDisks)(nil),
+		(*RunRequest_AttachDisks)(nil),
+		(*RunRequest_DetachDisks)(nil),
+		(*RunRequest_BringDisks)(nil),
+		(*RunRequest_AbortBring)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -6436,7 +6960,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   91,
+			NumMessages:   98,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

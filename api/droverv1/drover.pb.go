@@ -959,7 +959,11 @@ type PreflightRequest struct {
 	// metadata says so.
 	Addresses []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// For renumber.
-	Renumber      *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
+	Renumber *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
+	// "stay": the VM's disks stay where they are; empty: they come along.
+	Storage string `protobuf:"bytes,110,opt,name=storage,proto3" json:"storage,omitempty"`
+	// The VM stays where it is, and the disks it has left behind come; to is empty.
+	DisksOnly     bool `protobuf:"varint,111,opt,name=disks_only,json=disksOnly,proto3" json:"disks_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1043,6 +1047,20 @@ func (x *PreflightRequest) GetRenumber() *RenumberWish {
 	return nil
 }
 
+func (x *PreflightRequest) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *PreflightRequest) GetDisksOnly() bool {
+	if x != nil {
+		return x.DisksOnly
+	}
+	return false
+}
+
 type PreflightResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Preflight     *Preflight             `protobuf:"bytes,1,opt,name=preflight,proto3" json:"preflight,omitempty"`
@@ -1117,7 +1135,11 @@ type StartMoveRequest struct {
 	// metadata says so.
 	Addresses []string `protobuf:"bytes,61,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// For renumber.
-	Renumber      *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
+	Renumber *RenumberWish `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
+	// "stay": the VM's disks stay where they are; empty: they come along.
+	Storage string `protobuf:"bytes,110,opt,name=storage,proto3" json:"storage,omitempty"`
+	// The VM stays where it is, and the disks it has left behind come; to is empty.
+	DisksOnly     bool `protobuf:"varint,111,opt,name=disks_only,json=disksOnly,proto3" json:"disks_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1262,6 +1284,20 @@ func (x *StartMoveRequest) GetRenumber() *RenumberWish {
 		return x.Renumber
 	}
 	return nil
+}
+
+func (x *StartMoveRequest) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *StartMoveRequest) GetDisksOnly() bool {
+	if x != nil {
+		return x.DisksOnly
+	}
+	return false
 }
 
 type StartMoveResponse struct {
@@ -1896,7 +1932,7 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x0eGetMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"6\n" +
 	"\x0fGetMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\xfe\x01\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\xb7\x02\n" +
 	"\x10PreflightRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1904,9 +1940,12 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x05clone\x182 \x01(\v2\x14.drover.v1.CloneWishR\x05clone\x12!\n" +
 	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
 	"\taddresses\x18= \x03(\tR\taddresses\x123\n" +
-	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\"G\n" +
+	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\x12\x18\n" +
+	"\astorage\x18n \x01(\tR\astorage\x12\x1d\n" +
+	"\n" +
+	"disks_only\x18o \x01(\bR\tdisksOnly\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\xde\x04\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\x97\x05\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -1927,7 +1966,10 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x05clone\x182 \x01(\v2\x14.drover.v1.CloneWishR\x05clone\x12!\n" +
 	"\flocal_egress\x18< \x01(\bR\vlocalEgress\x12\x1c\n" +
 	"\taddresses\x18= \x03(\tR\taddresses\x123\n" +
-	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\"l\n" +
+	"\brenumber\x18Z \x01(\v2\x17.drover.v1.RenumberWishR\brenumber\x12\x18\n" +
+	"\astorage\x18n \x01(\tR\astorage\x12\x1d\n" +
+	"\n" +
+	"disks_only\x18o \x01(\bR\tdisksOnly\"l\n" +
 	"\x11StartMoveResponse\x12#\n" +
 	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\x122\n" +
 	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +

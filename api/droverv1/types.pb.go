@@ -579,6 +579,7 @@ type RemoteIO struct {
 	Operations   int64                  `protobuf:"varint,3,opt,name=operations,proto3" json:"operations,omitempty"`
 	// The mean over the operations of the last seconds.
 	LatencyMs     float64 `protobuf:"fixed64,4,opt,name=latency_ms,json=latencyMs,proto3" json:"latency_ms,omitempty"`
+	LatencyP95Ms  float64 `protobuf:"fixed64,5,opt,name=latency_p95_ms,json=latencyP95Ms,proto3" json:"latency_p95_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +642,74 @@ func (x *RemoteIO) GetLatencyMs() float64 {
 	return 0
 }
 
+func (x *RemoteIO) GetLatencyP95Ms() float64 {
+	if x != nil {
+		return x.LatencyP95Ms
+	}
+	return 0
+}
+
+// LeftDisk is where a disk is that was left behind when its VM was moved.
+type LeftDisk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Format        string                 `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeftDisk) Reset() {
+	*x = LeftDisk{}
+	mi := &file_drover_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeftDisk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeftDisk) ProtoMessage() {}
+
+func (x *LeftDisk) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeftDisk.ProtoReflect.Descriptor instead.
+func (*LeftDisk) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LeftDisk) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *LeftDisk) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *LeftDisk) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
 type ProbeTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tcp           string                 `protobuf:"bytes,1,opt,name=tcp,proto3" json:"tcp,omitempty"`
@@ -652,7 +721,7 @@ type ProbeTarget struct {
 
 func (x *ProbeTarget) Reset() {
 	*x = ProbeTarget{}
-	mi := &file_drover_v1_types_proto_msgTypes[5]
+	mi := &file_drover_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +733,7 @@ func (x *ProbeTarget) String() string {
 func (*ProbeTarget) ProtoMessage() {}
 
 func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[5]
+	mi := &file_drover_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +746,7 @@ func (x *ProbeTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProbeTarget.ProtoReflect.Descriptor instead.
 func (*ProbeTarget) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProbeTarget) GetTcp() string {
@@ -711,13 +780,15 @@ type Disk struct {
 	ReadOnly       bool                   `protobuf:"varint,6,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	Shared         bool                   `protobuf:"varint,7,opt,name=shared,proto3" json:"shared,omitempty"`
 	Backing        []*Backing             `protobuf:"bytes,8,rep,name=backing,proto3" json:"backing,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Absent for a disk that is on the VM's host.
+	Left          *LeftDisk `protobuf:"bytes,60,opt,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_drover_v1_types_proto_msgTypes[6]
+	mi := &file_drover_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +800,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[6]
+	mi := &file_drover_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +813,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Disk) GetTarget() string {
@@ -801,6 +872,13 @@ func (x *Disk) GetBacking() []*Backing {
 	return nil
 }
 
+func (x *Disk) GetLeft() *LeftDisk {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
 type Backing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -812,7 +890,7 @@ type Backing struct {
 
 func (x *Backing) Reset() {
 	*x = Backing{}
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +902,7 @@ func (x *Backing) String() string {
 func (*Backing) ProtoMessage() {}
 
 func (x *Backing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[7]
+	mi := &file_drover_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +915,7 @@ func (x *Backing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backing.ProtoReflect.Descriptor instead.
 func (*Backing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Backing) GetPath() string {
@@ -874,7 +952,7 @@ type NIC struct {
 
 func (x *NIC) Reset() {
 	*x = NIC{}
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +964,7 @@ func (x *NIC) String() string {
 func (*NIC) ProtoMessage() {}
 
 func (x *NIC) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[8]
+	mi := &file_drover_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +977,7 @@ func (x *NIC) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NIC.ProtoReflect.Descriptor instead.
 func (*NIC) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NIC) GetMac() string {
@@ -950,7 +1028,7 @@ type Segment struct {
 
 func (x *Segment) Reset() {
 	*x = Segment{}
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1040,7 @@ func (x *Segment) String() string {
 func (*Segment) ProtoMessage() {}
 
 func (x *Segment) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[9]
+	mi := &file_drover_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1053,7 @@ func (x *Segment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Segment.ProtoReflect.Descriptor instead.
 func (*Segment) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{9}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Segment) GetName() string {
@@ -1069,7 +1147,7 @@ type EdgeOp struct {
 
 func (x *EdgeOp) Reset() {
 	*x = EdgeOp{}
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1159,7 @@ func (x *EdgeOp) String() string {
 func (*EdgeOp) ProtoMessage() {}
 
 func (x *EdgeOp) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[10]
+	mi := &file_drover_v1_types_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1172,7 @@ func (x *EdgeOp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeOp.ProtoReflect.Descriptor instead.
 func (*EdgeOp) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{10}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EdgeOp) GetDo() string {
@@ -1252,7 +1330,7 @@ type EdgeState struct {
 
 func (x *EdgeState) Reset() {
 	*x = EdgeState{}
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1342,7 @@ func (x *EdgeState) String() string {
 func (*EdgeState) ProtoMessage() {}
 
 func (x *EdgeState) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[11]
+	mi := &file_drover_v1_types_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1355,7 @@ func (x *EdgeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeState.ProtoReflect.Descriptor instead.
 func (*EdgeState) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{11}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EdgeState) GetName() string {
@@ -1374,7 +1452,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1464,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[12]
+	mi := &file_drover_v1_types_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1477,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{12}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Mesh) GetInterface() string {
@@ -1470,7 +1548,7 @@ type MeshPeer struct {
 
 func (x *MeshPeer) Reset() {
 	*x = MeshPeer{}
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1560,7 @@ func (x *MeshPeer) String() string {
 func (*MeshPeer) ProtoMessage() {}
 
 func (x *MeshPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[13]
+	mi := &file_drover_v1_types_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1573,7 @@ func (x *MeshPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeshPeer.ProtoReflect.Descriptor instead.
 func (*MeshPeer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{13}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MeshPeer) GetSite() string {
@@ -1571,7 +1649,7 @@ type ExtendedSegment struct {
 
 func (x *ExtendedSegment) Reset() {
 	*x = ExtendedSegment{}
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1661,7 @@ func (x *ExtendedSegment) String() string {
 func (*ExtendedSegment) ProtoMessage() {}
 
 func (x *ExtendedSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[14]
+	mi := &file_drover_v1_types_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1674,7 @@ func (x *ExtendedSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendedSegment.ProtoReflect.Descriptor instead.
 func (*ExtendedSegment) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{14}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExtendedSegment) GetSegment() string {
@@ -1663,7 +1741,7 @@ type EdgeNeighbor struct {
 
 func (x *EdgeNeighbor) Reset() {
 	*x = EdgeNeighbor{}
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1753,7 @@ func (x *EdgeNeighbor) String() string {
 func (*EdgeNeighbor) ProtoMessage() {}
 
 func (x *EdgeNeighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[15]
+	mi := &file_drover_v1_types_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1766,7 @@ func (x *EdgeNeighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeNeighbor.ProtoReflect.Descriptor instead.
 func (*EdgeNeighbor) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{15}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EdgeNeighbor) GetAddress() string {
@@ -1749,7 +1827,7 @@ type EdgeServer struct {
 
 func (x *EdgeServer) Reset() {
 	*x = EdgeServer{}
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1839,7 @@ func (x *EdgeServer) String() string {
 func (*EdgeServer) ProtoMessage() {}
 
 func (x *EdgeServer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[16]
+	mi := &file_drover_v1_types_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1852,7 @@ func (x *EdgeServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeServer.ProtoReflect.Descriptor instead.
 func (*EdgeServer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{16}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EdgeServer) GetKind() string {
@@ -1810,7 +1888,7 @@ type EdgeTraffic struct {
 
 func (x *EdgeTraffic) Reset() {
 	*x = EdgeTraffic{}
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1900,7 @@ func (x *EdgeTraffic) String() string {
 func (*EdgeTraffic) ProtoMessage() {}
 
 func (x *EdgeTraffic) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[17]
+	mi := &file_drover_v1_types_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1913,7 @@ func (x *EdgeTraffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeTraffic.ProtoReflect.Descriptor instead.
 func (*EdgeTraffic) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{17}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EdgeTraffic) GetAddress() string {
@@ -1874,7 +1952,7 @@ type EdgePaths struct {
 
 func (x *EdgePaths) Reset() {
 	*x = EdgePaths{}
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +1964,7 @@ func (x *EdgePaths) String() string {
 func (*EdgePaths) ProtoMessage() {}
 
 func (x *EdgePaths) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[18]
+	mi := &file_drover_v1_types_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +1977,7 @@ func (x *EdgePaths) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgePaths.ProtoReflect.Descriptor instead.
 func (*EdgePaths) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{18}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EdgePaths) GetRouterBridge() int64 {
@@ -1968,7 +2046,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2058,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[19]
+	mi := &file_drover_v1_types_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2071,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{19}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Finding) GetWhere() string {
@@ -2051,7 +2129,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2141,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2154,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Check) GetName() string {
@@ -2124,7 +2202,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2214,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2227,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Place) GetSite() string {
@@ -2183,7 +2261,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2273,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2286,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Progress) GetStep() string {
@@ -2281,7 +2359,7 @@ type PathProgress struct {
 
 func (x *PathProgress) Reset() {
 	*x = PathProgress{}
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2371,7 @@ func (x *PathProgress) String() string {
 func (*PathProgress) ProtoMessage() {}
 
 func (x *PathProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2384,7 @@ func (x *PathProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProgress.ProtoReflect.Descriptor instead.
 func (*PathProgress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PathProgress) GetGuestBytes() int64 {
@@ -2363,7 +2441,7 @@ type PathCount struct {
 
 func (x *PathCount) Reset() {
 	*x = PathCount{}
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2453,7 @@ func (x *PathCount) String() string {
 func (*PathCount) ProtoMessage() {}
 
 func (x *PathCount) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2466,7 @@ func (x *PathCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCount.ProtoReflect.Descriptor instead.
 func (*PathCount) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PathCount) GetBlocks() int64 {
@@ -2427,7 +2505,7 @@ type PathKinds struct {
 
 func (x *PathKinds) Reset() {
 	*x = PathKinds{}
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2517,7 @@ func (x *PathKinds) String() string {
 func (*PathKinds) ProtoMessage() {}
 
 func (x *PathKinds) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2530,7 @@ func (x *PathKinds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathKinds.ProtoReflect.Descriptor instead.
 func (*PathKinds) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PathKinds) GetZero() *PathCount {
@@ -2521,7 +2599,7 @@ type PathPhase struct {
 
 func (x *PathPhase) Reset() {
 	*x = PathPhase{}
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2611,7 @@ func (x *PathPhase) String() string {
 func (*PathPhase) ProtoMessage() {}
 
 func (x *PathPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2624,7 @@ func (x *PathPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathPhase.ProtoReflect.Descriptor instead.
 func (*PathPhase) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PathPhase) GetSeconds() float64 {
@@ -2624,7 +2702,7 @@ type PathFigures struct {
 
 func (x *PathFigures) Reset() {
 	*x = PathFigures{}
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2714,7 @@ func (x *PathFigures) String() string {
 func (*PathFigures) ProtoMessage() {}
 
 func (x *PathFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2727,7 @@ func (x *PathFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathFigures.ProtoReflect.Descriptor instead.
 func (*PathFigures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PathFigures) GetDisk() *PathPhase {
@@ -2694,7 +2772,7 @@ type StepRecord struct {
 
 func (x *StepRecord) Reset() {
 	*x = StepRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2784,7 @@ func (x *StepRecord) String() string {
 func (*StepRecord) ProtoMessage() {}
 
 func (x *StepRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2797,7 @@ func (x *StepRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRecord.ProtoReflect.Descriptor instead.
 func (*StepRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StepRecord) GetName() string {
@@ -2789,7 +2867,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2879,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2892,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Figures) GetTotalS() float64 {
@@ -2957,7 +3035,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3047,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3060,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Move) GetName() string {
@@ -3138,7 +3216,7 @@ type Clone struct {
 
 func (x *Clone) Reset() {
 	*x = Clone{}
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +3228,7 @@ func (x *Clone) String() string {
 func (*Clone) ProtoMessage() {}
 
 func (x *Clone) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +3241,7 @@ func (x *Clone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Clone.ProtoReflect.Descriptor instead.
 func (*Clone) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Clone) GetName() string {
@@ -3212,7 +3290,7 @@ type CloneWish struct {
 
 func (x *CloneWish) Reset() {
 	*x = CloneWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3302,7 @@ func (x *CloneWish) String() string {
 func (*CloneWish) ProtoMessage() {}
 
 func (x *CloneWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3315,7 @@ func (x *CloneWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneWish.ProtoReflect.Descriptor instead.
 func (*CloneWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CloneWish) GetName() string {
@@ -3319,7 +3397,7 @@ type BackendServer struct {
 
 func (x *BackendServer) Reset() {
 	*x = BackendServer{}
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3409,7 @@ func (x *BackendServer) String() string {
 func (*BackendServer) ProtoMessage() {}
 
 func (x *BackendServer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3422,7 @@ func (x *BackendServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendServer.ProtoReflect.Descriptor instead.
 func (*BackendServer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BackendServer) GetName() string {
@@ -3409,7 +3487,7 @@ type Gate struct {
 
 func (x *Gate) Reset() {
 	*x = Gate{}
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3499,7 @@ func (x *Gate) String() string {
 func (*Gate) ProtoMessage() {}
 
 func (x *Gate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3512,7 @@ func (x *Gate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gate.ProtoReflect.Descriptor instead.
 func (*Gate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Gate) GetHealth() *HealthCheck {
@@ -3472,7 +3550,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3484,7 +3562,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3497,7 +3575,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HealthCheck) GetKind() string {
@@ -3540,7 +3618,7 @@ type GateRecord struct {
 
 func (x *GateRecord) Reset() {
 	*x = GateRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3552,7 +3630,7 @@ func (x *GateRecord) String() string {
 func (*GateRecord) ProtoMessage() {}
 
 func (x *GateRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3565,7 +3643,7 @@ func (x *GateRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateRecord.ProtoReflect.Descriptor instead.
 func (*GateRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GateRecord) GetGate() *Gate {
@@ -3608,7 +3686,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3620,7 +3698,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3633,7 +3711,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Service) GetName() string {
@@ -3677,7 +3755,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3767,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3780,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Preflight) GetVm() string {
@@ -3751,7 +3829,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +3841,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +3854,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Fault) GetKind() string {
@@ -3811,7 +3889,7 @@ type Renumbered struct {
 
 func (x *Renumbered) Reset() {
 	*x = Renumbered{}
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3901,7 @@ func (x *Renumbered) String() string {
 func (*Renumbered) ProtoMessage() {}
 
 func (x *Renumbered) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3914,7 @@ func (x *Renumbered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renumbered.ProtoReflect.Descriptor instead.
 func (*Renumbered) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Renumbered) GetSegment() string {
@@ -3909,7 +3987,7 @@ type RenumberWish struct {
 
 func (x *RenumberWish) Reset() {
 	*x = RenumberWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[41]
+	mi := &file_drover_v1_types_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +3999,7 @@ func (x *RenumberWish) String() string {
 func (*RenumberWish) ProtoMessage() {}
 
 func (x *RenumberWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[41]
+	mi := &file_drover_v1_types_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4012,7 @@ func (x *RenumberWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenumberWish.ProtoReflect.Descriptor instead.
 func (*RenumberWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RenumberWish) GetSegment() string {
@@ -4033,7 +4111,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11RequirementsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x01\n" +
 	"\bRemoteIO\x12\x1d\n" +
 	"\n" +
 	"read_bytes\x18\x01 \x01(\x03R\treadBytes\x12#\n" +
@@ -4042,11 +4120,16 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"operations\x18\x03 \x01(\x03R\n" +
 	"operations\x12\x1d\n" +
 	"\n" +
-	"latency_ms\x18\x04 \x01(\x01R\tlatencyMs\"G\n" +
+	"latency_ms\x18\x04 \x01(\x01R\tlatencyMs\x12$\n" +
+	"\x0elatency_p95_ms\x18\x05 \x01(\x01R\flatencyP95Ms\"J\n" +
+	"\bLeftDisk\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\tR\x06format\"G\n" +
 	"\vProbeTarget\x12\x10\n" +
 	"\x03tcp\x18\x01 \x01(\tR\x03tcp\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04http\x18\x03 \x01(\tR\x04http\"\xfb\x01\n" +
+	"\x04http\x18\x03 \x01(\tR\x04http\"\xa4\x02\n" +
 	"\x04Disk\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -4055,7 +4138,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x05 \x01(\x03R\x0eallocatedBytes\x12\x1b\n" +
 	"\tread_only\x18\x06 \x01(\bR\breadOnly\x12\x16\n" +
 	"\x06shared\x18\a \x01(\bR\x06shared\x12,\n" +
-	"\abacking\x18\b \x03(\v2\x12.drover.v1.BackingR\abacking\"Z\n" +
+	"\abacking\x18\b \x03(\v2\x12.drover.v1.BackingR\abacking\x12'\n" +
+	"\x04left\x18< \x01(\v2\x13.drover.v1.LeftDiskR\x04left\"Z\n" +
 	"\aBacking\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06format\x18\x02 \x01(\tR\x06format\x12#\n" +
@@ -4396,103 +4480,105 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
 	(*Link)(nil),            // 2: drover.v1.Link
 	(*VM)(nil),              // 3: drover.v1.VM
 	(*RemoteIO)(nil),        // 4: drover.v1.RemoteIO
-	(*ProbeTarget)(nil),     // 5: drover.v1.ProbeTarget
-	(*Disk)(nil),            // 6: drover.v1.Disk
-	(*Backing)(nil),         // 7: drover.v1.Backing
-	(*NIC)(nil),             // 8: drover.v1.NIC
-	(*Segment)(nil),         // 9: drover.v1.Segment
-	(*EdgeOp)(nil),          // 10: drover.v1.EdgeOp
-	(*EdgeState)(nil),       // 11: drover.v1.EdgeState
-	(*Mesh)(nil),            // 12: drover.v1.Mesh
-	(*MeshPeer)(nil),        // 13: drover.v1.MeshPeer
-	(*ExtendedSegment)(nil), // 14: drover.v1.ExtendedSegment
-	(*EdgeNeighbor)(nil),    // 15: drover.v1.EdgeNeighbor
-	(*EdgeServer)(nil),      // 16: drover.v1.EdgeServer
-	(*EdgeTraffic)(nil),     // 17: drover.v1.EdgeTraffic
-	(*EdgePaths)(nil),       // 18: drover.v1.EdgePaths
-	(*Finding)(nil),         // 19: drover.v1.Finding
-	(*Check)(nil),           // 20: drover.v1.Check
-	(*Place)(nil),           // 21: drover.v1.Place
-	(*Progress)(nil),        // 22: drover.v1.Progress
-	(*PathProgress)(nil),    // 23: drover.v1.PathProgress
-	(*PathCount)(nil),       // 24: drover.v1.PathCount
-	(*PathKinds)(nil),       // 25: drover.v1.PathKinds
-	(*PathPhase)(nil),       // 26: drover.v1.PathPhase
-	(*PathFigures)(nil),     // 27: drover.v1.PathFigures
-	(*StepRecord)(nil),      // 28: drover.v1.StepRecord
-	(*Figures)(nil),         // 29: drover.v1.Figures
-	(*Move)(nil),            // 30: drover.v1.Move
-	(*Clone)(nil),           // 31: drover.v1.Clone
-	(*CloneWish)(nil),       // 32: drover.v1.CloneWish
-	(*BackendServer)(nil),   // 33: drover.v1.BackendServer
-	(*Gate)(nil),            // 34: drover.v1.Gate
-	(*HealthCheck)(nil),     // 35: drover.v1.HealthCheck
-	(*GateRecord)(nil),      // 36: drover.v1.GateRecord
-	(*Service)(nil),         // 37: drover.v1.Service
-	(*Preflight)(nil),       // 38: drover.v1.Preflight
-	(*Fault)(nil),           // 39: drover.v1.Fault
-	(*Renumbered)(nil),      // 40: drover.v1.Renumbered
-	(*RenumberWish)(nil),    // 41: drover.v1.RenumberWish
-	nil,                     // 42: drover.v1.VM.LabelsEntry
-	nil,                     // 43: drover.v1.VM.RequirementsEntry
+	(*LeftDisk)(nil),        // 5: drover.v1.LeftDisk
+	(*ProbeTarget)(nil),     // 6: drover.v1.ProbeTarget
+	(*Disk)(nil),            // 7: drover.v1.Disk
+	(*Backing)(nil),         // 8: drover.v1.Backing
+	(*NIC)(nil),             // 9: drover.v1.NIC
+	(*Segment)(nil),         // 10: drover.v1.Segment
+	(*EdgeOp)(nil),          // 11: drover.v1.EdgeOp
+	(*EdgeState)(nil),       // 12: drover.v1.EdgeState
+	(*Mesh)(nil),            // 13: drover.v1.Mesh
+	(*MeshPeer)(nil),        // 14: drover.v1.MeshPeer
+	(*ExtendedSegment)(nil), // 15: drover.v1.ExtendedSegment
+	(*EdgeNeighbor)(nil),    // 16: drover.v1.EdgeNeighbor
+	(*EdgeServer)(nil),      // 17: drover.v1.EdgeServer
+	(*EdgeTraffic)(nil),     // 18: drover.v1.EdgeTraffic
+	(*EdgePaths)(nil),       // 19: drover.v1.EdgePaths
+	(*Finding)(nil),         // 20: drover.v1.Finding
+	(*Check)(nil),           // 21: drover.v1.Check
+	(*Place)(nil),           // 22: drover.v1.Place
+	(*Progress)(nil),        // 23: drover.v1.Progress
+	(*PathProgress)(nil),    // 24: drover.v1.PathProgress
+	(*PathCount)(nil),       // 25: drover.v1.PathCount
+	(*PathKinds)(nil),       // 26: drover.v1.PathKinds
+	(*PathPhase)(nil),       // 27: drover.v1.PathPhase
+	(*PathFigures)(nil),     // 28: drover.v1.PathFigures
+	(*StepRecord)(nil),      // 29: drover.v1.StepRecord
+	(*Figures)(nil),         // 30: drover.v1.Figures
+	(*Move)(nil),            // 31: drover.v1.Move
+	(*Clone)(nil),           // 32: drover.v1.Clone
+	(*CloneWish)(nil),       // 33: drover.v1.CloneWish
+	(*BackendServer)(nil),   // 34: drover.v1.BackendServer
+	(*Gate)(nil),            // 35: drover.v1.Gate
+	(*HealthCheck)(nil),     // 36: drover.v1.HealthCheck
+	(*GateRecord)(nil),      // 37: drover.v1.GateRecord
+	(*Service)(nil),         // 38: drover.v1.Service
+	(*Preflight)(nil),       // 39: drover.v1.Preflight
+	(*Fault)(nil),           // 40: drover.v1.Fault
+	(*Renumbered)(nil),      // 41: drover.v1.Renumbered
+	(*RenumberWish)(nil),    // 42: drover.v1.RenumberWish
+	nil,                     // 43: drover.v1.VM.LabelsEntry
+	nil,                     // 44: drover.v1.VM.RequirementsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
-	6,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
-	8,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	42, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
-	5,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
+	7,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
+	9,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
+	43, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	6,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	4,  // 4: drover.v1.VM.remote_io:type_name -> drover.v1.RemoteIO
-	43, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
-	7,  // 6: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	12, // 7: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
-	13, // 8: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
-	9,  // 9: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
-	14, // 10: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
-	15, // 11: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
-	16, // 12: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
-	17, // 13: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
-	18, // 14: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
-	18, // 15: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
-	23, // 16: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	24, // 17: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	24, // 18: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	24, // 19: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	24, // 20: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	24, // 21: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	24, // 22: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	24, // 23: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	25, // 24: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	26, // 25: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	26, // 26: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	26, // 27: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	27, // 28: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	21, // 29: drover.v1.Move.from:type_name -> drover.v1.Place
-	21, // 30: drover.v1.Move.to:type_name -> drover.v1.Place
-	29, // 31: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	28, // 32: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	22, // 33: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	36, // 34: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	31, // 35: drover.v1.Move.clone:type_name -> drover.v1.Clone
-	40, // 36: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
-	5,  // 37: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
-	5,  // 38: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
-	35, // 39: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	34, // 40: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	5,  // 41: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	21, // 42: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	20, // 43: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	44, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
+	8,  // 6: drover.v1.Disk.backing:type_name -> drover.v1.Backing
+	5,  // 7: drover.v1.Disk.left:type_name -> drover.v1.LeftDisk
+	13, // 8: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
+	14, // 9: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
+	10, // 10: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
+	15, // 11: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
+	16, // 12: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
+	17, // 13: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
+	18, // 14: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
+	19, // 15: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
+	19, // 16: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
+	24, // 17: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	25, // 18: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	25, // 19: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	25, // 20: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	25, // 21: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	25, // 22: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	25, // 23: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	25, // 24: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	26, // 25: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	27, // 26: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	27, // 27: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	27, // 28: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	28, // 29: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	22, // 30: drover.v1.Move.from:type_name -> drover.v1.Place
+	22, // 31: drover.v1.Move.to:type_name -> drover.v1.Place
+	30, // 32: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	29, // 33: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	23, // 34: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	37, // 35: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	32, // 36: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	41, // 37: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	6,  // 38: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	6,  // 39: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	36, // 40: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	35, // 41: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	6,  // 42: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	22, // 43: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	21, // 44: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -4500,16 +4586,16 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
-	file_drover_v1_types_proto_msgTypes[29].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[36].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[40].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[30].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[37].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

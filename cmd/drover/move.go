@@ -34,6 +34,7 @@ func newMoveCommand(a *app) *cobra.Command {
 		Example: "drover move web1 --to south\ndrover move db1 --to south/s2 --method cold --shutdown-grace 5m\n" +
 			"drover move db1 --to south --method warm --health tcp:5432 --on-unhealthy return\n" +
 			"drover move web1 --to south --method stretch --local-egress\n" +
+			"drover move web1 --to south --method route --storage stay\ndrover move web1 --disks-only\n" +
 			"drover move web1 --to south --method redirect --backend web --drain-cap 5m\n" +
 			"drover move web1 --to south --method renumber --segment green --name web1.example.net",
 		Args: func(c *cobra.Command, args []string) error {
@@ -67,7 +68,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
 		LocalEgress: f.localEgress, Addresses: f.addresses, Renumber: f.place.proto(drover.Method(f.method)),
-		Clone:      f.clone.proto(drover.Method(f.method)),
+		Clone:      f.clone.proto(drover.Method(f.method)), Storage: f.storage, DisksOnly: f.disksOnly,
 		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {

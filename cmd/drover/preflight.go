@@ -22,6 +22,9 @@ type target struct {
 	// localEgress and addresses are for methods that change networks.
 	localEgress bool
 	addresses   []string
+	// storage is "stay" for disks that stay; disksOnly brings those that did.
+	storage   string
+	disksOnly bool
 	place       newPlaceFlags
 	clone       cloneFlags
 }
@@ -31,6 +34,8 @@ func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().Var(&t.method, "method", "how it gets there (default: live where that is possible, route where its segments are not one at both sites, else cold)")
 	cmd.Flags().BoolVar(&t.localEgress, "local-egress", false, "for stretch: what others send to the VM takes no way by its segment's home")
 	cmd.Flags().StringSliceVar(&t.addresses, "address", nil, "address that the VM has in its segment, where neither its guest agent nor its metadata says so; may be repeated")
+	cmd.Flags().StringVar(&t.storage, "storage", "", "stay: the VM's disks stay where they are, and it works on them over the WAN (for stretch, route, renumber and live)")
+	cmd.Flags().BoolVar(&t.disksOnly, "disks-only", false, "bring disks that stayed to where the VM is, while it runs; without --to")
 	t.place.register(cmd)
 	t.clone.register(cmd, &t.place)
 	_ = cmd.RegisterFlagCompletionFunc("to", completeFlag(&t.clientFlags, places))
@@ -47,7 +52,13 @@ func (t *target) check(c *cobra.Command, args []string) error {
 	if err := drover.CheckName("VM", args[0]); err != nil {
 		return err
 	}
-	if t.to.Site == "" {
+	switch {
+	case t.disksOnly && (t.to.Site != "" || t.method != "" || t.storage != ""):
+		return drover.Errorf(drover.Invalid, "", "--disks-only brings disks to where the VM is: want it without --to, --method and --storage")
+	case t.storage != "" && t.storage != "stay":
+		return drover.Errorf(drover.Invalid, "", "--storage %q: want stay, or leave it out for disks that come along", t.storage)
+	case t.disksOnly:
+	case t.to.Site == "":
 		return drover.Errorf(drover.Invalid, "", "missing --to: want --to SITE or --to SITE/HOST")
 	}
 	return errors.Join(t.place.check(), t.clone.check(drover.Method(t.method)))
@@ -65,7 +76,7 @@ func newPreflightCommand(a *app) *cobra.Command {
 				r, err := cl.Preflight(ctx, &droverv1.PreflightRequest{
 					Vm: args[0], To: api.PlaceToProto(drover.Place(t.to)), Method: string(t.method),
 					LocalEgress: t.localEgress, Addresses: t.addresses, Renumber: t.place.proto(drover.Method(t.method)),
-					Clone: t.clone.proto(drover.Method(t.method)),
+					Clone: t.clone.proto(drover.Method(t.method)), Storage: t.storage, DisksOnly: t.disksOnly,
 				})
 				if err != nil {
 					return err

@@ -42,6 +42,9 @@ func retarget(root *element, to driver.Retarget) error {
 	if err := retargetPaths(root, to.Paths); err != nil {
 		return err
 	}
+	if err := retargetDisks(root, to.Disks); err != nil {
+		return err
+	}
 	if line := root.at("os", "cmdline"); line != nil && to.Network != nil {
 		line.setContent(to.Network.CommandLine(line.content()))
 	}

@@ -62,6 +62,10 @@ func termsOf(spec driver.MigrationSpec) terms {
 			intParam(golibvirt.MigrateParamAutoConvergeInitial, throttleInitial),
 			intParam(golibvirt.MigrateParamAutoConvergeIncrement, throttleIncrement))
 	}
+	if spec.DisksStay {
+		// To libvirt it is unsafe that a disk which is not shared is not copied.
+		t.flags |= golibvirt.MigrateUnsafe
+	}
 	if len(spec.CopyDisks) == 0 {
 		return t
 	}

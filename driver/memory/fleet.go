@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/driver"
 )
 
 // Moment is when a Fault strikes: before a call has had any effect, or when it
@@ -138,7 +139,10 @@ func (f *Fleet) Write(host, name string) error {
 	f.acknowledged[vm.UUID]++
 	for _, disk := range vm.Disks {
 		if !disk.ReadOnly {
-			f.disks[imageOf(host, disk)] = f.acknowledged[vm.UUID]
+			f.disks[imageOf(host, *vm, disk)] = f.acknowledged[vm.UUID]
+			if c, ok := h.guests[name].copies[disk.Target]; ok {
+				f.disks[image{host, c.Path}] = f.acknowledged[vm.UUID]
+			}
 		}
 	}
 	return nil
@@ -235,8 +239,11 @@ func (f *Fleet) PowerOff(host string) {
 	}
 }
 
-func imageOf(host string, disk drover.Disk) image {
-	if disk.Shared {
+func imageOf(host string, vm drover.VM, disk drover.Disk) image {
+	switch {
+	case disk.Path == driver.RemoteDiskPath(disk.Target): // wherever that is
+		return image{"nbd:" + vm.UUID, disk.Target}
+	case disk.Shared:
 		return image{"", disk.Path}
 	}
 	return image{host, disk.Path}
@@ -277,7 +284,7 @@ func (f *Fleet) inspect(h *Hypervisor, g *guest) {
 		}
 	}
 	for _, disk := range g.vm.Disks {
-		have, want := f.disks[imageOf(h.host.Name, disk)], f.acknowledged[g.vm.UUID]
+		have, want := f.disks[imageOf(h.host.Name, g.vm, disk)], f.acknowledged[g.vm.UUID]
 		if !disk.ReadOnly && have != want {
 			f.violations = append(f.violations, fmt.Sprintf(
 				"%s began to run on %s with %d of %d acknowledged writes on %s", g.vm.Name, h.host.Name, have, want, disk.Target))

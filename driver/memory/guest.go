@@ -452,6 +452,19 @@ func (g *Guests) Retarget(def driver.Definition, to driver.Retarget) (driver.Def
 			return nil, drover.Errorf(drover.Invalid, op, "no disk is at %s", path)
 		}
 	}
+	for _, n := range to.Disks {
+		i := slices.IndexFunc(vm.Disks, func(d drover.Disk) bool { return d.Target == n.Target })
+		if i < 0 {
+			return nil, drover.Errorf(drover.Invalid, op, "there is no disk %s", n.Target)
+		}
+		d := &vm.Disks[i]
+		switch {
+		case n.Socket != "":
+			d.Path, d.Format, d.Shared, d.Backing = driver.RemoteDiskPath(n.Target), "raw", true, nil
+		case d.Path != n.Path:
+			d.Path, d.Format, d.Shared, d.Backing = n.Path, n.Format, false, nil
+		}
+	}
 	if to.Clone != nil {
 		if fresh != len(vm.NICs) {
 			return nil, drover.Errorf(drover.Invalid, op, "each of a clone's network cards needs a MAC of its own")

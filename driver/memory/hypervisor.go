@@ -35,6 +35,8 @@ type guest struct {
 	// backup is under way; checkpoints are known of.
 	backup      *backup
 	checkpoints []driver.Checkpoint
+	// copies under way, by the disks' targets.
+	copies map[string]driver.DiskCopy
 }
 
 var _ driver.Hypervisor = (*Hypervisor)(nil)
@@ -289,7 +291,7 @@ func (h *Hypervisor) stop(g *guest) {
 		g.receiving.dead = true
 		g.receiving = nil
 	}
-	g.backup = nil
+	g.backup, g.copies = nil, nil
 	h.fleet.set(h, g, drover.VMOff, "stopped")
 	g.vm, g.next = g.stored(), nil
 	if !g.persistent {

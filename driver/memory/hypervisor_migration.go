@@ -180,8 +180,11 @@ func (o *outgoing) arrive(ctx context.Context, to *incoming, err error) ([]byte,
 	f.set(o.h, o.g, drover.VMPaused, "suspended")
 	for _, disk := range o.g.vm.Disks {
 		if slices.Contains(o.spec.CopyDisks, disk.Target) {
-			f.disks[imageOf(to.h.host.Name, disk)] = f.disks[imageOf(o.h.host.Name, disk)]
+			f.disks[imageOf(to.h.host.Name, o.g.vm, disk)] = f.disks[imageOf(o.h.host.Name, o.g.vm, disk)]
 			o.stats.DiskTotalBytes += disk.VirtualBytes
+		}
+		if there := remoteImage(to.g.vm, disk.Target); o.spec.DisksStay && there != nil {
+			f.disks[*there] = f.disks[imageOf(o.h.host.Name, o.g.vm, disk)]
 		}
 	}
 	to.complete = true
@@ -193,6 +196,16 @@ func (o *outgoing) arrive(ctx context.Context, to *incoming, err error) ([]byte,
 	o.stats.Elapsed = f.clock().Sub(o.began)
 	o.stats.ThrottlePercent = o.throttle()
 	return []byte("done " + to.cookie), nil
+}
+
+// remoteImage is the image of a VM's disk that is at a socket; nil where it is not.
+func remoteImage(vm drover.VM, target string) *image {
+	for _, d := range vm.Disks {
+		if d.Target == target && d.Path == driver.RemoteDiskPath(target) {
+			return new(imageOf("", vm, d))
+		}
+	}
+	return nil
 }
 
 // stay gives the migration up with the guest running here, and returns err.
