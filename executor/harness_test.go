@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,8 @@ type scenario struct {
 	quiet string
 	// dhcp: the guest has no agent, and asks DHCP when its cable is plugged in.
 	dhcp bool
+	// stay: the VM's disks stay at the source.
+	stay bool
 	// sessions are those of the server that is redirected.
 	sessions int
 }
@@ -83,6 +86,12 @@ func request(sc scenario) executor.Request {
 			{Target: "vdb", Path: second.Path, Format: "raw", VirtualBytes: drover.GiB},
 		},
 	}
+	switch {
+	case sc.stay:
+		r.Left, r.Disks = r.Disks, nil
+	case sc.method == drover.Disks:
+		r.VM.Host, r.VM.Site = r.To.Host, r.To.Site
+	}
 	withNetwork(sc, &r)
 	withRenumber(sc, &r)
 	withClone(sc, &r)
@@ -99,7 +108,11 @@ func play(sc scenario) *story {
 	w := executortest.NewWorld("west1", "east1", "west-edge", "east-edge")
 	w.Pace = 100 * time.Millisecond
 	req := request(sc)
-	w.AddVM(req.VM)
+	if sc.method == drover.Disks {
+		w.AddRemoteVM(req.VM, req.From.Host)
+	} else {
+		w.AddVM(req.VM)
+	}
 	w.SetSick(req.VM.Name, sc.sick)
 	st.wrong = setNetwork(w, sc, req)
 	setRenumber(w, sc, req)
@@ -131,7 +144,7 @@ func play(sc scenario) *story {
 	if len(st.wrong) == 0 && sc.method.Makes() {
 		st.wrong = append(checkClone(w, sc, req, st.move), checkMove(st.move)...)
 	} else if len(st.wrong) == 0 {
-		st.wrong = append(w.Check(st.move, req.Disks, !sc.off), checkMove(st.move)...)
+		st.wrong = append(w.Check(st.move, slices.Concat(req.Disks, req.Left), !sc.off), checkMove(st.move)...)
 		st.wrong = append(st.wrong, checkNetwork(w, sc, req, st.move, before)...)
 		st.wrong = append(st.wrong, checkRenumber(w, sc, req, st.move)...)
 	}

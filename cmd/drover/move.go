@@ -68,7 +68,7 @@ func (a *app) move(ctx context.Context, cl *api.Client, vm string, f *moveFlags)
 		KeepSource: f.keepSource, RequestId: rand.Text(), BandwidthBps: int64(f.bandwidth),
 		MaxPauseMillis: f.maxPause.millis(), ShutdownGraceMillis: f.grace.millis(), ForceShutdown: f.forceShutdown,
 		LocalEgress: f.localEgress, Addresses: f.addresses, Renumber: f.place.proto(drover.Method(f.method)),
-		Clone:      f.clone.proto(drover.Method(f.method)), Storage: f.storage, DisksOnly: f.disksOnly,
+		Clone: f.clone.proto(drover.Method(f.method)), Storage: f.storage, DisksOnly: f.disksOnly,
 		NoThrottle: f.noThrottle, MaxDowntimeMillis: f.maxDowntime.millis(), Gate: f.gate.proto(),
 	})
 	if ctx.Err() != nil {

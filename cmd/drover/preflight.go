@@ -25,8 +25,8 @@ type target struct {
 	// storage is "stay" for disks that stay; disksOnly brings those that did.
 	storage   string
 	disksOnly bool
-	place       newPlaceFlags
-	clone       cloneFlags
+	place     newPlaceFlags
+	clone     cloneFlags
 }
 
 func (t *target) register(cmd *cobra.Command) {

@@ -85,6 +85,18 @@ func (j *job) act() (executor.Result, error) {
 		return j.changeGuest(a)
 	case executor.FindStation:
 		return j.findStation(a)
+	case executor.LendDisks:
+		return none, j.lend(a)
+	case executor.ReclaimDisks:
+		return none, j.reclaim()
+	case executor.AttachDisks:
+		return j.attachDisks(a)
+	case executor.DetachDisks:
+		return none, j.detach()
+	case executor.BringDisks:
+		return j.bring(a)
+	case executor.AbortBring:
+		return j.abortBring()
 	default:
 		return none, drover.Errorf(drover.Invalid, j.key.step, "unknown action %T", a)
 	}
@@ -108,9 +120,13 @@ func (j *job) reserve(a executor.Reserve) error {
 				return drover.Errorf(drover.Refused, "reserve", "move %s has it", name)
 			}
 		}
-		if v := j.h.vms[j.j.vm]; (v != nil) == a.Target {
+		if v := j.h.vms[j.j.vm]; (v != nil) == (a.Target != a.DisksOnly) {
 			return drover.Errorf(drover.Refused, "reserve", "%s on %s: there %v, want %v", j.j.vm, j.h.name, v != nil, !a.Target)
 		}
+		if a.DisksOnly && !a.Target && j.h.lent[j.j.uuid] == "" {
+			return drover.Errorf(drover.Refused, "reserve", "%s has no disk of %s", j.h.name, j.j.vm)
+		}
+		j.j.disksOnly = a.DisksOnly
 		j.j.reserved, j.j.released = true, false
 		return nil
 	})
@@ -126,6 +142,9 @@ func (j *job) release() error {
 	return j.part(func() error {
 		if j.j.kept != nil || j.j.given && !j.j.moved {
 			j.w.wrongf("%s forgets move %s while it has the VM in its care", j.h.name, j.key.move)
+		}
+		if !j.j.moved && !j.j.given && !j.j.disksOnly {
+			j.takeBackLent()
 		}
 		j.j.reserved, j.j.released, j.j.staged = false, true, nil
 		return nil
@@ -165,7 +184,7 @@ func (j *job) deleteVolumes() error {
 		}
 		more := false
 		err := j.part(func() error {
-			if j.j.accepted || j.j.ran {
+			if j.j.accepted || j.j.ran || j.j.pivoting {
 				j.w.wrongf("%s is asked to delete the volumes of %s, which is its own by now", j.h.name, j.j.vm)
 				return drover.Errorf(drover.Refused, "delete-volumes", "the VM is here")
 			}
@@ -378,6 +397,9 @@ func (j *job) releaseSource(a executor.ReleaseSource) error {
 			return drover.Errorf(drover.Refused, "release-source", "%s is here", v.name)
 		}
 		j.j.kept, j.j.recording = nil, false
+		if j.j.disksOnly {
+			j.forgetLent()
+		}
 		for _, d := range a.Disks {
 			if !a.KeepVolumes {
 				delete(j.h.volumes, d.Path)

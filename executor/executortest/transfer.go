@@ -29,6 +29,7 @@ func (j *job) transfer(a executor.Transfer) (executor.Result, error) {
 			return drover.Errorf(drover.Canceled, "transfer", "it was aborted for good")
 		}
 		given = j.j.given
+		j.j.stays = len(a.Remote) > 0
 		return nil
 	})
 	if err != nil {
@@ -124,6 +125,9 @@ func (j *job) finish(host string) error {
 	if !m.accepted {
 		m.accepted = true
 		v := &vm{name: j.j.vm, uuid: j.j.uuid, state: drover.VMPaused, paths: append([]string(nil), m.created...)}
+		if j.j.stays {
+			j.receiveRemote(peer, v)
+		}
 		peer.vms[v.name] = v
 		j.w.run(peer, v)
 	}

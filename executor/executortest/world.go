@@ -48,6 +48,9 @@ type host struct {
 	cut     chan struct{}      // closed while servers do not reach it
 	vms     map[string]*vm     // by name
 	volumes map[string]*volume // by path
+	// lent are disks here of VMs elsewhere, ways those to disks elsewhere: moves,
+	// by the VM's UUID.
+	lent, ways map[string]string
 	// facts are what an edge has in its networks; nil for a host that is none.
 	facts map[string]string
 
@@ -60,6 +63,7 @@ type vm struct {
 	name, uuid string
 	state      drover.VMState
 	paths      []string
+	disksAt    string // the host of its volumes, where that is another
 }
 
 // volume holds the number of the last write in it; torn while being copied.
@@ -93,6 +97,9 @@ type journal struct {
 	// for good. At the target: accepted or refused, both for good.
 	given, moved, aborted bool
 	accepted, refused     bool
+	// stays: the disks do not come along. disksOnly: they come to the VM; pivoting:
+	// it goes on with them, for good.
+	stays, disksOnly, pivoting bool
 	// At an edge: what is to be done at the cut-over, when that host calls.
 	staged    []drover.EdgeOp
 	stagedFor string
@@ -106,6 +113,7 @@ func NewWorld(hosts ...string) *World {
 			name: name, up: true, cut: make(chan struct{}),
 			vms: make(map[string]*vm), volumes: make(map[string]*volume),
 			moves: make(map[string]*journal), jobs: make(map[jobKey]*job),
+			lent: make(map[string]string), ways: make(map[string]string),
 		}
 	}
 	return w
@@ -229,7 +237,7 @@ func (w *World) run(h *host, v *vm) {
 		}
 	}
 	for _, p := range v.paths {
-		switch vol := h.volumes[p]; {
+		switch vol := w.volumesOf(h, v).volumes[p]; {
 		case vol == nil:
 			w.wrongf("%s runs on %s without its volume %s", v.name, h.name, p)
 		case vol.torn:
@@ -254,7 +262,7 @@ func (w *World) stop(h *host, v *vm, to drover.VMState) {
 func (w *World) guestWrites(h *host, v *vm) {
 	w.written[v.uuid]++
 	for _, p := range v.paths {
-		if vol := h.volumes[p]; vol != nil {
+		if vol := w.volumesOf(h, v).volumes[p]; vol != nil {
 			vol.write = w.written[v.uuid]
 		} else {
 			w.wrongf("%s writes on %s to %s, which is gone", v.name, h.name, p)
@@ -283,6 +291,31 @@ func (w *World) Check(m drover.Move, disks []executor.DiskPlan, running bool) []
 		say("the move is %s: %s", m.State, m.Fault)
 		return wrong
 	}
+	// Where its disks are, and are not.
+	disksAt, noDisksAt := home, other
+	way := ""
+	switch {
+	case m.Method == drover.Disks:
+		disksAt, noDisksAt = home, other
+		home, other = m.To.Host, m.From.Host
+		if m.State == drover.MoveUndone {
+			way = disksAt
+		}
+	case w.hosts[m.From.Host].lent[m.VMUUID] != "":
+		disksAt, noDisksAt = m.From.Host, m.To.Host
+		way = disksAt
+		if m.State == drover.MoveUndone {
+			say("disks of %s are still lent by %s", m.VM, disksAt)
+		}
+	}
+	for _, h := range w.hosts {
+		if (h.lent[m.VMUUID] != "") != (way != "" && h.name == way) {
+			say("%s lends disks of %s: %q, want them at %q", h.name, m.VM, h.lent[m.VMUUID], way)
+		}
+		if (h.ways[m.VMUUID] != "") != (way != "" && h.name == home) {
+			say("%s has a way to disks of %s: %q, want them at %q", h.name, m.VM, h.ways[m.VMUUID], way)
+		}
+	}
 	want := drover.VMOff
 	if running {
 		want = drover.VMRunning
@@ -296,14 +329,14 @@ func (w *World) Check(m drover.Move, disks []executor.DiskPlan, running bool) []
 		say("%s is %s on %s, want nothing of it", m.VM, v.state, other)
 	}
 	for _, d := range disks {
-		switch v := w.hosts[home].volumes[d.Path]; {
+		switch v := w.hosts[disksAt].volumes[d.Path]; {
 		case v == nil:
-			say("volume %s is missing on %s", d.Path, home)
+			say("volume %s is missing on %s", d.Path, disksAt)
 		case v.torn || v.write != w.written[m.VMUUID]:
-			say("volume %s on %s has write %d (torn: %v), want %d", d.Path, home, v.write, v.torn, w.written[m.VMUUID])
+			say("volume %s on %s has write %d (torn: %v), want %d", d.Path, disksAt, v.write, v.torn, w.written[m.VMUUID])
 		}
-		if keep := m.KeepSource && m.State == drover.MoveDone; (w.hosts[other].volumes[d.Path] != nil) != keep {
-			say("volume %s on %s: there %v, want %v", d.Path, other, !keep, keep)
+		if keep := m.KeepSource && m.State == drover.MoveDone; (w.hosts[noDisksAt].volumes[d.Path] != nil) != keep {
+			say("volume %s on %s: there %v, want %v", d.Path, noDisksAt, !keep, keep)
 		}
 	}
 	w.left(say)
