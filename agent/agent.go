@@ -105,6 +105,7 @@ type Agent struct {
 	incoming incomings
 	flights  flights
 	remains  *remains
+	replicas replicaContent
 	metrics  *meter
 	resolver *resolver
 	// siteedge is nil where the agent is no site's edge.

@@ -63,7 +63,8 @@ func (a *Agent) copyClone(ctx context.Context, j *job, ref moveRef, m *droverv1.
 	}
 	w := &replication{
 		a: a, j: j, ref: ref, tenant: r.Tenant, subject: r.subject(), rate: drover.BitRate(m.GetBandwidthBps()),
-		msg: &droverv1.Replicate{PeerAddress: m.GetPeerAddress(), PeerHost: m.GetPeerHost(), Disks: m.GetDisks()},
+		owner: ref.move,
+		msg:   &droverv1.Replicate{PeerAddress: m.GetPeerAddress(), PeerHost: m.GetPeerHost(), Disks: m.GetDisks()},
 	}
 	if err := w.tidy(ctx, 0); err != nil {
 		return nil, err

@@ -39,17 +39,25 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 			return nil, drover.Errorf(drover.Refused, op, "no round of it has been sent: its changes alone would be of no use")
 		}
 		base = r.Warm.Done
+	} else if r.Warm != nil && a.changesKnown(ctx, r, m.GetDisks()) {
+		// A replica is there: what changed since its last round is all that is left.
+		base = r.Warm.Done
 	}
-	session, end, err := a.openCopy(ctx, ref, copyTo{
+	to := copyTo{
 		address: m.GetPeerAddress(), host: m.GetPeerHost(), tenant: r.Tenant, subject: r.subject(),
 		disks: m.GetDisks(), rate: drover.BitRate(m.GetBandwidthBps()), base: base,
-	})
+	}
+	session, end, err := a.openCopy(ctx, ref, to)
+	if base > 0 && !m.GetChanges() && err != nil && drover.KindOf(err) == drover.NotFound {
+		base, to.base = 0, 0 // the replica is not there, or another
+		session, end, err = a.openCopy(ctx, ref, to)
+	}
 	if err != nil {
 		return nil, changesLost(err, base)
 	}
 	defer end()
 	defer a.flights.set(ref.move, session.SetRate)()
-	c := &copying{a: a, j: j, ref: ref, peer: a.peers.at(m.GetPeerAddress(), m.GetPeerHost()), session: session, began: time.Now()}
+	c := &copying{a: a, j: j, ref: ref, owner: r.Warm.name(ref.move), peer: a.peers.at(m.GetPeerAddress(), m.GetPeerHost()), session: session, began: time.Now()}
 	for _, d := range m.GetDisks() {
 		if base == 0 {
 			c.total += drover.Bytes(d.GetAllocatedBytes())
@@ -65,6 +73,23 @@ func (a *Agent) copyDisks(ctx context.Context, j *job, ref moveRef, m *droverv1.
 	return &droverv1.RunResult{
 		DiskBytes: int64(c.data), PathWireBytes: int64(path.Total().WireBytes), Path: api.PathFiguresToProto(path),
 	}, nil
+}
+
+// changesKnown reports whether the images of a VM that is off say what has changed
+// since the last round.
+func (a *Agent) changesKnown(ctx context.Context, r *record, disks []*droverv1.DiskPlan) bool {
+	if r.Warm.Done == 0 {
+		return false
+	}
+	for _, d := range disks {
+		img, err := a.volumes.OpenChanges(ctx, d.GetPath(), checkpoint(r.Warm.name(r.Move), r.Warm.Done))
+		if err != nil {
+			a.log.Warn("all of the disks crosses: what changed since the replica's last round is not known", "move", r.Move, "disk", d.GetTarget(), "err", err)
+			return false
+		}
+		_ = img.Close()
+	}
+	return true
 }
 
 // changesLost says what it means that what changed is not to be had: the move
@@ -93,7 +118,7 @@ func (a *Agent) openCopy(ctx context.Context, ref moveRef, to copyTo) (session *
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
 	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{
-		Ref: ref.proto(), Disks: to.disks, Tenant: to.tenant, Round: to.round, Base: to.base,
+		Ref: ref.proto(), Disks: to.disks, Tenant: to.tenant, Round: to.round, Base: to.base, ReplicaOf: to.subject.VM,
 	})
 	if err != nil {
 		return nil, nil, peerError(ctx, err)
@@ -129,10 +154,12 @@ func (a *Agent) endCopy(ctx context.Context, peer *api.PeerClient, ref moveRef) 
 
 // copying is one run of copyDisks, or a round of replicate.
 type copying struct {
-	a       *Agent
-	j       *job
-	ref     moveRef
-	peer    *api.PeerClient // for disk
+	a    *Agent
+	j    *job
+	ref  moveRef
+	peer *api.PeerClient // for disk
+	// owner is under whose name changes are recorded.
+	owner   string
 	session *wan.Sender
 	began   time.Time
 	// round is the number of replicate's; zero: none.
@@ -167,7 +194,7 @@ func (c *copying) disk(ctx context.Context, d *droverv1.DiskPlan, base int64) er
 
 func (c *copying) open(ctx context.Context, d *droverv1.DiskPlan, base int64) (driver.ImageReader, error) {
 	if base > 0 {
-		return c.a.volumes.OpenChanges(ctx, d.GetPath(), checkpoint(c.ref.move, base))
+		return c.a.volumes.OpenChanges(ctx, d.GetPath(), checkpoint(c.owner, base))
 	}
 	return c.a.volumes.OpenRead(ctx, d.GetPath(), d.GetTopOnly())
 }
@@ -232,6 +259,7 @@ func (a *Agent) receiveDisk(ctx context.Context, move, target string) (wan.Image
 	if err != nil {
 		return nil, err
 	}
+	a.forgetReplica(move)
 	if dirty {
 		// What an interrupted copy wrote is not zeros, and what is not sent
 		// must read as such.

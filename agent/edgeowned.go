@@ -27,20 +27,18 @@ const (
 	ownedServer      = "server"
 )
 
-// Owned implements AgentService. On hosts it returns the reservations of moves.
+// Owned implements AgentService. On hosts it returns the reservations of moves,
+// replicas, and what moves and replicas have made.
 func (a agentService) Owned(ctx context.Context, _ *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error) {
 	moves, err := a.journal.moves()
 	if err != nil {
 		return nil, err
 	}
-	r := new(droverv1.OwnedResponse)
-	for _, m := range moves {
-		r.Things = append(r.Things, &droverv1.OwnedThing{
-			Kind: ownedReservation, Owner: string(driver.MoveOwner(m.Move)), What: "reservation for vm " + m.VM,
-		})
-	}
-	disks, err := a.ownedDisks()
-	r.Things, r.Faults = append(r.Things, disks...), errorLines(err)
+	r := &droverv1.OwnedResponse{Things: ownedMoves(moves)}
+	here, err := a.ownedHere(ctx, moves)
+	r.Things, r.Faults = append(r.Things, here...), errorLines(err)
+	disks, derr := a.ownedDisks()
+	r.Things, r.Faults = append(r.Things, disks...), append(r.Faults, errorLines(derr)...)
 	if a.siteedge == nil {
 		return r, nil
 	}
@@ -210,8 +208,14 @@ func (a agentService) RemoveOwned(ctx context.Context, req *droverv1.RemoveOwned
 	if err := owner.Validate(); err != nil {
 		return nil, err
 	}
-	if req.GetKind() == ownedReservation {
+	switch kind := req.GetKind(); {
+	case kind == ownedReservation || kind == ownedReplica:
 		return &droverv1.RemoveOwnedResponse{}, a.removeReservation(ctx, owner)
+	case slices.Contains(hostKinds, kind):
+		if err := a.needHypervisor(); err != nil {
+			return nil, err
+		}
+		return &droverv1.RemoveOwnedResponse{}, a.removeHere(ctx, owner, kind)
 	}
 	if kind := req.GetKind(); kind == ownedLent || kind == ownedRemote {
 		return &droverv1.RemoveOwnedResponse{}, errors.Join(a.needHypervisor(), a.removeDisks(ctx, owner, kind))

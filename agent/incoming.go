@@ -193,6 +193,9 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 	}
 	arr := &arrival{edge: req.GetTargetEdge(), guest: guest}
 	subject := wan.Subject{Move: ref.move, VM: ref.uuid, Tenant: req.GetTenant()}
+	if req.GetBase() == 0 && req.GetReplicaOf() != "" {
+		a.knowReplicas(ctx, ref, req.GetReplicaOf(), req.GetTenant())
+	}
 	offered := a.offer(ctx, subject, req.GetDisks())
 	o := wan.ReceiveOptions{Token: token, Peer: caller, Subject: subject, Offered: offered}
 	resp := &droverv1.PrepareResponse{Token: token, Sources: sourcesToProto(offered)}

@@ -231,6 +231,24 @@ func (js *jobs) endOthers(ctx context.Context, me *job) error {
 	}
 }
 
+// halt ends the jobs of a move and waits for them.
+func (js *jobs) halt(ctx context.Context, move string) error {
+	for {
+		js.mu.Lock()
+		other := js.other(jobKey{move: move})
+		js.mu.Unlock()
+		if other == nil {
+			return nil
+		}
+		other.cancel(errUndone)
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return drover.Errorf(drover.Unavailable, "halt "+move, "%s has not ended", other.key)
+		}
+	}
+}
+
 // stop cancels the jobs of a step.
 func (js *jobs) stop(move, step string) {
 	js.mu.Lock()

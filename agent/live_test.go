@@ -74,10 +74,15 @@ func (w *world) ask(host, step string, generation int64, action any) *droverv1.R
 }
 
 func (w *world) insist(host, step string, generation int64, action any) (*droverv1.RunResult, error) {
+	return w.insistAs(moveName, host, step, generation, action)
+}
+
+// insistAs insists for another move.
+func (w *world) insistAs(move, host, step string, generation int64, action any) (*droverv1.RunResult, error) {
 	var err error
 	for range 200 {
 		var r *droverv1.RunResult
-		r, err = w.run(host, step, generation, action)
+		r, err = w.runAs(move, host, step, generation, action)
 		if err == nil || !inconclusive(err) {
 			return r, err
 		}

@@ -176,6 +176,9 @@ func (a *Agent) takeBack(ctx context.Context, _ *job, ref moveRef, m *droverv1.T
 			}
 			err := a.journal.update(ref.move, "took-back", func(r *record) error {
 				r.GivenUp, r.Definition = false, nil
+				if r.Warm != nil && r.Warm.Owner != "" {
+					r.Warm.Done = 0 // the record is gone
+				}
 				return nil
 			})
 			if err != nil {
@@ -286,6 +289,10 @@ func (a *Agent) startVM(ctx context.Context, _ *job, ref moveRef, m *droverv1.St
 	}
 	err = a.journal.update(ref.move, "started", func(r *record) error {
 		r.Started = true
+		for i := range r.Volumes {
+			// What it writes is of no replica.
+			r.Volumes[i].Replica, r.Volumes[i].ReplicaPath = "", ""
+		}
 		return nil
 	})
 	if err != nil {

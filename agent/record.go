@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -25,6 +26,8 @@ type record struct {
 	Tenant string `json:"tenant,omitempty"`
 	// Peer is the agent at the other end: bound by its first call.
 	Peer string `json:"peer,omitempty"`
+	// Keeps says that it is no move, but the keeping of a replica.
+	Keeps bool `json:"keeps,omitempty"`
 
 	Out *outRecord `json:"out,omitempty"`
 	In  *inRecord  `json:"in,omitempty"`
@@ -136,12 +139,21 @@ type volumeRecord struct {
 	// Round is the newest of the source's rounds that it is known to hold in
 	// full, together with parts of later ones maybe; zero: none.
 	Round int64 `json:"round,omitempty"`
+	// Replica names the one that it was taken from, where it lay at ReplicaPath;
+	// empty: none, or a guest may have run on it since.
+	Replica     string `json:"replica,omitempty"`
+	ReplicaPath string `json:"replica_path,omitempty"`
 }
 
 // copyRecord is a disk that was copied, read back and found the same.
 type copyRecord struct {
 	Digest    []byte       `json:"digest"`
 	DataBytes drover.Bytes `json:"data_bytes"`
+}
+
+// dropVolume forgets a volume.
+func (r *record) dropVolume(target string) {
+	r.Volumes = slices.DeleteFunc(r.Volumes, func(v volumeRecord) bool { return v.Target == target })
 }
 
 func (r *record) volume(target string) *volumeRecord {

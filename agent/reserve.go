@@ -25,7 +25,7 @@ func (a *Agent) reserve(ctx context.Context, _ *job, ref moveRef, m *droverv1.Re
 	}
 	rec := &record{
 		Move: ref.move, Generation: ref.generation, VM: ref.vm, VMUUID: ref.uuid,
-		Target: m.GetTarget(), MemoryBytes: drover.Bytes(m.GetMemoryBytes()),
+		Target: m.GetTarget(), MemoryBytes: drover.Bytes(m.GetMemoryBytes()), Keeps: m.GetKeeps(),
 	}
 	rec.DisksOnly = m.GetDisksOnly()
 	switch {
@@ -41,7 +41,7 @@ func (a *Agent) reserve(ctx context.Context, _ *job, ref moveRef, m *droverv1.Re
 	if err != nil {
 		return nil, err
 	}
-	return resultNow(), a.journal.write("reserve", func(tx *bbolt.Tx) error {
+	err = a.journal.write("reserve", func(tx *bbolt.Tx) error {
 		old, err := readRecord(tx, ref.move)
 		if err != nil {
 			return err
@@ -60,13 +60,21 @@ func (a *Agent) reserve(ctx context.Context, _ *job, ref moveRef, m *droverv1.Re
 		}
 		return writeRecord(tx, rec)
 	})
+	if err != nil || rec.Keeps || rec.Target {
+		return resultNow(), err
+	}
+	// From here on no round of a replica begins.
+	if err := a.haltReplicas(ctx, ref); err != nil {
+		return nil, err
+	}
+	return resultNow(), a.takeRecord(ref, m.GetReplica())
 }
 
-// vacant refuses a VM that another move has.
+// vacant refuses a VM that another move has. The keeping of a replica is none.
 func vacant(tx *bbolt.Tx, ref moveRef) error {
 	return tx.Bucket(movesBucket).ForEach(func(k, _ []byte) error {
 		r, err := readRecord(tx, string(k))
-		if err == nil && r.Move != ref.move && (r.VMUUID == ref.uuid || r.VM == ref.vm) {
+		if err == nil && !r.Keeps && r.Move != ref.move && (r.VMUUID == ref.uuid || r.VM == ref.vm) {
 			err = drover.Errorf(drover.Refused, "reserve vm "+ref.vm, "move %s has it: let that end or cancel it", r.Move)
 		}
 		return err
@@ -210,7 +218,7 @@ func (a *Agent) releaseSourceRecord(ctx context.Context, r *record) (moved bool,
 	}
 	if r.Warm != nil && !r.GivenUp {
 		ref := moveRef{move: r.Move, vm: r.VM, uuid: r.VMUUID}
-		if err := a.endWarm(ctx, ref, r); err != nil {
+		if err := a.undoWarm(ctx, ref, r); err != nil {
 			return false, err
 		}
 	}

@@ -26,6 +26,8 @@ type replication struct {
 	tenant   string
 	subject  wan.Subject
 	downtime time.Duration
+	// owner is under whose name the rounds' checkpoints are known.
+	owner string
 	// done is the newest round that the destination has.
 	done int64
 	// freezes has the guest's file systems frozen at the backup's beginning, and
@@ -85,6 +87,7 @@ func (w *replication) send(ctx context.Context, base int64) error {
 	var number int64
 	err := w.a.journal.update(w.ref.move, "round-begun", func(r *record) error {
 		r.Warm.Last++
+		r.Warm.Next = w.a.clock() // before it is: a replica is never called younger than it is
 		number = r.Warm.Last
 		return nil
 	})
@@ -109,7 +112,7 @@ func (w *replication) send(ctx context.Context, base int64) error {
 	path := session.Figures()
 	w.a.metrics.end(w.ref, path)
 	err = w.a.journal.update(w.ref.move, "round-done", func(r *record) error {
-		r.Warm.Done = number
+		r.Warm.Done, r.Warm.Point = number, r.Warm.Next
 		f := &r.Warm.Figures
 		f.DiskBytes += figures.data
 		f.PathBytes += int64(path.Total().WireBytes)
@@ -160,10 +163,10 @@ func (f roundFigures) rate() drover.BitRate {
 
 // sendDisks freezes the disks and sends them.
 func (w *replication) sendDisks(ctx context.Context, session *wan.Sender, number, base int64) (f roundFigures, err error) {
-	owner := driver.MoveOwner(w.ref.move)
-	spec := driver.BackupSpec{Checkpoint: checkpoint(w.ref.move, number), Socket: w.a.sockets.backup(w.ref.move)}
+	owner := driver.MoveOwner(w.owner)
+	spec := driver.BackupSpec{Checkpoint: checkpoint(w.owner, number), Socket: w.a.sockets.backup(w.ref.move)}
 	if base > 0 {
-		spec.Since = checkpoint(w.ref.move, base)
+		spec.Since = checkpoint(w.owner, base)
 	}
 	for _, d := range w.msg.GetDisks() {
 		spec.Disks = append(spec.Disks, driver.BackupDisk{Target: d.GetTarget(), Scratch: scratchOf(owner, d)})

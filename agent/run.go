@@ -41,7 +41,8 @@ var kinds = map[string]kind{
 	"verify":         {fresh: true, free: true},
 	"release-source": {},
 
-	"replicate":        {forgets: []string{"stop-replication"}},
+	// A replica's rounds are steps of their own: the last one's result is kept.
+	"replicate":        {forgets: []string{"stop-replication", "replicate"}},
 	"stop-replication": {undo: true, free: true, forgets: []string{"replicate", "copy-clone"}},
 	"stop-vm":          {undo: true, free: true, forgets: []string{"start"}},
 	"check-health":     {free: true},

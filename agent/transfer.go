@@ -58,6 +58,9 @@ func (a *Agent) transfer(ctx context.Context, j *job, ref moveRef, t *droverv1.T
 		return nil, drover.Errorf(drover.Refused, op, "the transfer of generation %d was given back or refused by the destination%s; the guest is here",
 			r.RefusedGeneration, because(r.Out))
 	}
+	if err := a.dropReplicas(ctx, ref); err != nil {
+		return nil, drover.E(drover.KindOf(err), op, err)
+	}
 	f := &flight{
 		a: a, j: j, ref: ref, log: j.log, msg: t,
 		peer: a.peers.at(t.GetPeerAddress(), t.GetPeerHost()), subject: r.subject(), endRate: func() {},
@@ -259,6 +262,7 @@ func (f *flight) prepare(ctx context.Context) ([]byte, error) {
 	resp, err := f.peer.Prepare(prep, &droverv1.PrepareRequest{
 		Ref: f.ref.proto(), Definition: offer.Definition, Cookie: offer.Cookie, Disks: disks,
 		MaxPauseMillis: f.msg.GetMaxPauseMillis(), Tenant: f.subject.Tenant, TargetEdge: f.msg.GetTargetEdge(), Guest: f.msg.GetGuest(),
+		ReplicaOf: f.ref.uuid,
 	})
 	if err != nil {
 		return nil, peerError(ctx, err)

@@ -24,11 +24,14 @@ func (a *Agent) createVolumes(ctx context.Context, _ *job, ref moveRef, m *drove
 	if r.In.owns() || r.Defined {
 		return nil, drover.Errorf(drover.Refused, "create volumes", "vm %s has arrived already", ref.vm)
 	}
+	if r.Keeps {
+		m = &droverv1.CreateVolumes{Disks: keepsReplica(ref.move, m.GetDisks())}
+	}
 	if err := a.makeRoom(ctx, ref, m.GetDisks()); err != nil {
 		return nil, err
 	}
 	for _, d := range m.GetDisks() {
-		if err := a.createVolume(ctx, ref, d); err != nil {
+		if err := a.createVolume(ctx, ref, d, m.GetReplica()); err != nil {
 			return nil, err
 		}
 	}
@@ -69,8 +72,9 @@ func specOf(d *droverv1.DiskPlan) (driver.VolumeSpec, error) {
 	if d.GetVirtualBytes() <= 0 {
 		return driver.VolumeSpec{}, drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "virtual size of %d bytes", d.GetVirtualBytes())
 	}
-	if strings.HasPrefix(filepath.Base(d.GetPath()), driver.AsidePrefix) || strings.HasPrefix(filepath.Base(d.GetBackingPath()), driver.AsidePrefix) {
-		return driver.VolumeSpec{}, drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "%s, on %q: names beginning with %s are those of disks kept aside", d.GetPath(), d.GetBackingPath(), driver.AsidePrefix)
+	if strings.HasPrefix(filepath.Base(d.GetPath()), driver.AsidePrefix) || driver.Hidden(d.GetBackingPath()) {
+		return driver.VolumeSpec{}, drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "%s, on %q: names beginning with %s and %s are those of images that no vm runs on",
+			d.GetPath(), d.GetBackingPath(), driver.AsidePrefix, driver.ReplicaPrefix)
 	}
 	s := driver.VolumeSpec{Path: d.GetPath(), Format: d.GetFormat(), VirtualBytes: drover.Bytes(d.GetVirtualBytes())}
 	if d.GetBackingPath() != "" {
@@ -81,14 +85,20 @@ func specOf(d *droverv1.DiskPlan) (driver.VolumeSpec, error) {
 
 // createVolume makes one. The journal has it before the disk does, so that
 // whatever lies at the path afterwards is known to be this move's.
-func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskPlan) error {
+func (a *Agent) createVolume(ctx context.Context, ref moveRef, d *droverv1.DiskPlan, replica string) error {
 	spec, err := specOf(d)
 	if err != nil {
+		return err
+	}
+	if taken, err := a.takeImage(ctx, ref, replica, d, spec); err != nil || taken {
 		return err
 	}
 	r, err := a.targetRecord(ref)
 	if err != nil {
 		return err
+	}
+	if !r.Keeps && driver.Hidden(spec.Path) {
+		return drover.Errorf(drover.Invalid, "disk "+d.GetTarget(), "%s: names beginning with %s are those of replicas", spec.Path, driver.ReplicaPrefix)
 	}
 	old := r.volume(d.GetTarget())
 	switch {
@@ -191,6 +201,16 @@ func (a *Agent) removeVolumes(ctx context.Context, r *record) error {
 	if len(r.Volumes) == 0 {
 		return nil
 	}
+	if err := a.giveImages(ctx, r); err != nil {
+		return err
+	}
+	r, err := a.journal.move(r.Move)
+	if err != nil || r == nil {
+		return err
+	}
+	if r.Keeps {
+		a.forgetReplica(r.Move)
+	}
 	users, err := a.usersOf(ctx)
 	if err != nil {
 		return err
@@ -234,7 +254,16 @@ func (a *Agent) usersOf(ctx context.Context) (map[string]string, error) {
 			users[b.Path] = "image " + image.Path
 		}
 	}
-	return users, nil
+	// Those of replicas have hidden names.
+	moves, err := a.journal.moves()
+	for _, r := range moves {
+		for _, v := range r.Volumes {
+			if r.Keeps && v.Spec.Backing.Path != "" {
+				users[v.Spec.Backing.Path] = "replica " + r.Move
+			}
+		}
+	}
+	return users, err
 }
 
 // releaseSource removes what the VM left at its source.
@@ -269,11 +298,15 @@ func (a *Agent) releaseSource(ctx context.Context, _ *job, ref moveRef, m *drove
 	case err != nil && drover.KindOf(err) != drover.NotFound:
 		return nil, err
 	}
+	// Whether its images are kept or go: nothing of the move stays in them, nor of
+	// a replica.
 	if r.Warm != nil {
-		// Whether its images are kept or go: nothing of the move stays in them.
 		if err := a.endWarm(ctx, ref, r); err != nil {
 			return nil, err
 		}
+	}
+	if err := a.dropReplicas(ctx, ref); err != nil {
+		return nil, err
 	}
 	if !m.GetKeepVolumes() {
 		if err := a.clearSourceDisks(ctx, op, r, m.GetDisks()); err != nil {

@@ -51,8 +51,23 @@ type warmRecord struct {
 	Done int64 `json:"done,omitempty"`
 	// Frozen says that the guest's file systems may be frozen, for a copy of them.
 	Frozen bool `json:"frozen,omitempty"`
+	// Owner names the replica that it was taken from, and whose checkpoints it goes
+	// on with; empty: its own.
+	Owner string `json:"owner,omitempty"`
+	// Point is when the newest round that is complete was frozen, Next when the one
+	// that was begun was.
+	Point time.Time `json:"point,omitzero"`
+	Next  time.Time `json:"next,omitzero"`
 	// Figures of all rounds so far.
 	Figures transferFigure `json:"figures"`
+}
+
+// name is under which the move's checkpoints are known.
+func (w *warmRecord) name(move string) string {
+	if w != nil && w.Owner != "" {
+		return w.Owner
+	}
+	return move
 }
 
 // checkpoint names one of a move's.
@@ -87,11 +102,18 @@ func (a *Agent) replicate(ctx context.Context, j *job, ref moveRef, m *droverv1.
 		}
 	}
 	w := &replication{
-		a: a, j: j, ref: ref, msg: m, tenant: r.Tenant, subject: r.subject(), done: r.Warm.Done,
+		a: a, j: j, ref: ref, msg: m, tenant: r.Tenant, subject: r.subject(), done: r.Warm.Done, owner: r.Warm.name(ref.move),
 		downtime: time.Duration(m.GetMaxDowntimeMillis()) * time.Millisecond, rate: drover.BitRate(m.GetBandwidthBps()),
 	}
 	if w.downtime <= 0 {
 		w.downtime = downtimeUsual
+	}
+	if r.Keeps != m.GetOnce() {
+		return nil, drover.Errorf(drover.Refused, op, "once is for replicas, and for them alone")
+	}
+	if m.GetOnce() {
+		result, err := w.once(ctx)
+		return result, drover.E(drover.KindOf(err), op, err)
 	}
 	if err := w.run(ctx); err != nil {
 		return nil, drover.E(drover.KindOf(err), op, err)
@@ -127,7 +149,7 @@ func (w *replication) run(ctx context.Context) error {
 		if err := w.round(ctx); err != nil {
 			return err
 		}
-		left, err := w.a.hyp.ChangedBytes(ctx, w.ref.vm, checkpoint(w.ref.move, w.done))
+		left, err := w.a.hyp.ChangedBytes(ctx, w.ref.vm, checkpoint(w.owner, w.done))
 		if kind := drover.KindOf(err); n < maxRounds && (kind == drover.Refused || kind == drover.NotFound) {
 			continue // it has just been shut down, or died and was started again
 		}
@@ -182,7 +204,15 @@ func (w *replication) tidy(ctx context.Context, keep int64) error {
 // tidyBackups ends the move's backup and removes its checkpoints but one; zero:
 // all that may ever have been. The VM may be running or off.
 func (a *Agent) tidyBackups(ctx context.Context, ref moveRef, disks []*droverv1.DiskPlan, keep int64) error {
-	owner := driver.MoveOwner(ref.move)
+	r, err := a.journal.move(ref.move)
+	if err != nil {
+		return err
+	}
+	name := ref.move
+	if r != nil {
+		name = r.Warm.name(ref.move)
+	}
+	owner := driver.MoveOwner(name)
 	if err := a.hyp.EndBackup(ctx, ref.vm, owner); err != nil {
 		return err
 	}
@@ -190,14 +220,10 @@ func (a *Agent) tidyBackups(ctx context.Context, ref moveRef, disks []*droverv1.
 	if err != nil {
 		return err
 	}
-	r, err := a.journal.move(ref.move)
-	if err != nil {
-		return err
-	}
 	if r != nil && r.Warm != nil {
 		// The manager may have forgotten what the hypervisor still records.
 		for _, n := range []int64{r.Warm.Done, r.Warm.Last} {
-			if c := checkpoint(ref.move, n); n > 0 && !slices.Contains(known, c) {
+			if c := checkpoint(name, n); n > 0 && !slices.Contains(known, c) {
 				known = append(known, c)
 			}
 		}
@@ -230,7 +256,7 @@ func scratchOf(owner driver.Owner, d *droverv1.DiskPlan) string {
 
 // dropBitmaps removes the move's records from the images of a VM that is off.
 func (a *Agent) dropBitmaps(ctx context.Context, r *record) error {
-	owner := driver.MoveOwner(r.Move)
+	owner := driver.MoveOwner(r.Warm.name(r.Move))
 	for _, d := range r.Disks {
 		if d.Shared || d.ReadOnly {
 			continue
@@ -263,7 +289,21 @@ func (a *Agent) stopReplication(ctx context.Context, _ *job, ref moveRef, _ *dro
 	if err != nil || r == nil || r.Warm == nil {
 		return resultNow(), err
 	}
-	return resultNow(), a.endWarm(ctx, ref, r)
+	return resultNow(), a.undoWarm(ctx, ref, r)
+}
+
+// undoWarm ends the rounds of a move that is undone. A replica's record of changes
+// goes back to the replica.
+func (a *Agent) undoWarm(ctx context.Context, ref moveRef, r *record) error {
+	if r.Warm.Owner != "" {
+		if err := a.thaw(ctx, ref); err != nil {
+			return err
+		}
+		if given, err := a.giveRecord(ref.move); given || err != nil {
+			return err
+		}
+	}
+	return a.endWarm(ctx, ref, r)
 }
 
 // endWarm removes what a warm move has made at its source besides figures.

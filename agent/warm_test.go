@@ -17,8 +17,8 @@ func (w *world) warmSteps() []coldStep {
 	peer := w.hosts["south1"].address
 	return []coldStep{
 		{host: "south1", step: "reserve-target", do: &droverv1.Reserve{Target: true}},
-		{host: "north1", step: "reserve-source", do: &droverv1.Reserve{}},
-		{host: "south1", step: "create-volumes", do: &droverv1.CreateVolumes{Disks: diskPlans()}, undo: &droverv1.DeleteVolumes{}},
+		{host: "north1", step: "reserve-source", do: &droverv1.Reserve{Replica: w.replica}},
+		{host: "south1", step: "create-volumes", do: &droverv1.CreateVolumes{Disks: diskPlans(), Replica: w.replica}, undo: &droverv1.DeleteVolumes{}},
 		{host: "north1", step: "replicate", do: &droverv1.Replicate{PeerAddress: peer, PeerHost: "south1", Disks: diskPlans(), MaxDowntimeMillis: 1}, undo: &droverv1.StopReplication{}},
 		{host: "north1", step: "shutdown", do: &droverv1.Shutdown{GraceMillis: 2000}, undo: &droverv1.TakeBack{Start: true}},
 		{host: "north1", step: "give-up", do: &droverv1.GiveUp{}, undo: &droverv1.TakeBack{}},

@@ -50,6 +50,8 @@ type world struct {
 	// ahead, in nanoseconds.
 	issue func(pki.Role, string) *tls.Config
 	skew  atomic.Int64
+	// replica is what moves begin with; empty: nothing.
+	replica string
 	// onPoint is told of every journal write and hypervisor call, in order;
 	// it may kill.
 	mu      sync.Mutex
@@ -302,6 +304,13 @@ func (w *world) supervise() {
 // run asks for an action once and returns its end.
 func (w *world) run(host, step string, generation int64, action any) (*droverv1.RunResult, error) {
 	return w.runRequest(host, request(step, generation, action))
+}
+
+// runAs asks for another move's action.
+func (w *world) runAs(move, host, step string, generation int64, action any) (*droverv1.RunResult, error) {
+	req := request(step, generation, action)
+	req.Ref.Move = move
+	return w.runRequest(host, req)
 }
 
 func (w *world) runRequest(host string, req *droverv1.RunRequest) (*droverv1.RunResult, error) {

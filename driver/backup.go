@@ -99,6 +99,22 @@ func ScratchOf(o Owner, path string) bool {
 	return strings.HasPrefix(filepath.Base(path), ScratchName(o, ""))
 }
 
+// OwnerOfScratch reads the owner from a scratch file's path; ok is false for any
+// other file.
+func OwnerOfScratch(path string) (o Owner, ok bool) {
+	rest, ok := strings.CutPrefix(filepath.Base(path), ScratchPrefix)
+	if !ok {
+		return "", false
+	}
+	kind, rest, _ := strings.Cut(rest, "-")
+	at := strings.LastIndexByte(rest, '-')
+	if at < 0 {
+		return "", false
+	}
+	o = Owner(kind + "/" + rest[:at])
+	return o, o.Validate() == nil && ScratchOf(o, path)
+}
+
 // Validate reports what is wrong with a spec as far as it alone can tell.
 func (s BackupSpec) Validate() error {
 	const op = "begin backup"

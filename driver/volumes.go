@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/drover-vm/drover"
@@ -15,7 +16,7 @@ import (
 // Methods may be called concurrently. Paths are absolute and lie below the
 // store's folders; any other gives drover.Invalid.
 type Volumes interface {
-	// List observes every image in the store but those kept aside.
+	// List observes every image in the store but those that are Hidden.
 	List(ctx context.Context) ([]drover.Volume, error)
 	// Volume observes one; missing gives drover.NotFound, a file that is no
 	// image drover.Invalid.
@@ -49,6 +50,17 @@ type Volumes interface {
 // AsidePrefix begins the names of images that are kept aside: List leaves them
 // out, every other operation takes them.
 const AsidePrefix = ".drover-aside-"
+
+// ReplicaPrefix begins the names of images that are replicas of the disks of a VM
+// elsewhere, for which the same holds.
+const ReplicaPrefix = ".drover-replica-"
+
+// Hidden reports whether a path is that of an image that List leaves out: no VM
+// runs on it under that name.
+func Hidden(path string) bool {
+	name := filepath.Base(path)
+	return strings.HasPrefix(name, AsidePrefix) || strings.HasPrefix(name, ReplicaPrefix)
+}
 
 // ContentID is a BLAKE3-256 digest that is equal for images with the same
 // guest-visible bytes and size, whatever their format and allocation; how it is

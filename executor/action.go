@@ -76,13 +76,23 @@ type Reserve struct {
 	// DisksOnly: the target has the VM, and the source has disks that it has left
 	// there.
 	DisksOnly bool
+	// Replica names one of the VM that is kept where the move goes. At the source
+	// its record of changes becomes the move's, until Release gives it back.
+	Replica string
+	// Keeps reserves for a replica: it keeps no move away, and gives way to one.
+	Keeps bool
 }
 
 // Release ends the reservation and forgets the move. Missing is fine.
 type Release struct{ Target bool }
 
 // CreateVolumes makes the empty images into which disks are carried.
-type CreateVolumes struct{ Disks []DiskPlan }
+type CreateVolumes struct {
+	Disks []DiskPlan
+	// Replica names one whose images become the move's, as far as they are whole;
+	// DeleteVolumes and Release give them back, unless a guest has run on them.
+	Replica string
+}
 
 // DeleteVolumes deletes what CreateVolumes of the same move has made here.
 type DeleteVolumes struct{}
@@ -165,6 +175,9 @@ type Replicate struct {
 	Disks                 []DiskPlan
 	Bandwidth             drover.BitRate // zero: unlimited
 	MaxDowntime           time.Duration  // zero: the agent's choice
+	// Once is a replica's: one round, after which the Result has its Point.
+	// drover.NotFound says that no round can be built on those before.
+	Once bool
 }
 
 // StopReplication ends what Replicate has begun at the source, the recording of
@@ -254,6 +267,8 @@ type Result struct {
 	Pause time.Duration
 	// Guest bytes carried, and bytes that the data path put on the wire.
 	MemoryBytes, DiskBytes, PathWireBytes drover.Bytes
+	// Point is the moment that the replica is of: for Replicate Once.
+	Point time.Time
 	// Path is what the data path did; nil where there was none.
 	Path *drover.PathFigures
 	// When the guest stopped at the source and ran at the destination, by the

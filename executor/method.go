@@ -176,7 +176,7 @@ func reserveSource() step {
 			Why:  "from here on no other move can have the VM, and its source watches over it",
 		},
 		do: func(s *state) []call {
-			return []call{{host: s.Request.From.Host, action: Reserve{MemoryBytes: s.Request.VM.MemoryBytes}}}
+			return []call{{host: s.Request.From.Host, action: Reserve{MemoryBytes: s.Request.VM.MemoryBytes, Replica: s.Request.Replica}}}
 		},
 		undo: func(s *state) []call {
 			return []call{{host: s.Request.From.Host, action: Release{}}}
@@ -188,7 +188,7 @@ func createVolumes(why string) step {
 	return step{
 		Step: saga.Step{Name: "create-volumes", Why: why},
 		do: func(s *state) []call {
-			return []call{{host: s.Request.To.Host, action: CreateVolumes{Disks: s.Request.Disks}}}
+			return []call{{host: s.Request.To.Host, action: CreateVolumes{Disks: s.Request.Disks, Replica: s.Request.Replica}}}
 		},
 		undo: func(s *state) []call {
 			return []call{{host: s.Request.To.Host, action: DeleteVolumes{}}}

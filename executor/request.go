@@ -62,6 +62,9 @@ type Request struct {
 	Renumber *network.Renumber `json:"renumber,omitempty"`
 	// Clone is the VM that spawn and redirect make; nil for other methods.
 	Clone *Clone `json:"clone,omitempty"`
+	// Replica names one of the VM that is kept at the destination's host, and that
+	// a warm or cold move begins with; empty: none.
+	Replica string `json:"replica,omitempty"`
 	// Locks are names of which two moves under way have none in common, such as
 	// "address/10.0.0.7": the second waits for the first to end.
 	Locks []string `json:"locks,omitempty"`
@@ -114,6 +117,8 @@ func (r Request) Validate() error {
 		return bad("local_egress is for the method %s: by %s traffic takes the direct way, or its segment is one", drover.Stretch, r.Method)
 	case (r.Method == drover.Renumber) != (r.Renumber != nil):
 		return bad("renumber: want it for the method %s, and for no other", drover.Renumber)
+	case r.Replica != "" && r.Method != drover.Warm && r.Method != drover.Cold:
+		return bad("replica %s: the methods %s and %s begin with one, %s finds its content", r.Replica, drover.Warm, drover.Cold, r.Method)
 	case r.MaxDowntime < 0:
 		return bad("max_downtime %v: want 0 (the agent's choice) or more", r.MaxDowntime)
 	}

@@ -85,11 +85,13 @@ func refToProto(r executor.Ref) *droverv1.MoveRef {
 func setAction(req *droverv1.RunRequest, action executor.Action) error {
 	switch v := action.(type) {
 	case executor.Reserve:
-		req.Action = &droverv1.RunRequest_Reserve{Reserve: &droverv1.Reserve{Target: v.Target, MemoryBytes: int64(v.MemoryBytes), DisksOnly: v.DisksOnly}}
+		req.Action = &droverv1.RunRequest_Reserve{Reserve: &droverv1.Reserve{
+			Target: v.Target, MemoryBytes: int64(v.MemoryBytes), DisksOnly: v.DisksOnly, Replica: v.Replica, Keeps: v.Keeps,
+		}}
 	case executor.Release:
 		req.Action = &droverv1.RunRequest_Release{Release: &droverv1.Release{Target: v.Target}}
 	case executor.CreateVolumes:
-		req.Action = &droverv1.RunRequest_CreateVolumes{CreateVolumes: &droverv1.CreateVolumes{Disks: plansToProto(v.Disks)}}
+		req.Action = &droverv1.RunRequest_CreateVolumes{CreateVolumes: &droverv1.CreateVolumes{Disks: plansToProto(v.Disks), Replica: v.Replica}}
 	case executor.DeleteVolumes:
 		req.Action = &droverv1.RunRequest_DeleteVolumes{DeleteVolumes: &droverv1.DeleteVolumes{}}
 	case executor.Transfer:
@@ -114,7 +116,7 @@ func setAction(req *droverv1.RunRequest, action executor.Action) error {
 	case executor.Replicate:
 		req.Action = &droverv1.RunRequest_Replicate{Replicate: &droverv1.Replicate{
 			PeerAddress: v.PeerAddress, PeerHost: v.PeerHost, Disks: plansToProto(v.Disks), BandwidthBps: int64(v.Bandwidth),
-			MaxDowntimeMillis: v.MaxDowntime.Milliseconds(),
+			MaxDowntimeMillis: v.MaxDowntime.Milliseconds(), Once: v.Once,
 		}}
 	case executor.StopReplication:
 		req.Action = &droverv1.RunRequest_StopReplication{StopReplication: &droverv1.StopReplication{}}
@@ -220,6 +222,7 @@ func resultFromProto(r *droverv1.RunResult) (executor.Result, error) {
 		Pause:       time.Duration(r.GetPauseNanos()),
 		MemoryBytes: drover.Bytes(r.GetMemoryBytes()), DiskBytes: drover.Bytes(r.GetDiskBytes()),
 		PathWireBytes: drover.Bytes(r.GetPathWireBytes()), Path: api.OptionalPathFromProto(r.GetPath()),
+		Point:   instant(r.GetPointUnixNanos()),
 		Stopped: instant(r.GetStoppedUnixNanos()), Resumed: instant(r.GetResumedUnixNanos()),
 	}, err
 }

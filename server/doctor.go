@@ -95,6 +95,14 @@ func (s *Server) needs(ctx context.Context) (needs, error) {
 	for uuid, m := range moves {
 		n.moves[m.Name], n.moving[uuid] = true, true
 	}
+	// To agents a replica is like a move that goes on.
+	replicas, err := replicaNames(ctx, s.deps.Inventory.Protections())
+	if err != nil {
+		return needs{}, err
+	}
+	for _, name := range replicas {
+		n.moves[name] = true
+	}
 	all, err := s.exec.List(ctx, store.Filter{})
 	if err != nil {
 		return needs{}, err
@@ -172,6 +180,9 @@ func leftover(t *droverv1.OwnedThing, before, after needs) string {
 		}
 		if before.moves[name] || after.moves[name] {
 			return ""
+		}
+		if strings.HasPrefix(name, replicaNamePrefix) {
+			return "it belongs to no protection"
 		}
 		return fmt.Sprintf("move %s is over or unknown", name)
 	case "vm":

@@ -55,7 +55,9 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
 	checkLeft(&checks, vm)
+	to, kept := s.nearReplica(vm, to)
 	target, chosen := s.checkTarget(&checks, vm, to)
+	chosen = append(chosen, kept...)
 	way, reasons := s.checkMethod(&checks, vm, source, target, ask.method)
 	p := plan{
 		request: executor.Request{
@@ -95,6 +97,17 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 		}
 	}
 	return p, nil
+}
+
+// nearReplica names the host of a site that has the VM's replica, and says so,
+// where no other was asked for.
+func (s *Server) nearReplica(vm drover.VM, to drover.Place) (drover.Place, []string) {
+	host := s.protector.prefers(vm.UUID, to.Site)
+	if host == "" || to.Host != "" || s.reachable(host) != "" {
+		return to, nil
+	}
+	to.Host = host
+	return to, []string{fmt.Sprintf("%s has the replica of %s", host, vm.Name)}
 }
 
 // checkVM looks at the VM where it is.

@@ -69,6 +69,8 @@ type Server struct {
 	truth *truth
 	meter *meter
 
+	protector *protector
+
 	listeners []net.Listener
 	// metrics is nil where the file names no address.
 	metrics net.Listener
@@ -114,6 +116,7 @@ func New(d Deps, c Config) (*Server, error) {
 	s.exec = executor.New(executor.Config{
 		Journal: d.Journal, Agents: agents{s.fleet}, Planner: planner{s}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
 	})
+	s.protector = newProtector(d.Inventory.Protections(), agents{s.fleet}, s, d.Log, d.Now)
 	if err := s.listen(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -222,7 +225,7 @@ func (s *Server) Run(ctx context.Context) error {
 	web.ErrorLog = slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)
 
 	var wg sync.WaitGroup
-	failed := make(chan error, len(s.listeners)+2)
+	failed := make(chan error, len(s.listeners)+3)
 	if s.metrics != nil {
 		wg.Go(func() {
 			if err := metrics.Serve(ctx, s.metrics, metrics.NewRegistry(s.meter), s.log); err != nil {
@@ -241,6 +244,11 @@ func (s *Server) Run(ctx context.Context) error {
 		wg.Go(func() { s.watch(ctx, a) })
 	}
 	wg.Go(func() { s.keepMesh(ctx) })
+	wg.Go(func() {
+		if err := s.keepReplicas(ctx); err != nil {
+			failed <- err
+		}
+	})
 	wg.Go(func() {
 		if err := s.lead(ctx); err != nil && ctx.Err() == nil {
 			failed <- err

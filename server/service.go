@@ -213,6 +213,9 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	q.ShutdownForce = r.GetForceShutdown()
 	q.NoThrottle = r.GetNoThrottle()
 	q.MaxDowntime = time.Duration(r.GetMaxDowntimeMillis()) * time.Millisecond
+	if q.Method == drover.Warm || q.Method == drover.Cold {
+		q.Replica = s.protector.beginsWith(q.VM.UUID, q.From.Host, q.To.Host)
+	}
 	if !method.Makes() { // whose health is in its clone
 		if q.Gate, err = s.gateOf(r.GetGate(), q.VM); err != nil {
 			return nil, err

@@ -67,6 +67,9 @@ type cloneCheck struct {
 func (s *Server) preflightClone(ctx context.Context, vm drover.VM, moves movesByVM, to drover.Place, method drover.Method, wish *makes) (plan, error) {
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
+	if method == drover.Redirect {
+		to, _ = s.nearReplica(vm, to)
+	}
 	target, chosen := s.checkTarget(&checks, vm, to)
 	if method == drover.Redirect && vm.State != drover.VMRunning {
 		checks.bad("method", "take spawn", "%s is %s: there are no sessions to redirect", vm.Name, vm.State)

@@ -13,6 +13,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"iter"
 
 	"github.com/drover-vm/drover"
@@ -93,7 +94,22 @@ type Inventory interface {
 	// Requirements keeps what operators have said that VMs need: the one sort
 	// here that nobody observes, so that it is not to be lost.
 	Requirements() Collection[drover.KeptRequirements]
+	// Protections keeps what replicas are wanted, and how far each is, by the VM's
+	// UUID. Only the server that leads writes them.
+	Protections() Collection[Protection]
 }
+
+// Protection is a replica that is wanted: what an operator sees of it, and the
+// server's own state beside it.
+type Protection struct {
+	// Protection without what changes all the time: Progress, Age and Allotted.
+	Protection drover.Protection `json:"protection"`
+	// State is the server's state, a JSON document of its own.
+	State json.RawMessage `json:"state,omitempty"`
+}
+
+// ProtectionKey returns the UUID of the VM.
+func ProtectionKey(p Protection) string { return p.Protection.VMUUID }
 
 // Collection keeps the last observation of each thing of one sort. Methods may
 // be called concurrently.

@@ -157,6 +157,15 @@ func (n *Node) AddRemains(ctx context.Context, s Subject, target string, size dr
 	}, open, chunk.Kept{})
 }
 
+// AwaitRemains waits until what AddRemains has made known can be referred to; the
+// errors are those of the library's WaitIndexed.
+func (n *Node) AwaitRemains(ctx context.Context, move, vm, target string) error {
+	if n.library == nil {
+		return nil
+	}
+	return n.library.WaitIndexed(ctx, chunk.DiskID(move, vm, target))
+}
+
 // ForgetRemains undoes AddRemains; unknown ones are fine.
 func (n *Node) ForgetRemains(move, vm, target string) {
 	if n.library != nil {

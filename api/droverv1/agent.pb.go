@@ -1281,7 +1281,14 @@ type Reserve struct {
 	MemoryBytes int64                  `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// The move is of disks that were left behind: the target has the VM, the source
 	// its disks.
-	DisksOnly     bool `protobuf:"varint,110,opt,name=disks_only,json=disksOnly,proto3" json:"disks_only,omitempty"`
+	DisksOnly bool `protobuf:"varint,110,opt,name=disks_only,json=disksOnly,proto3" json:"disks_only,omitempty"`
+	// At the source of a move to where a replica of the VM is kept: the replica's
+	// name, whose record of changes becomes the move's. Release gives it back,
+	// unless the move was made.
+	Replica string `protobuf:"bytes,112,opt,name=replica,proto3" json:"replica,omitempty"`
+	// What is reserved is the keeping of a replica: it keeps no move away, and
+	// gives way to one.
+	Keeps         bool `protobuf:"varint,113,opt,name=keeps,proto3" json:"keeps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1337,6 +1344,20 @@ func (x *Reserve) GetDisksOnly() bool {
 	return false
 }
 
+func (x *Reserve) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Reserve) GetKeeps() bool {
+	if x != nil {
+		return x.Keeps
+	}
+	return false
+}
+
 // Release ends the reservation and forgets the move. Missing is fine.
 type Release struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1383,8 +1404,11 @@ func (x *Release) GetTarget() bool {
 }
 
 type CreateVolumes struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Disks         []*DiskPlan            `protobuf:"bytes,1,rep,name=disks,proto3" json:"disks,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Disks []*DiskPlan            `protobuf:"bytes,1,rep,name=disks,proto3" json:"disks,omitempty"`
+	// The replica whose images become the move's, where they are here and whole;
+	// DeleteVolumes and Release give them back, unless a guest has run on them.
+	Replica       string `protobuf:"bytes,110,opt,name=replica,proto3" json:"replica,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1424,6 +1448,13 @@ func (x *CreateVolumes) GetDisks() []*DiskPlan {
 		return x.Disks
 	}
 	return nil
+}
+
+func (x *CreateVolumes) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
 }
 
 // DeleteVolumes deletes what CreateVolumes of the same move has made here.
@@ -2652,8 +2683,11 @@ type Replicate struct {
 	Disks             []*DiskPlan            `protobuf:"bytes,3,rep,name=disks,proto3" json:"disks,omitempty"`
 	BandwidthBps      int64                  `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
 	MaxDowntimeMillis int64                  `protobuf:"varint,5,opt,name=max_downtime_millis,json=maxDowntimeMillis,proto3" json:"max_downtime_millis,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// One round, for a replica. drover.NotFound says that no round can be built on
+	// those before: nothing was sent.
+	Once          bool `protobuf:"varint,110,opt,name=once,proto3" json:"once,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Replicate) Reset() {
@@ -2719,6 +2753,13 @@ func (x *Replicate) GetMaxDowntimeMillis() int64 {
 		return x.MaxDowntimeMillis
 	}
 	return 0
+}
+
+func (x *Replicate) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
 }
 
 // StopReplication ends Replicate and the recording of changes.
@@ -3768,9 +3809,12 @@ type RunResult struct {
 	// For CountSessions, and for Edge: sessions that were ended.
 	Sessions int64 `protobuf:"varint,42,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	// For AttachDisks.
-	RemoteDisks   []*RemoteDisk `protobuf:"bytes,110,rep,name=remote_disks,json=remoteDisks,proto3" json:"remote_disks,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RemoteDisks []*RemoteDisk `protobuf:"bytes,110,rep,name=remote_disks,json=remoteDisks,proto3" json:"remote_disks,omitempty"`
+	// For Replicate once: the moment that the destination's disks are of now, by
+	// the source's clock.
+	PointUnixNanos int64 `protobuf:"varint,111,opt,name=point_unix_nanos,json=pointUnixNanos,proto3" json:"point_unix_nanos,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RunResult) Reset() {
@@ -3913,6 +3957,13 @@ func (x *RunResult) GetRemoteDisks() []*RemoteDisk {
 		return x.RemoteDisks
 	}
 	return nil
+}
+
+func (x *RunResult) GetPointUnixNanos() int64 {
+	if x != nil {
+		return x.PointUnixNanos
+	}
+	return 0
 }
 
 type CancelRequest struct {
@@ -4507,7 +4558,10 @@ type PrepareRequest struct {
 	// The edge of the destination's site, told when the guest runs; absent: none is.
 	TargetEdge *EdgeAgent `protobuf:"bytes,40,opt,name=target_edge,json=targetEdge,proto3" json:"target_edge,omitempty"`
 	// What is done in the guest as soon as it runs here; absent: nothing.
-	Guest         *GuestChange `protobuf:"bytes,90,opt,name=guest,proto3" json:"guest,omitempty"`
+	Guest *GuestChange `protobuf:"bytes,90,opt,name=guest,proto3" json:"guest,omitempty"`
+	// The UUID of the VM of which replicas that are kept here have content for this
+	// move; empty: the move's own.
+	ReplicaOf     string `protobuf:"bytes,110,opt,name=replica_of,json=replicaOf,proto3" json:"replica_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4617,6 +4671,13 @@ func (x *PrepareRequest) GetGuest() *GuestChange {
 		return x.Guest
 	}
 	return nil
+}
+
+func (x *PrepareRequest) GetReplicaOf() string {
+	if x != nil {
+		return x.ReplicaOf
+	}
+	return ""
 }
 
 type PrepareResponse struct {
@@ -6147,6 +6208,95 @@ func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
 	return file_drover_v1_agent_proto_rawDescGZIP(), []int{93}
 }
 
+type RemoveVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Another VM of that name is refused.
+	VmUuid        string `protobuf:"bytes,2,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVMRequest) Reset() {
+	*x = RemoveVMRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVMRequest) ProtoMessage() {}
+
+func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
+func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *RemoveVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RemoveVMRequest) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+type RemoveVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveVMResponse) Reset() {
+	*x = RemoveVMResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveVMResponse) ProtoMessage() {}
+
+func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
+func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{95}
+}
+
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
 
 const file_drover_v1_agent_proto_rawDesc = "" +
@@ -6268,16 +6418,19 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"bringDisks\x128\n" +
 	"\vabort_bring\x18s \x01(\v2\x15.drover.v1.AbortBringH\x00R\n" +
 	"abortBringB\b\n" +
-	"\x06action\"c\n" +
+	"\x06action\"\x93\x01\n" +
 	"\aReserve\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\bR\x06target\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"disks_only\x18n \x01(\bR\tdisksOnly\"!\n" +
+	"disks_only\x18n \x01(\bR\tdisksOnly\x12\x18\n" +
+	"\areplica\x18p \x01(\tR\areplica\x12\x14\n" +
+	"\x05keeps\x18q \x01(\bR\x05keeps\"!\n" +
 	"\aRelease\x12\x16\n" +
-	"\x06target\x18\x01 \x01(\bR\x06target\":\n" +
+	"\x06target\x18\x01 \x01(\bR\x06target\"T\n" +
 	"\rCreateVolumes\x12)\n" +
-	"\x05disks\x18\x01 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\"\x0f\n" +
+	"\x05disks\x18\x01 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12\x18\n" +
+	"\areplica\x18n \x01(\tR\areplica\"\x0f\n" +
 	"\rDeleteVolumes\"\x97\x02\n" +
 	"\bDiskPlan\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x12\n" +
@@ -6360,13 +6513,14 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
 	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
 	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12\x18\n" +
-	"\achanges\x18\x05 \x01(\bR\achanges\"\xcb\x01\n" +
+	"\achanges\x18\x05 \x01(\bR\achanges\"\xdf\x01\n" +
 	"\tReplicate\x12!\n" +
 	"\fpeer_address\x18\x01 \x01(\tR\vpeerAddress\x12\x1b\n" +
 	"\tpeer_host\x18\x02 \x01(\tR\bpeerHost\x12)\n" +
 	"\x05disks\x18\x03 \x03(\v2\x13.drover.v1.DiskPlanR\x05disks\x12#\n" +
 	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\x12.\n" +
-	"\x13max_downtime_millis\x18\x05 \x01(\x03R\x11maxDowntimeMillis\"\x11\n" +
+	"\x13max_downtime_millis\x18\x05 \x01(\x03R\x11maxDowntimeMillis\x12\x12\n" +
+	"\x04once\x18n \x01(\bR\x04once\"\x11\n" +
 	"\x0fStopReplication\"\b\n" +
 	"\x06StopVM\"\\\n" +
 	"\vCheckHealth\x12\x12\n" +
@@ -6434,7 +6588,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06server\x18\x05 \x01(\tR\x06server\"l\n" +
 	"\vRunResponse\x12/\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.drover.v1.ProgressR\bprogress\x12,\n" +
-	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xb7\x04\n" +
+	"\x06result\x18\x02 \x01(\v2\x14.drover.v1.RunResultR\x06result\"\xe1\x04\n" +
 	"\tRunResult\x12\x14\n" +
 	"\x05moved\x18\x01 \x01(\bR\x05moved\x12\x1f\n" +
 	"\vwas_running\x18\x02 \x01(\bR\n" +
@@ -6457,7 +6611,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\taddresses\x18( \x03(\tR\taddresses\x12\x1a\n" +
 	"\bgateways\x18) \x03(\tR\bgateways\x12\x1a\n" +
 	"\bsessions\x18* \x01(\x03R\bsessions\x128\n" +
-	"\fremote_disks\x18n \x03(\v2\x15.drover.v1.RemoteDiskR\vremoteDisks\"I\n" +
+	"\fremote_disks\x18n \x03(\v2\x15.drover.v1.RemoteDiskR\vremoteDisks\x12(\n" +
+	"\x10point_unix_nanos\x18o \x01(\x03R\x0epointUnixNanos\"I\n" +
 	"\rCancelRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\"\x10\n" +
@@ -6494,7 +6649,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\fPingResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12(\n" +
-	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\x8f\x03\n" +
+	"\x10clock_unix_nanos\x18\x03 \x01(\x03R\x0eclockUnixNanos\"\xae\x03\n" +
 	"\x0ePrepareRequest\x12$\n" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x1e\n" +
 	"\n" +
@@ -6509,7 +6664,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x04base\x18\x1f \x01(\x03R\x04base\x125\n" +
 	"\vtarget_edge\x18( \x01(\v2\x14.drover.v1.EdgeAgentR\n" +
 	"targetEdge\x12,\n" +
-	"\x05guest\x18Z \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\"s\n" +
+	"\x05guest\x18Z \x01(\v2\x16.drover.v1.GuestChangeR\x05guest\x12\x1d\n" +
+	"\n" +
+	"replica_of\x18n \x01(\tR\treplicaOf\"s\n" +
 	"\x0fPrepareResponse\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\fR\x06cookie\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x122\n" +
@@ -6598,7 +6755,11 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x12RemoveOwnedRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\"\x15\n" +
-	"\x13RemoveOwnedResponse2\xee\b\n" +
+	"\x13RemoveOwnedResponse\":\n" +
+	"\x0fRemoveVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x17\n" +
+	"\avm_uuid\x18\x02 \x01(\tR\x06vmUuid\"\x12\n" +
+	"\x10RemoveVMResponse2\xb3\t\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -6618,7 +6779,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\tCheckEdge\x12\x1b.drover.v1.CheckEdgeRequest\x1a\x1c.drover.v1.CheckEdgeResponse\x12C\n" +
 	"\bCheckOps\x12\x1a.drover.v1.CheckOpsRequest\x1a\x1b.drover.v1.CheckOpsResponse\x12:\n" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
-	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse2\xc3\x03\n" +
+	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse\x12C\n" +
+	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse2\xc3\x03\n" +
 	"\vPeerService\x127\n" +
 	"\x04Ping\x12\x16.drover.v1.PingRequest\x1a\x17.drover.v1.PingResponse\x12@\n" +
 	"\aPrepare\x12\x19.drover.v1.PrepareRequest\x1a\x1a.drover.v1.PrepareResponse\x12=\n" +
@@ -6640,7 +6802,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 98)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -6736,41 +6898,43 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*OwnedThing)(nil),          // 91: drover.v1.OwnedThing
 	(*RemoveOwnedRequest)(nil),  // 92: drover.v1.RemoveOwnedRequest
 	(*RemoveOwnedResponse)(nil), // 93: drover.v1.RemoveOwnedResponse
-	nil,                         // 94: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 95: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 96: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 97: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 98: drover.v1.Host
-	(*VM)(nil),                  // 99: drover.v1.VM
-	(*Segment)(nil),             // 100: drover.v1.Segment
-	(*Mesh)(nil),                // 101: drover.v1.Mesh
-	(*Check)(nil),               // 102: drover.v1.Check
-	(*ProbeTarget)(nil),         // 103: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 104: drover.v1.EdgeOp
-	(*Progress)(nil),            // 105: drover.v1.Progress
-	(*PathFigures)(nil),         // 106: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 107: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 108: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 109: drover.v1.BackendServer
+	(*RemoveVMRequest)(nil),     // 94: drover.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),    // 95: drover.v1.RemoveVMResponse
+	nil,                         // 96: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 97: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 98: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 99: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 100: drover.v1.Host
+	(*VM)(nil),                  // 101: drover.v1.VM
+	(*Segment)(nil),             // 102: drover.v1.Segment
+	(*Mesh)(nil),                // 103: drover.v1.Mesh
+	(*Check)(nil),               // 104: drover.v1.Check
+	(*ProbeTarget)(nil),         // 105: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 106: drover.v1.EdgeOp
+	(*Progress)(nil),            // 107: drover.v1.Progress
+	(*PathFigures)(nil),         // 108: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 109: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 110: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 111: drover.v1.BackendServer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	98,  // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	99,  // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	100, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	101, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	100, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	101, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	102, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	103, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
 	22,  // 5: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	102, // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	99,  // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	98,  // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	94,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	99,  // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	98,  // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	95,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	104, // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	101, // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	100, // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	96,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	101, // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	100, // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	97,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
 	46,  // 13: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	102, // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	98,  // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	96,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	104, // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	100, // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	98,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,   // 17: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,   // 18: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10,  // 19: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -6817,26 +6981,26 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13,  // 60: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 61: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 62: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
-	103, // 63: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	105, // 63: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
 	23,  // 64: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
 	13,  // 65: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13,  // 66: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
 	26,  // 67: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
 	13,  // 68: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	104, // 69: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	104, // 70: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	106, // 69: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	106, // 70: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
 	47,  // 71: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	97,  // 72: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	103, // 73: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	99,  // 72: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	105, // 73: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
 	46,  // 74: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
 	13,  // 75: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	105, // 76: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	107, // 76: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	52,  // 77: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	106, // 78: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	108, // 78: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	15,  // 79: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
 	7,   // 80: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 81: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	103, // 82: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	105, // 82: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	61,  // 83: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,   // 84: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13,  // 85: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
@@ -6849,13 +7013,13 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	7,   // 92: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 93: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 94: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	107, // 95: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	108, // 96: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	101, // 97: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	102, // 98: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	109, // 99: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	104, // 100: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	102, // 101: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	109, // 95: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	110, // 96: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	103, // 97: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	104, // 98: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	111, // 99: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	106, // 100: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	104, // 101: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
 	88,  // 102: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
 	91,  // 103: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
 	0,   // 104: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
@@ -6874,38 +7038,40 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	86,  // 117: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
 	89,  // 118: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
 	92,  // 119: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	62,  // 120: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	64,  // 121: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	67,  // 122: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	70,  // 123: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	72,  // 124: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	74,  // 125: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	76,  // 126: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,   // 127: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 128: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 129: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 130: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	51,  // 131: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	54,  // 132: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	56,  // 133: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	58,  // 134: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	60,  // 135: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	79,  // 136: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	81,  // 137: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	83,  // 138: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	85,  // 139: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	87,  // 140: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	90,  // 141: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	93,  // 142: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	63,  // 143: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	65,  // 144: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	69,  // 145: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	71,  // 146: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	73,  // 147: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	75,  // 148: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	77,  // 149: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	127, // [127:150] is the sub-list for method output_type
-	104, // [104:127] is the sub-list for method input_type
+	94,  // 120: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
+	62,  // 121: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 122: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 123: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 124: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 125: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 126: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 127: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,   // 128: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 129: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 130: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 131: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 132: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 133: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 134: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 135: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 136: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	79,  // 137: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	81,  // 138: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	83,  // 139: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	85,  // 140: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	87,  // 141: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	90,  // 142: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	93,  // 143: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	95,  // 144: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
+	63,  // 145: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 146: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 147: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 148: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 149: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 150: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 151: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	128, // [128:152] is the sub-list for method output_type
+	104, // [104:128] is the sub-list for method input_type
 	104, // [104:104] is the sub-list for extension type_name
 	104, // [104:104] is the sub-list for extension extendee
 	0,   // [0:104] is the sub-list for field type_name
@@ -6960,7 +7126,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   98,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1890,6 +1890,403 @@ func (x *ReturnMoveResponse) GetMove() *Move {
 	return nil
 }
 
+type ProtectRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Vm        string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	To        *Place                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	RpoMillis int64                  `protobuf:"varint,3,opt,name=rpo_millis,json=rpoMillis,proto3" json:"rpo_millis,omitempty"`
+	// Bits per second that its rounds may send; 0: what the link has for replicas.
+	BandwidthBps  int64 `protobuf:"varint,4,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectRequest) Reset() {
+	*x = ProtectRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectRequest) ProtoMessage() {}
+
+func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectRequest.ProtoReflect.Descriptor instead.
+func (*ProtectRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ProtectRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ProtectRequest) GetTo() *Place {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *ProtectRequest) GetRpoMillis() int64 {
+	if x != nil {
+		return x.RpoMillis
+	}
+	return 0
+}
+
+func (x *ProtectRequest) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+type ProtectResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent when the preflight failed.
+	Protection    *Protection `protobuf:"bytes,1,opt,name=protection,proto3" json:"protection,omitempty"`
+	Preflight     *Preflight  `protobuf:"bytes,2,opt,name=preflight,proto3" json:"preflight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProtectResponse) Reset() {
+	*x = ProtectResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProtectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProtectResponse) ProtoMessage() {}
+
+func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProtectResponse.ProtoReflect.Descriptor instead.
+func (*ProtectResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ProtectResponse) GetProtection() *Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return nil
+}
+
+func (x *ProtectResponse) GetPreflight() *Preflight {
+	if x != nil {
+		return x.Preflight
+	}
+	return nil
+}
+
+type EndProtectionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndProtectionRequest) Reset() {
+	*x = EndProtectionRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndProtectionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndProtectionRequest) ProtoMessage() {}
+
+func (x *EndProtectionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndProtectionRequest.ProtoReflect.Descriptor instead.
+func (*EndProtectionRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *EndProtectionRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type EndProtectionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent when nothing is left.
+	Protection    *Protection `protobuf:"bytes,1,opt,name=protection,proto3" json:"protection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndProtectionResponse) Reset() {
+	*x = EndProtectionResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndProtectionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndProtectionResponse) ProtoMessage() {}
+
+func (x *EndProtectionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndProtectionResponse.ProtoReflect.Descriptor instead.
+func (*EndProtectionResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *EndProtectionResponse) GetProtection() *Protection {
+	if x != nil {
+		return x.Protection
+	}
+	return nil
+}
+
+type ListProtectionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListProtectionsRequest) Reset() {
+	*x = ListProtectionsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListProtectionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListProtectionsRequest) ProtoMessage() {}
+
+func (x *ListProtectionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListProtectionsRequest.ProtoReflect.Descriptor instead.
+func (*ListProtectionsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{42}
+}
+
+type ListProtectionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protections   []*Protection          `protobuf:"bytes,1,rep,name=protections,proto3" json:"protections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListProtectionsResponse) Reset() {
+	*x = ListProtectionsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListProtectionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListProtectionsResponse) ProtoMessage() {}
+
+func (x *ListProtectionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListProtectionsResponse.ProtoReflect.Descriptor instead.
+func (*ListProtectionsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListProtectionsResponse) GetProtections() []*Protection {
+	if x != nil {
+		return x.Protections
+	}
+	return nil
+}
+
+type RemoveMadeVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// End sessions that its load balancer still has with it.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMadeVMRequest) Reset() {
+	*x = RemoveMadeVMRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMadeVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMadeVMRequest) ProtoMessage() {}
+
+func (x *RemoveMadeVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMadeVMRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMadeVMRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RemoveMadeVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *RemoveMadeVMRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveMadeVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// What was removed, one line each.
+	Removed       []string `protobuf:"bytes,2,rep,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMadeVMResponse) Reset() {
+	*x = RemoveMadeVMResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMadeVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMadeVMResponse) ProtoMessage() {}
+
+func (x *RemoveMadeVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMadeVMResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMadeVMResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RemoveMadeVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
+func (x *RemoveMadeVMResponse) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
 var File_drover_v1_drover_proto protoreflect.FileDescriptor
 
 const file_drover_v1_drover_proto_rawDesc = "" +
@@ -1997,7 +2394,33 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x11ReturnMoveRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
 	"\x12ReturnMoveResponse\x12#\n" +
-	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move2\x8d\v\n" +
+	"\x04move\x18\x01 \x01(\v2\x0f.drover.v1.MoveR\x04move\"\x86\x01\n" +
+	"\x0eProtectRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
+	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x1d\n" +
+	"\n" +
+	"rpo_millis\x18\x03 \x01(\x03R\trpoMillis\x12#\n" +
+	"\rbandwidth_bps\x18\x04 \x01(\x03R\fbandwidthBps\"|\n" +
+	"\x0fProtectResponse\x125\n" +
+	"\n" +
+	"protection\x18\x01 \x01(\v2\x15.drover.v1.ProtectionR\n" +
+	"protection\x122\n" +
+	"\tpreflight\x18\x02 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"&\n" +
+	"\x14EndProtectionRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"N\n" +
+	"\x15EndProtectionResponse\x125\n" +
+	"\n" +
+	"protection\x18\x01 \x01(\v2\x15.drover.v1.ProtectionR\n" +
+	"protection\"\x18\n" +
+	"\x16ListProtectionsRequest\"R\n" +
+	"\x17ListProtectionsResponse\x127\n" +
+	"\vprotections\x18\x01 \x03(\v2\x15.drover.v1.ProtectionR\vprotections\";\n" +
+	"\x13RemoveMadeVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"O\n" +
+	"\x14RemoveMadeVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x18\n" +
+	"\aremoved\x18\x02 \x03(\tR\aremoved2\xca\r\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -2021,7 +2444,11 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
 	"CommitMove\x12\x1c.drover.v1.CommitMoveRequest\x1a\x1d.drover.v1.CommitMoveResponse\x12I\n" +
 	"\n" +
-	"ReturnMove\x12\x1c.drover.v1.ReturnMoveRequest\x1a\x1d.drover.v1.ReturnMoveResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"ReturnMove\x12\x1c.drover.v1.ReturnMoveRequest\x1a\x1d.drover.v1.ReturnMoveResponse\x12@\n" +
+	"\aProtect\x12\x19.drover.v1.ProtectRequest\x1a\x1a.drover.v1.ProtectResponse\x12R\n" +
+	"\rEndProtection\x12\x1f.drover.v1.EndProtectionRequest\x1a .drover.v1.EndProtectionResponse\x12X\n" +
+	"\x0fListProtections\x12!.drover.v1.ListProtectionsRequest\x1a\".drover.v1.ListProtectionsResponse\x12K\n" +
+	"\bRemoveVM\x12\x1e.drover.v1.RemoveMadeVMRequest\x1a\x1f.drover.v1.RemoveMadeVMResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_drover_proto_rawDescOnce sync.Once
@@ -2035,133 +2462,156 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_drover_v1_drover_proto_goTypes = []any{
-	(*ListSitesRequest)(nil),       // 0: drover.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),      // 1: drover.v1.ListSitesResponse
-	(*ListHostsRequest)(nil),       // 2: drover.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),      // 3: drover.v1.ListHostsResponse
-	(*ListLinksRequest)(nil),       // 4: drover.v1.ListLinksRequest
-	(*ListLinksResponse)(nil),      // 5: drover.v1.ListLinksResponse
-	(*ListVMsRequest)(nil),         // 6: drover.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 7: drover.v1.ListVMsResponse
-	(*ListServicesRequest)(nil),    // 8: drover.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),   // 9: drover.v1.ListServicesResponse
-	(*ListSegmentsRequest)(nil),    // 10: drover.v1.ListSegmentsRequest
-	(*ListSegmentsResponse)(nil),   // 11: drover.v1.ListSegmentsResponse
-	(*ListEdgesRequest)(nil),       // 12: drover.v1.ListEdgesRequest
-	(*ListEdgesResponse)(nil),      // 13: drover.v1.ListEdgesResponse
-	(*RotateEdgeRequest)(nil),      // 14: drover.v1.RotateEdgeRequest
-	(*RotateEdgeResponse)(nil),     // 15: drover.v1.RotateEdgeResponse
-	(*DiagnoseRequest)(nil),        // 16: drover.v1.DiagnoseRequest
-	(*DiagnoseResponse)(nil),       // 17: drover.v1.DiagnoseResponse
-	(*ListMovesRequest)(nil),       // 18: drover.v1.ListMovesRequest
-	(*ListMovesResponse)(nil),      // 19: drover.v1.ListMovesResponse
-	(*GetMoveRequest)(nil),         // 20: drover.v1.GetMoveRequest
-	(*GetMoveResponse)(nil),        // 21: drover.v1.GetMoveResponse
-	(*PreflightRequest)(nil),       // 22: drover.v1.PreflightRequest
-	(*PreflightResponse)(nil),      // 23: drover.v1.PreflightResponse
-	(*StartMoveRequest)(nil),       // 24: drover.v1.StartMoveRequest
-	(*StartMoveResponse)(nil),      // 25: drover.v1.StartMoveResponse
-	(*WatchMoveRequest)(nil),       // 26: drover.v1.WatchMoveRequest
-	(*WatchMoveResponse)(nil),      // 27: drover.v1.WatchMoveResponse
-	(*CancelMoveRequest)(nil),      // 28: drover.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),     // 29: drover.v1.CancelMoveResponse
-	(*EndOldSessionsRequest)(nil),  // 30: drover.v1.EndOldSessionsRequest
-	(*EndOldSessionsResponse)(nil), // 31: drover.v1.EndOldSessionsResponse
-	(*SetMoveRateRequest)(nil),     // 32: drover.v1.SetMoveRateRequest
-	(*SetMoveRateResponse)(nil),    // 33: drover.v1.SetMoveRateResponse
-	(*CommitMoveRequest)(nil),      // 34: drover.v1.CommitMoveRequest
-	(*CommitMoveResponse)(nil),     // 35: drover.v1.CommitMoveResponse
-	(*ReturnMoveRequest)(nil),      // 36: drover.v1.ReturnMoveRequest
-	(*ReturnMoveResponse)(nil),     // 37: drover.v1.ReturnMoveResponse
-	(*Site)(nil),                   // 38: drover.v1.Site
-	(*Host)(nil),                   // 39: drover.v1.Host
-	(*Link)(nil),                   // 40: drover.v1.Link
-	(*VM)(nil),                     // 41: drover.v1.VM
-	(*Service)(nil),                // 42: drover.v1.Service
-	(*Segment)(nil),                // 43: drover.v1.Segment
-	(*EdgeState)(nil),              // 44: drover.v1.EdgeState
-	(*Mesh)(nil),                   // 45: drover.v1.Mesh
-	(*Finding)(nil),                // 46: drover.v1.Finding
-	(*Move)(nil),                   // 47: drover.v1.Move
-	(*Place)(nil),                  // 48: drover.v1.Place
-	(*CloneWish)(nil),              // 49: drover.v1.CloneWish
-	(*RenumberWish)(nil),           // 50: drover.v1.RenumberWish
-	(*Preflight)(nil),              // 51: drover.v1.Preflight
-	(*Gate)(nil),                   // 52: drover.v1.Gate
+	(*ListSitesRequest)(nil),        // 0: drover.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),       // 1: drover.v1.ListSitesResponse
+	(*ListHostsRequest)(nil),        // 2: drover.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),       // 3: drover.v1.ListHostsResponse
+	(*ListLinksRequest)(nil),        // 4: drover.v1.ListLinksRequest
+	(*ListLinksResponse)(nil),       // 5: drover.v1.ListLinksResponse
+	(*ListVMsRequest)(nil),          // 6: drover.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),         // 7: drover.v1.ListVMsResponse
+	(*ListServicesRequest)(nil),     // 8: drover.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),    // 9: drover.v1.ListServicesResponse
+	(*ListSegmentsRequest)(nil),     // 10: drover.v1.ListSegmentsRequest
+	(*ListSegmentsResponse)(nil),    // 11: drover.v1.ListSegmentsResponse
+	(*ListEdgesRequest)(nil),        // 12: drover.v1.ListEdgesRequest
+	(*ListEdgesResponse)(nil),       // 13: drover.v1.ListEdgesResponse
+	(*RotateEdgeRequest)(nil),       // 14: drover.v1.RotateEdgeRequest
+	(*RotateEdgeResponse)(nil),      // 15: drover.v1.RotateEdgeResponse
+	(*DiagnoseRequest)(nil),         // 16: drover.v1.DiagnoseRequest
+	(*DiagnoseResponse)(nil),        // 17: drover.v1.DiagnoseResponse
+	(*ListMovesRequest)(nil),        // 18: drover.v1.ListMovesRequest
+	(*ListMovesResponse)(nil),       // 19: drover.v1.ListMovesResponse
+	(*GetMoveRequest)(nil),          // 20: drover.v1.GetMoveRequest
+	(*GetMoveResponse)(nil),         // 21: drover.v1.GetMoveResponse
+	(*PreflightRequest)(nil),        // 22: drover.v1.PreflightRequest
+	(*PreflightResponse)(nil),       // 23: drover.v1.PreflightResponse
+	(*StartMoveRequest)(nil),        // 24: drover.v1.StartMoveRequest
+	(*StartMoveResponse)(nil),       // 25: drover.v1.StartMoveResponse
+	(*WatchMoveRequest)(nil),        // 26: drover.v1.WatchMoveRequest
+	(*WatchMoveResponse)(nil),       // 27: drover.v1.WatchMoveResponse
+	(*CancelMoveRequest)(nil),       // 28: drover.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),      // 29: drover.v1.CancelMoveResponse
+	(*EndOldSessionsRequest)(nil),   // 30: drover.v1.EndOldSessionsRequest
+	(*EndOldSessionsResponse)(nil),  // 31: drover.v1.EndOldSessionsResponse
+	(*SetMoveRateRequest)(nil),      // 32: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),     // 33: drover.v1.SetMoveRateResponse
+	(*CommitMoveRequest)(nil),       // 34: drover.v1.CommitMoveRequest
+	(*CommitMoveResponse)(nil),      // 35: drover.v1.CommitMoveResponse
+	(*ReturnMoveRequest)(nil),       // 36: drover.v1.ReturnMoveRequest
+	(*ReturnMoveResponse)(nil),      // 37: drover.v1.ReturnMoveResponse
+	(*ProtectRequest)(nil),          // 38: drover.v1.ProtectRequest
+	(*ProtectResponse)(nil),         // 39: drover.v1.ProtectResponse
+	(*EndProtectionRequest)(nil),    // 40: drover.v1.EndProtectionRequest
+	(*EndProtectionResponse)(nil),   // 41: drover.v1.EndProtectionResponse
+	(*ListProtectionsRequest)(nil),  // 42: drover.v1.ListProtectionsRequest
+	(*ListProtectionsResponse)(nil), // 43: drover.v1.ListProtectionsResponse
+	(*RemoveMadeVMRequest)(nil),     // 44: drover.v1.RemoveMadeVMRequest
+	(*RemoveMadeVMResponse)(nil),    // 45: drover.v1.RemoveMadeVMResponse
+	(*Site)(nil),                    // 46: drover.v1.Site
+	(*Host)(nil),                    // 47: drover.v1.Host
+	(*Link)(nil),                    // 48: drover.v1.Link
+	(*VM)(nil),                      // 49: drover.v1.VM
+	(*Service)(nil),                 // 50: drover.v1.Service
+	(*Segment)(nil),                 // 51: drover.v1.Segment
+	(*EdgeState)(nil),               // 52: drover.v1.EdgeState
+	(*Mesh)(nil),                    // 53: drover.v1.Mesh
+	(*Finding)(nil),                 // 54: drover.v1.Finding
+	(*Move)(nil),                    // 55: drover.v1.Move
+	(*Place)(nil),                   // 56: drover.v1.Place
+	(*CloneWish)(nil),               // 57: drover.v1.CloneWish
+	(*RenumberWish)(nil),            // 58: drover.v1.RenumberWish
+	(*Preflight)(nil),               // 59: drover.v1.Preflight
+	(*Gate)(nil),                    // 60: drover.v1.Gate
+	(*Protection)(nil),              // 61: drover.v1.Protection
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	38, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	39, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	40, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	41, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	42, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	43, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	44, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	45, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
-	46, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	47, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	47, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	48, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	49, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
-	50, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
-	51, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	48, // 15: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	52, // 16: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	49, // 17: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
-	50, // 18: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
-	47, // 19: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	51, // 20: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	47, // 21: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	47, // 22: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	47, // 23: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
-	47, // 24: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	47, // 25: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	47, // 26: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	0,  // 27: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 28: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 29: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 30: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 31: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 32: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 33: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 34: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 35: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 36: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 37: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 38: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 39: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	26, // 40: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	28, // 41: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	30, // 42: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
-	32, // 43: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	34, // 44: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	36, // 45: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	1,  // 46: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 47: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 48: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 49: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 50: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 51: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 52: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 53: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 54: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 55: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 56: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 57: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 58: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	27, // 59: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	29, // 60: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	31, // 61: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
-	33, // 62: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	35, // 63: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	37, // 64: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	46, // [46:65] is the sub-list for method output_type
-	27, // [27:46] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	46, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	47, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	48, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	49, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	50, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	51, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	52, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	53, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	54, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	55, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	55, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	56, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	57, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
+	58, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
+	59, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	56, // 15: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	60, // 16: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	57, // 17: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
+	58, // 18: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
+	55, // 19: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	59, // 20: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	55, // 21: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	55, // 22: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	55, // 23: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
+	55, // 24: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	55, // 25: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	55, // 26: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	56, // 27: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
+	61, // 28: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
+	59, // 29: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
+	61, // 30: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
+	61, // 31: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
+	49, // 32: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
+	0,  // 33: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 34: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 35: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 36: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 37: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 38: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 39: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 40: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 41: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 42: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 43: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 44: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 45: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	26, // 46: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	28, // 47: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	30, // 48: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	32, // 49: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	34, // 50: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	36, // 51: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	38, // 52: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
+	40, // 53: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
+	42, // 54: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
+	44, // 55: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
+	1,  // 56: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 57: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 58: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 59: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 60: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 61: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 62: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 63: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 64: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 65: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 66: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 67: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 68: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	27, // 69: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	29, // 70: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	31, // 71: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	33, // 72: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	35, // 73: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	37, // 74: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	39, // 75: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
+	41, // 76: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
+	43, // 77: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
+	45, // 78: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
+	56, // [56:79] is the sub-list for method output_type
+	33, // [33:56] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -2176,7 +2626,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

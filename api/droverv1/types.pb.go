@@ -4043,6 +4043,205 @@ func (x *RenumberWish) GetOldLimitMillis() int64 {
 	return 0
 }
 
+// Protection is a replica of a VM's disks that is kept at another site; see
+// drover.Protection.
+type Protection struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Vm               string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	VmUuid           string                 `protobuf:"bytes,2,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	From             *Place                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To               *Place                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	RpoMillis        int64                  `protobuf:"varint,5,opt,name=rpo_millis,json=rpoMillis,proto3" json:"rpo_millis,omitempty"`
+	BandwidthBps     int64                  `protobuf:"varint,6,opt,name=bandwidth_bps,json=bandwidthBps,proto3" json:"bandwidth_bps,omitempty"`
+	State            string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	Why              string                 `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`
+	CreatedUnixNanos int64                  `protobuf:"varint,9,opt,name=created_unix_nanos,json=createdUnixNanos,proto3" json:"created_unix_nanos,omitempty"`
+	PointUnixNanos   int64                  `protobuf:"varint,10,opt,name=point_unix_nanos,json=pointUnixNanos,proto3" json:"point_unix_nanos,omitempty"`
+	// Absent: there is no point yet.
+	AgeSeconds     *float64  `protobuf:"fixed64,11,opt,name=age_seconds,json=ageSeconds,proto3,oneof" json:"age_seconds,omitempty"`
+	RpoOk          bool      `protobuf:"varint,12,opt,name=rpo_ok,json=rpoOk,proto3" json:"rpo_ok,omitempty"`
+	Sending        bool      `protobuf:"varint,13,opt,name=sending,proto3" json:"sending,omitempty"`
+	Rounds         int64     `protobuf:"varint,14,opt,name=rounds,proto3" json:"rounds,omitempty"`
+	RoundBytes     int64     `protobuf:"varint,15,opt,name=round_bytes,json=roundBytes,proto3" json:"round_bytes,omitempty"`
+	RoundWireBytes int64     `protobuf:"varint,16,opt,name=round_wire_bytes,json=roundWireBytes,proto3" json:"round_wire_bytes,omitempty"`
+	RoundSeconds   float64   `protobuf:"fixed64,17,opt,name=round_seconds,json=roundSeconds,proto3" json:"round_seconds,omitempty"`
+	AllottedBps    int64     `protobuf:"varint,18,opt,name=allotted_bps,json=allottedBps,proto3" json:"allotted_bps,omitempty"`
+	Resyncs        int64     `protobuf:"varint,19,opt,name=resyncs,proto3" json:"resyncs,omitempty"`
+	Progress       *Progress `protobuf:"bytes,20,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Protection) Reset() {
+	*x = Protection{}
+	mi := &file_drover_v1_types_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Protection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Protection) ProtoMessage() {}
+
+func (x *Protection) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Protection.ProtoReflect.Descriptor instead.
+func (*Protection) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Protection) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *Protection) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *Protection) GetFrom() *Place {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Protection) GetTo() *Place {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Protection) GetRpoMillis() int64 {
+	if x != nil {
+		return x.RpoMillis
+	}
+	return 0
+}
+
+func (x *Protection) GetBandwidthBps() int64 {
+	if x != nil {
+		return x.BandwidthBps
+	}
+	return 0
+}
+
+func (x *Protection) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Protection) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Protection) GetCreatedUnixNanos() int64 {
+	if x != nil {
+		return x.CreatedUnixNanos
+	}
+	return 0
+}
+
+func (x *Protection) GetPointUnixNanos() int64 {
+	if x != nil {
+		return x.PointUnixNanos
+	}
+	return 0
+}
+
+func (x *Protection) GetAgeSeconds() float64 {
+	if x != nil && x.AgeSeconds != nil {
+		return *x.AgeSeconds
+	}
+	return 0
+}
+
+func (x *Protection) GetRpoOk() bool {
+	if x != nil {
+		return x.RpoOk
+	}
+	return false
+}
+
+func (x *Protection) GetSending() bool {
+	if x != nil {
+		return x.Sending
+	}
+	return false
+}
+
+func (x *Protection) GetRounds() int64 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *Protection) GetRoundBytes() int64 {
+	if x != nil {
+		return x.RoundBytes
+	}
+	return 0
+}
+
+func (x *Protection) GetRoundWireBytes() int64 {
+	if x != nil {
+		return x.RoundWireBytes
+	}
+	return 0
+}
+
+func (x *Protection) GetRoundSeconds() float64 {
+	if x != nil {
+		return x.RoundSeconds
+	}
+	return 0
+}
+
+func (x *Protection) GetAllottedBps() int64 {
+	if x != nil {
+		return x.AllottedBps
+	}
+	return 0
+}
+
+func (x *Protection) GetResyncs() int64 {
+	if x != nil {
+		return x.Resyncs
+	}
+	return 0
+}
+
+func (x *Protection) GetProgress() *Progress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 var File_drover_v1_types_proto protoreflect.FileDescriptor
 
 const file_drover_v1_types_proto_rawDesc = "" +
@@ -4466,7 +4665,34 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\asegment\x18\x01 \x01(\tR\asegment\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12\x19\n" +
 	"\bdns_name\x18\x03 \x01(\tR\adnsName\x12(\n" +
-	"\x10old_limit_millis\x18\x04 \x01(\x03R\x0eoldLimitMillisB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\x10old_limit_millis\x18\x04 \x01(\x03R\x0eoldLimitMillis\"\x9e\x05\n" +
+	"\n" +
+	"Protection\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x17\n" +
+	"\avm_uuid\x18\x02 \x01(\tR\x06vmUuid\x12$\n" +
+	"\x04from\x18\x03 \x01(\v2\x10.drover.v1.PlaceR\x04from\x12 \n" +
+	"\x02to\x18\x04 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x1d\n" +
+	"\n" +
+	"rpo_millis\x18\x05 \x01(\x03R\trpoMillis\x12#\n" +
+	"\rbandwidth_bps\x18\x06 \x01(\x03R\fbandwidthBps\x12\x14\n" +
+	"\x05state\x18\a \x01(\tR\x05state\x12\x10\n" +
+	"\x03why\x18\b \x01(\tR\x03why\x12,\n" +
+	"\x12created_unix_nanos\x18\t \x01(\x03R\x10createdUnixNanos\x12(\n" +
+	"\x10point_unix_nanos\x18\n" +
+	" \x01(\x03R\x0epointUnixNanos\x12$\n" +
+	"\vage_seconds\x18\v \x01(\x01H\x00R\n" +
+	"ageSeconds\x88\x01\x01\x12\x15\n" +
+	"\x06rpo_ok\x18\f \x01(\bR\x05rpoOk\x12\x18\n" +
+	"\asending\x18\r \x01(\bR\asending\x12\x16\n" +
+	"\x06rounds\x18\x0e \x01(\x03R\x06rounds\x12\x1f\n" +
+	"\vround_bytes\x18\x0f \x01(\x03R\n" +
+	"roundBytes\x12(\n" +
+	"\x10round_wire_bytes\x18\x10 \x01(\x03R\x0eroundWireBytes\x12#\n" +
+	"\rround_seconds\x18\x11 \x01(\x01R\froundSeconds\x12!\n" +
+	"\fallotted_bps\x18\x12 \x01(\x03R\vallottedBps\x12\x18\n" +
+	"\aresyncs\x18\x13 \x01(\x03R\aresyncs\x12/\n" +
+	"\bprogress\x18\x14 \x01(\v2\x13.drover.v1.ProgressR\bprogressB\x0e\n" +
+	"\f_age_secondsB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_types_proto_rawDescOnce sync.Once
@@ -4480,7 +4706,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
@@ -4525,16 +4751,17 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*Fault)(nil),           // 40: drover.v1.Fault
 	(*Renumbered)(nil),      // 41: drover.v1.Renumbered
 	(*RenumberWish)(nil),    // 42: drover.v1.RenumberWish
-	nil,                     // 43: drover.v1.VM.LabelsEntry
-	nil,                     // 44: drover.v1.VM.RequirementsEntry
+	(*Protection)(nil),      // 43: drover.v1.Protection
+	nil,                     // 44: drover.v1.VM.LabelsEntry
+	nil,                     // 45: drover.v1.VM.RequirementsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	7,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
 	9,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	43, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	44, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	6,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	4,  // 4: drover.v1.VM.remote_io:type_name -> drover.v1.RemoteIO
-	44, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
+	45, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
 	8,  // 6: drover.v1.Disk.backing:type_name -> drover.v1.Backing
 	5,  // 7: drover.v1.Disk.left:type_name -> drover.v1.LeftDisk
 	13, // 8: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
@@ -4574,11 +4801,14 @@ var file_drover_v1_types_proto_depIdxs = []int32{
 	6,  // 42: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
 	22, // 43: drover.v1.Preflight.to:type_name -> drover.v1.Place
 	21, // 44: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	22, // 45: drover.v1.Protection.from:type_name -> drover.v1.Place
+	22, // 46: drover.v1.Protection.to:type_name -> drover.v1.Place
+	23, // 47: drover.v1.Protection.progress:type_name -> drover.v1.Progress
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -4589,13 +4819,14 @@ func file_drover_v1_types_proto_init() {
 	file_drover_v1_types_proto_msgTypes[30].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[37].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[41].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[43].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

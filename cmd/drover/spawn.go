@@ -74,17 +74,27 @@ func (f *cloneFlags) proto(m drover.Method) *droverv1.CloneWish {
 func newSpawnCommand(a *app) *cobra.Command {
 	var f moveFlags
 	var like string
+	var remove, force bool
 	cmd := &cobra.Command{
-		Use:   "spawn NAME --like VM --to SITE",
+		Use:   "spawn NAME --like VM --to SITE | --remove",
 		Short: "Make a new VM like another, from the golden image at a site",
 		Long: "Makes a new VM at a site: with the definition of another one, fresh disks above the golden images that the site holds,\n" +
 			"and a name, MACs and addresses of its own. Nothing stops, and the other VM is not touched. A new VM that is not well is\n" +
-			"taken back. The same as: drover move VM --to SITE --method spawn --as NAME",
+			"taken back. The same as: drover move VM --to SITE --method spawn --as NAME\n\n" +
+			"With --remove it takes a VM away again that spawn, or a move by redirect, has made: with its disks, its reservations, its\n" +
+			"name and its place in the load balancer, where its sessions have to have ended first. Any other VM is refused.",
 		Example: "drover spawn web2 --like web1 --to south\n" +
-			"drover spawn web2 --like web1 --to south --backend web --name web2.example.net --health tcp:8080",
+			"drover spawn web2 --like web1 --to south --backend web --name web2.example.net --health tcp:8080\n" +
+			"drover spawn web2 --remove",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return drover.Errorf(drover.Invalid, "", "want NAME, got %d arguments (see %s --help)", len(args), c.CommandPath())
+			}
+			if remove {
+				return checkRemove(c, args[0])
+			}
+			if force {
+				return drover.Errorf(drover.Invalid, "", "--force is for --remove")
 			}
 			if like == "" {
 				return drover.Errorf(drover.Invalid, "", "missing --like: want --like VM")
@@ -92,7 +102,10 @@ func newSpawnCommand(a *app) *cobra.Command {
 			f.method, f.clone.as = methodFlag(drover.Spawn), args[0]
 			return errors.Join(drover.CheckName("NAME", args[0]), f.check(c, []string{like}), f.gate.check())
 		},
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
+			if remove {
+				return f.call(c.Context(), func(ctx context.Context, cl *api.Client) error { return a.removeVM(ctx, cl, args[0], force) })
+			}
 			return f.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
 				return a.move(ctx, cl, like, &f)
 			})
@@ -100,6 +113,8 @@ func newSpawnCommand(a *app) *cobra.Command {
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&like, "like", "", "VM that the new one is like")
+	fl.BoolVar(&remove, "remove", false, "remove a VM that was made, with all that stands for it")
+	fl.BoolVar(&force, "force", false, "for --remove: end the sessions that the load balancer has with it")
 	fl.Var(&f.to, "to", "where the new VM shall be: SITE or SITE/HOST; with a site alone the server picks the host")
 	fl.BoolVar(&f.detach, "detach", false, "do not wait for the end")
 	fl.StringVar(&f.clone.backend, "backend", "", "backend of a load balancer that the new VM becomes a server of")

@@ -45,7 +45,7 @@ func (s *Store) confine(path string) error {
 
 // isTemp reports whether a name is that of an image in the making.
 func isTemp(name string) bool {
-	return strings.HasPrefix(name, tempPrefix) && !strings.HasPrefix(name, driver.AsidePrefix) && !strings.HasPrefix(name, driver.ScratchPrefix)
+	return strings.HasPrefix(name, tempPrefix) && !driver.Hidden(name) && !strings.HasPrefix(name, driver.ScratchPrefix)
 }
 
 func (s *Store) holds(path string, dirs []string) bool {

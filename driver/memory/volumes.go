@@ -225,7 +225,7 @@ func (v *Volumes) List(ctx context.Context) ([]drover.Volume, error) {
 	}
 	var list []drover.Volume
 	for path := range v.files {
-		if strings.HasPrefix(filepath.Base(path), driver.AsidePrefix) {
+		if driver.Hidden(path) {
 			continue
 		}
 		if vol, err := v.observe(path); err == nil {

@@ -62,6 +62,8 @@ type State struct {
 	Silent int
 	// Rates are those that moves were set to while a step held them.
 	Rates []drover.BitRate
+	// Replicas are those that are reserved here.
+	Replicas map[string]bool
 	// Edge is nil for an agent that is no site's edge.
 	Edge *EdgeState
 }
@@ -253,6 +255,9 @@ func (s service) Run(ctx context.Context, r *droverv1.RunRequest, out *connect.S
 // act has an action's effect on the world.
 func (s service) act(r *droverv1.RunRequest) (*droverv1.RunResult, error) {
 	if result, ok := s.makes(r); ok {
+		return result, nil
+	}
+	if result, ok := s.keeps(r); ok {
 		return result, nil
 	}
 	name := r.GetRef().GetVm()

@@ -37,6 +37,11 @@ func (s *Store) Requirements() store.Collection[drover.KeptRequirements] {
 	return collection[drover.KeptRequirements]{s, "requirements/", store.RequirementsKey}
 }
 
+// Protections implements store.Inventory.
+func (s *Store) Protections() store.Collection[store.Protection] {
+	return collection[store.Protection]{s, "protection/", store.ProtectionKey}
+}
+
 // collection is the keys of one sort.
 type collection[T any] struct {
 	s     *Store

@@ -49,6 +49,12 @@ func Inventory(t *testing.T, open func(*testing.T) store.Inventory) {
 			drover.KeptRequirements{UUID: "u2", VM: "v", Values: map[string]string{"max-pause": "any"}},
 			drover.KeptRequirements{UUID: "u1", VM: "w"})
 	})
+	t.Run("inventory/protections", func(t *testing.T) {
+		collection(t, open(t).Protections(), "u2", store.Protection{Protection: drover.Protection{VM: "v"}},
+			store.Protection{Protection: drover.Protection{VM: "v", VMUUID: "u2", RPOSeconds: 30, Point: at}, State: []byte(`{"a":[1,"b"]}`)},
+			store.Protection{Protection: drover.Protection{VM: "v", VMUUID: "u2", State: drover.ProtectionEnding}},
+			store.Protection{Protection: drover.Protection{VM: "v", VMUUID: "u1"}})
+	})
 	t.Run("inventory/sorts apart", func(t *testing.T) { apart(t, open(t)) })
 	t.Run("inventory/many", func(t *testing.T) { many(t, open(t)) })
 }

@@ -73,6 +73,8 @@ const (
 	// AgentServiceRemoveOwnedProcedure is the fully-qualified name of the AgentService's RemoveOwned
 	// RPC.
 	AgentServiceRemoveOwnedProcedure = "/drover.v1.AgentService/RemoveOwned"
+	// AgentServiceRemoveVMProcedure is the fully-qualified name of the AgentService's RemoveVM RPC.
+	AgentServiceRemoveVMProcedure = "/drover.v1.AgentService/RemoveVM"
 	// PeerServicePingProcedure is the fully-qualified name of the PeerService's Ping RPC.
 	PeerServicePingProcedure = "/drover.v1.PeerService/Ping"
 	// PeerServicePrepareProcedure is the fully-qualified name of the PeerService's Prepare RPC.
@@ -129,6 +131,8 @@ type AgentServiceClient interface {
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
 	// RemoveOwned removes all that stands here for an owner. Missing is fine.
 	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
+	// RemoveVM ends a VM that Drover made, and deletes its disks. Missing is fine.
+	RemoveVM(context.Context, *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the drover.v1.AgentService service. By default, it
@@ -238,6 +242,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("RemoveOwned")),
 			connect.WithClientOptions(opts...),
 		),
+		removeVM: connect.NewClient[droverv1.RemoveVMRequest, droverv1.RemoveVMResponse](
+			httpClient,
+			baseURL+AgentServiceRemoveVMProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("RemoveVM")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -259,6 +269,7 @@ type agentServiceClient struct {
 	checkOps    *connect.Client[droverv1.CheckOpsRequest, droverv1.CheckOpsResponse]
 	owned       *connect.Client[droverv1.OwnedRequest, droverv1.OwnedResponse]
 	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
+	removeVM    *connect.Client[droverv1.RemoveVMRequest, droverv1.RemoveVMResponse]
 }
 
 // Describe calls drover.v1.AgentService.Describe.
@@ -397,6 +408,15 @@ func (c *agentServiceClient) RemoveOwned(ctx context.Context, req *droverv1.Remo
 	return nil, err
 }
 
+// RemoveVM calls drover.v1.AgentService.RemoveVM.
+func (c *agentServiceClient) RemoveVM(ctx context.Context, req *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error) {
+	response, err := c.removeVM.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the drover.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Describe observes the host: itself, its VMs, its links' counters.
@@ -437,6 +457,8 @@ type AgentServiceHandler interface {
 	Owned(context.Context, *droverv1.OwnedRequest) (*droverv1.OwnedResponse, error)
 	// RemoveOwned removes all that stands here for an owner. Missing is fine.
 	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
+	// RemoveVM ends a VM that Drover made, and deletes its disks. Missing is fine.
+	RemoveVM(context.Context, *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -542,6 +564,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("RemoveOwned")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceRemoveVMHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceRemoveVMProcedure,
+		svc.RemoveVM,
+		connect.WithSchema(agentServiceMethods.ByName("RemoveVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceDescribeProcedure:
@@ -576,6 +604,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceOwnedHandler.ServeHTTP(w, r)
 		case AgentServiceRemoveOwnedProcedure:
 			agentServiceRemoveOwnedHandler.ServeHTTP(w, r)
+		case AgentServiceRemoveVMProcedure:
+			agentServiceRemoveVMHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -647,6 +677,10 @@ func (UnimplementedAgentServiceHandler) Owned(context.Context, *droverv1.OwnedRe
 
 func (UnimplementedAgentServiceHandler) RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RemoveOwned is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) RemoveVM(context.Context, *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RemoveVM is not implemented"))
 }
 
 // PeerServiceClient is a client for the drover.v1.PeerService service.

@@ -80,6 +80,16 @@ const (
 	// DroverServiceReturnMoveProcedure is the fully-qualified name of the DroverService's ReturnMove
 	// RPC.
 	DroverServiceReturnMoveProcedure = "/drover.v1.DroverService/ReturnMove"
+	// DroverServiceProtectProcedure is the fully-qualified name of the DroverService's Protect RPC.
+	DroverServiceProtectProcedure = "/drover.v1.DroverService/Protect"
+	// DroverServiceEndProtectionProcedure is the fully-qualified name of the DroverService's
+	// EndProtection RPC.
+	DroverServiceEndProtectionProcedure = "/drover.v1.DroverService/EndProtection"
+	// DroverServiceListProtectionsProcedure is the fully-qualified name of the DroverService's
+	// ListProtections RPC.
+	DroverServiceListProtectionsProcedure = "/drover.v1.DroverService/ListProtections"
+	// DroverServiceRemoveVMProcedure is the fully-qualified name of the DroverService's RemoveVM RPC.
+	DroverServiceRemoveVMProcedure = "/drover.v1.DroverService/RemoveVM"
 )
 
 // DroverServiceClient is a client for the drover.v1.DroverService service.
@@ -121,6 +131,16 @@ type DroverServiceClient interface {
 	// destination.
 	CommitMove(context.Context, *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error)
 	ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error)
+	// Protect keeps a replica of a VM's disks at another site. Asked again for the
+	// same place, it changes the other wishes.
+	Protect(context.Context, *droverv1.ProtectRequest) (*droverv1.ProtectResponse, error)
+	// EndProtection ends that and removes the replica, and returns when nothing of
+	// it is left, or with what is in the way.
+	EndProtection(context.Context, *droverv1.EndProtectionRequest) (*droverv1.EndProtectionResponse, error)
+	ListProtections(context.Context, *droverv1.ListProtectionsRequest) (*droverv1.ListProtectionsResponse, error)
+	// RemoveVM removes a VM that spawn or redirect has made, with all that stands
+	// for it. Any other VM is refused.
+	RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error)
 }
 
 // NewDroverServiceClient constructs a client for the drover.v1.DroverService service. By default,
@@ -248,30 +268,58 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("ReturnMove")),
 			connect.WithClientOptions(opts...),
 		),
+		protect: connect.NewClient[droverv1.ProtectRequest, droverv1.ProtectResponse](
+			httpClient,
+			baseURL+DroverServiceProtectProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("Protect")),
+			connect.WithClientOptions(opts...),
+		),
+		endProtection: connect.NewClient[droverv1.EndProtectionRequest, droverv1.EndProtectionResponse](
+			httpClient,
+			baseURL+DroverServiceEndProtectionProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("EndProtection")),
+			connect.WithClientOptions(opts...),
+		),
+		listProtections: connect.NewClient[droverv1.ListProtectionsRequest, droverv1.ListProtectionsResponse](
+			httpClient,
+			baseURL+DroverServiceListProtectionsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("ListProtections")),
+			connect.WithClientOptions(opts...),
+		),
+		removeVM: connect.NewClient[droverv1.RemoveMadeVMRequest, droverv1.RemoveMadeVMResponse](
+			httpClient,
+			baseURL+DroverServiceRemoveVMProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("RemoveVM")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // droverServiceClient implements DroverServiceClient.
 type droverServiceClient struct {
-	listSites      *connect.Client[droverv1.ListSitesRequest, droverv1.ListSitesResponse]
-	listHosts      *connect.Client[droverv1.ListHostsRequest, droverv1.ListHostsResponse]
-	listLinks      *connect.Client[droverv1.ListLinksRequest, droverv1.ListLinksResponse]
-	listVMs        *connect.Client[droverv1.ListVMsRequest, droverv1.ListVMsResponse]
-	listServices   *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
-	listSegments   *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
-	listEdges      *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
-	rotateEdge     *connect.Client[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse]
-	diagnose       *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
-	listMoves      *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
-	getMove        *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
-	preflight      *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
-	startMove      *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
-	watchMove      *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
-	cancelMove     *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
-	endOldSessions *connect.Client[droverv1.EndOldSessionsRequest, droverv1.EndOldSessionsResponse]
-	setMoveRate    *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
-	commitMove     *connect.Client[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse]
-	returnMove     *connect.Client[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse]
+	listSites       *connect.Client[droverv1.ListSitesRequest, droverv1.ListSitesResponse]
+	listHosts       *connect.Client[droverv1.ListHostsRequest, droverv1.ListHostsResponse]
+	listLinks       *connect.Client[droverv1.ListLinksRequest, droverv1.ListLinksResponse]
+	listVMs         *connect.Client[droverv1.ListVMsRequest, droverv1.ListVMsResponse]
+	listServices    *connect.Client[droverv1.ListServicesRequest, droverv1.ListServicesResponse]
+	listSegments    *connect.Client[droverv1.ListSegmentsRequest, droverv1.ListSegmentsResponse]
+	listEdges       *connect.Client[droverv1.ListEdgesRequest, droverv1.ListEdgesResponse]
+	rotateEdge      *connect.Client[droverv1.RotateEdgeRequest, droverv1.RotateEdgeResponse]
+	diagnose        *connect.Client[droverv1.DiagnoseRequest, droverv1.DiagnoseResponse]
+	listMoves       *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
+	getMove         *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
+	preflight       *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
+	startMove       *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
+	watchMove       *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
+	cancelMove      *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
+	endOldSessions  *connect.Client[droverv1.EndOldSessionsRequest, droverv1.EndOldSessionsResponse]
+	setMoveRate     *connect.Client[droverv1.SetMoveRateRequest, droverv1.SetMoveRateResponse]
+	commitMove      *connect.Client[droverv1.CommitMoveRequest, droverv1.CommitMoveResponse]
+	returnMove      *connect.Client[droverv1.ReturnMoveRequest, droverv1.ReturnMoveResponse]
+	protect         *connect.Client[droverv1.ProtectRequest, droverv1.ProtectResponse]
+	endProtection   *connect.Client[droverv1.EndProtectionRequest, droverv1.EndProtectionResponse]
+	listProtections *connect.Client[droverv1.ListProtectionsRequest, droverv1.ListProtectionsResponse]
+	removeVM        *connect.Client[droverv1.RemoveMadeVMRequest, droverv1.RemoveMadeVMResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -441,6 +489,42 @@ func (c *droverServiceClient) ReturnMove(ctx context.Context, req *droverv1.Retu
 	return nil, err
 }
 
+// Protect calls drover.v1.DroverService.Protect.
+func (c *droverServiceClient) Protect(ctx context.Context, req *droverv1.ProtectRequest) (*droverv1.ProtectResponse, error) {
+	response, err := c.protect.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// EndProtection calls drover.v1.DroverService.EndProtection.
+func (c *droverServiceClient) EndProtection(ctx context.Context, req *droverv1.EndProtectionRequest) (*droverv1.EndProtectionResponse, error) {
+	response, err := c.endProtection.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListProtections calls drover.v1.DroverService.ListProtections.
+func (c *droverServiceClient) ListProtections(ctx context.Context, req *droverv1.ListProtectionsRequest) (*droverv1.ListProtectionsResponse, error) {
+	response, err := c.listProtections.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveVM calls drover.v1.DroverService.RemoveVM.
+func (c *droverServiceClient) RemoveVM(ctx context.Context, req *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error) {
+	response, err := c.removeVM.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DroverServiceHandler is an implementation of the drover.v1.DroverService service.
 type DroverServiceHandler interface {
 	ListSites(context.Context, *droverv1.ListSitesRequest) (*droverv1.ListSitesResponse, error)
@@ -480,6 +564,16 @@ type DroverServiceHandler interface {
 	// destination.
 	CommitMove(context.Context, *droverv1.CommitMoveRequest) (*droverv1.CommitMoveResponse, error)
 	ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error)
+	// Protect keeps a replica of a VM's disks at another site. Asked again for the
+	// same place, it changes the other wishes.
+	Protect(context.Context, *droverv1.ProtectRequest) (*droverv1.ProtectResponse, error)
+	// EndProtection ends that and removes the replica, and returns when nothing of
+	// it is left, or with what is in the way.
+	EndProtection(context.Context, *droverv1.EndProtectionRequest) (*droverv1.EndProtectionResponse, error)
+	ListProtections(context.Context, *droverv1.ListProtectionsRequest) (*droverv1.ListProtectionsResponse, error)
+	// RemoveVM removes a VM that spawn or redirect has made, with all that stands
+	// for it. Any other VM is refused.
+	RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error)
 }
 
 // NewDroverServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -603,6 +697,30 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("ReturnMove")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceProtectHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceProtectProcedure,
+		svc.Protect,
+		connect.WithSchema(droverServiceMethods.ByName("Protect")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceEndProtectionHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceEndProtectionProcedure,
+		svc.EndProtection,
+		connect.WithSchema(droverServiceMethods.ByName("EndProtection")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceListProtectionsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceListProtectionsProcedure,
+		svc.ListProtections,
+		connect.WithSchema(droverServiceMethods.ByName("ListProtections")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceRemoveVMHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceRemoveVMProcedure,
+		svc.RemoveVM,
+		connect.WithSchema(droverServiceMethods.ByName("RemoveVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.DroverService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DroverServiceListSitesProcedure:
@@ -643,6 +761,14 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceCommitMoveHandler.ServeHTTP(w, r)
 		case DroverServiceReturnMoveProcedure:
 			droverServiceReturnMoveHandler.ServeHTTP(w, r)
+		case DroverServiceProtectProcedure:
+			droverServiceProtectHandler.ServeHTTP(w, r)
+		case DroverServiceEndProtectionProcedure:
+			droverServiceEndProtectionHandler.ServeHTTP(w, r)
+		case DroverServiceListProtectionsProcedure:
+			droverServiceListProtectionsHandler.ServeHTTP(w, r)
+		case DroverServiceRemoveVMProcedure:
+			droverServiceRemoveVMHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -726,4 +852,20 @@ func (UnimplementedDroverServiceHandler) CommitMove(context.Context, *droverv1.C
 
 func (UnimplementedDroverServiceHandler) ReturnMove(context.Context, *droverv1.ReturnMoveRequest) (*droverv1.ReturnMoveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ReturnMove is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) Protect(context.Context, *droverv1.ProtectRequest) (*droverv1.ProtectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.Protect is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) EndProtection(context.Context, *droverv1.EndProtectionRequest) (*droverv1.EndProtectionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.EndProtection is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) ListProtections(context.Context, *droverv1.ListProtectionsRequest) (*droverv1.ListProtectionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListProtections is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.RemoveVM is not implemented"))
 }
