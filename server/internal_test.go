@@ -104,7 +104,7 @@ func wantFull(t *testing.T, m protoreflect.Message) {
 func TestEveryResultCrosses(t *testing.T) {
 	sent := &droverv1.RunResult{
 		Moved: true, WasRunning: true, Definition: []byte("x"), PauseNanos: 1, MemoryBytes: 2, DiskBytes: 3,
-		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6, Healthy: true, Detail: "d",
+		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6, PointUnixNanos: 9, Healthy: true, Detail: "d",
 		Path:      &droverv1.PathFigures{ThrottlePercent: 7},
 		Addresses: []string{"10.0.0.9/24"}, Gateways: []string{"10.0.0.1"}, Sessions: 8,
 	}
@@ -119,7 +119,7 @@ func TestEveryResultCrosses(t *testing.T) {
 	}
 	want := executor.Result{
 		Moved: true, WasRunning: true, Definition: []byte("x"), Pause: 1, MemoryBytes: 2, DiskBytes: 3,
-		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(), Healthy: true, Detail: "d",
+		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(), Point: time.Unix(0, 9).UTC(), Healthy: true, Detail: "d",
 		Path:      &drover.PathFigures{ThrottlePercent: 7},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Sessions: 8,
 	}
