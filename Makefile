@@ -16,7 +16,7 @@ deps: ## the Debian packages that lab, tests and demo use (root)
 	@scripts/deps.sh
 
 .PHONY: demo
-demo: deps build ## a live and a cold move between two data centers, on this machine
+demo: deps build ## every method once, between three data centers on this machine
 	@bin/drover lab demo
 
 .PHONY: test

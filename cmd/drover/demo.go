@@ -8,11 +8,11 @@ import (
 	"github.com/drover-vm/drover/lab/trial"
 )
 
-// newDemoCommand shows a live and a cold move on this machine.
+// newDemoCommand shows every method on this machine.
 func newDemoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Show a live and a cold move between two data centers on this machine",
+		Short: "Show every method between three data centers on this machine",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			exe, err := os.Executable()
