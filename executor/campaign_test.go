@@ -37,10 +37,8 @@ var moves = map[string]scenario{
 	"renumber":      {method: drover.Renumber},
 	"renumber dhcp": {method: drover.Renumber, dhcp: true, quiet: "add-address"},
 
-	"stretch stay":  {method: drover.Stretch, stay: true},
-	"renumber stay": {method: drover.Renumber, stay: true},
-	"disks":         {method: drover.Disks},
-	"disks kept":    {method: drover.Disks, keep: true},
+	"stretch stay": {method: drover.Stretch, stay: true},
+	"disks":        {method: drover.Disks},
 
 	"spawn":          {method: drover.Spawn},
 	"redirect":       {method: drover.Redirect},

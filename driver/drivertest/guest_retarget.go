@@ -85,6 +85,24 @@ func guestsRetarget(t *testing.T, f *guestsFixture) {
 	f.changed(t, driver.Retarget{Probe: &probe}, func(v *drover.VM) { v.Probe = &probe })
 	moved := f.DiskFolder + "/moved <&'>.qcow2"
 	f.changed(t, driver.Retarget{Paths: map[string]string{vm.Disks[1].Path: moved}}, func(v *drover.VM) { v.Disks[1].Path = moved })
+	at := driver.RetargetDisk{Target: "vdb", Socket: "/run/drover/r/<&'>/vdb"}
+	f.changed(t, driver.Retarget{Disks: []driver.RetargetDisk{at}}, func(v *drover.VM) {
+		v.Disks[1].Path, v.Disks[1].Format, v.Disks[1].Shared = driver.RemoteDiskPath("vdb"), "raw", true
+	})
+	// There and back again, and nothing where nothing changes.
+	remote, err := f.g.Retarget(f.Define(t, vm), driver.Retarget{Disks: []driver.RetargetDisk{at}})
+	succeed(t, err)
+	home := driver.Retarget{Disks: []driver.RetargetDisk{{Target: "vdb", Path: vm.Disks[1].Path, Format: "qcow2"}}}
+	back, err := f.g.Retarget(remote, home)
+	succeed(t, err)
+	if d := cmp.Diff(f.observed(t, f.Define(t, vm)), f.observed(t, back)); d != "" {
+		t.Errorf("a disk that was at a socket (-want +got):\n%s", d)
+	}
+	same, err := f.g.Retarget(back, home)
+	succeed(t, err)
+	if !bytes.Equal(same, back) {
+		t.Error("a disk that is there already has changed its definition")
+	}
 }
 
 // cloneOf is all that a clone of the original needs.

@@ -70,6 +70,7 @@ func Hypervisor(t *testing.T, setup HypervisorSetup) {
 		{"Migrate", testMigrate},
 		{"MigrateTopOnly", testMigrateTopOnly},
 		{"MigratePersistent", testMigratePersistent},
+		{"DiskCopy", testDiskCopy},
 		{"BeginRefused", testBeginRefused},
 		{"PrepareRefused", testPrepareRefused},
 		{"PrepareCanceled", testPrepareCanceled},
