@@ -49,6 +49,8 @@ type MeshPeer struct {
 	Handshake     time.Time `json:"handshake,omitzero"`
 	ReceivedBytes Bytes     `json:"received_bytes"`
 	SentBytes     Bytes     `json:"sent_bytes"`
+	// RTTMillis is the round trip through the mesh; zero when it is not known.
+	RTTMillis float64 `json:"rtt_ms,omitempty"`
 }
 
 // ExtendedSegment is a segment that an edge has joined with those of Sites.
@@ -109,7 +111,9 @@ type EdgePaths struct {
 	TunnelRouter Bytes `json:"tunnel_router"`
 	BridgeTunnel Bytes `json:"bridge_tunnel"`
 	TunnelBridge Bytes `json:"tunnel_bridge"`
-	// Inside is what came from and went to the same kind of interface.
+	// RouterRouter is what the router sent here and got back.
+	RouterRouter Bytes `json:"router_router"`
+	// Inside is what went from one bridge to another, or from one tunnel.
 	Inside Bytes `json:"inside"`
 }
 

@@ -101,6 +101,8 @@ type VM struct {
 	Files []string `json:"files,omitempty"`
 	// RemoteIO is nil for a VM none of whose disks was left behind at another site.
 	RemoteIO *RemoteIO `json:"remote_io,omitempty"`
+	// Detour is what a server has made of all observations; a host knows nothing of it.
+	Detour
 }
 
 // ProbeTarget is where a client can see whether the VM answers.

@@ -261,6 +261,9 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 			a.log.Error("cannot take up the mesh", "err", err)
 		}
 	}
+	if a.siteedge != nil {
+		group.Go(func() error { a.siteedge.measureTrips(ctx); return nil })
+	}
 	group.Go(func() error { a.thawLeft(ctx); return nil })
 	group.Go(func() error { a.plugLeft(ctx); return nil })
 	a.jobs.start(ctx)

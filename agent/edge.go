@@ -74,6 +74,7 @@ type edge struct {
 	// mesh guards peers, the other edges by site.
 	mesh  sync.Mutex
 	peers map[string]driver.Peer
+	trips trips
 }
 
 func newEdge(a *Agent, d EdgeDrivers) (*edge, error) {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -62,15 +63,22 @@ func (e *edge) describe(ctx context.Context, r *droverv1.DescribeResponse) error
 	for _, s := range e.config.Segments {
 		r.Segments = append(r.Segments, api.SegmentToProto(s.domain()))
 	}
-	if e.Tunnels == nil {
-		return nil
+	passages, faults := e.passages(ctx)
+	if faults != nil {
+		faults = fmt.Errorf("traffic: %w", faults)
+	} else {
+		r.Passages, r.PassagesUnixNanos = api.ListToProto(passages, api.EdgePassageToProto), e.a.clock().UnixNano()
 	}
+	if e.Tunnels == nil {
+		return faults
+	}
+	r.MeshRttMs = e.trips.millis()
 	self, err := e.Tunnels.Self(ctx)
 	if err != nil {
-		return fmt.Errorf("mesh: %w", err)
+		return errors.Join(faults, fmt.Errorf("mesh: %w", err))
 	}
 	r.Mesh = api.MeshToProto(meshState(self))
-	return nil
+	return faults
 }
 
 type edgeFault func(format string, args ...any)
@@ -89,10 +97,11 @@ func (e *edge) stateMesh(ctx context.Context, s *drover.EdgeState, fault edgeFau
 	if err != nil {
 		fault("mesh: %v", err)
 	}
+	trips := e.trips.millis()
 	for _, p := range peers {
 		m := drover.MeshPeer{
 			Site: p.Name, Key: p.Key.String(), Endpoint: p.Endpoint, Addresses: p.Addresses, Handshake: p.Handshake,
-			ReceivedBytes: p.ReceivedBytes, SentBytes: p.SentBytes,
+			ReceivedBytes: p.ReceivedBytes, SentBytes: p.SentBytes, RTTMillis: trips[p.Name],
 		}
 		if !p.Next.IsZero() {
 			m.NextKey = p.Next.String()

@@ -157,7 +157,7 @@ func MeshFromProto(m *droverv1.Mesh) *drover.MeshState {
 func MeshPeerToProto(m drover.MeshPeer) *droverv1.MeshPeer {
 	p := &droverv1.MeshPeer{
 		Site: m.Site, Key: m.Key, NextKey: m.NextKey, Addresses: textOf(m.Addresses), HandshakeUnixNanos: nanos(m.Handshake),
-		ReceivedBytes: int64(m.ReceivedBytes), SentBytes: int64(m.SentBytes),
+		ReceivedBytes: int64(m.ReceivedBytes), SentBytes: int64(m.SentBytes), RttMs: m.RTTMillis,
 	}
 	if m.Endpoint.IsValid() {
 		p.Endpoint = m.Endpoint.String()
@@ -170,6 +170,7 @@ func MeshPeerFromProto(p *droverv1.MeshPeer) drover.MeshPeer {
 	m := drover.MeshPeer{
 		Site: p.GetSite(), Key: p.GetKey(), NextKey: p.GetNextKey(), Addresses: readable(p.GetAddresses(), netip.ParsePrefix),
 		Handshake: fromNanos(p.GetHandshakeUnixNanos()), ReceivedBytes: drover.Bytes(p.GetReceivedBytes()), SentBytes: drover.Bytes(p.GetSentBytes()),
+		RTTMillis: p.GetRttMs(),
 	}
 	if at, err := netip.ParseAddrPort(p.GetEndpoint()); err == nil {
 		m.Endpoint = at
@@ -232,7 +233,7 @@ func pathsToProto(e drover.EdgePaths) *droverv1.EdgePaths {
 	return &droverv1.EdgePaths{
 		RouterBridge: int64(e.RouterBridge), BridgeRouter: int64(e.BridgeRouter), RouterTunnel: int64(e.RouterTunnel),
 		TunnelRouter: int64(e.TunnelRouter), BridgeTunnel: int64(e.BridgeTunnel), TunnelBridge: int64(e.TunnelBridge),
-		Inside: int64(e.Inside),
+		Inside: int64(e.Inside), RouterRouter: int64(e.RouterRouter),
 	}
 }
 
@@ -241,7 +242,7 @@ func pathsFromProto(p *droverv1.EdgePaths) drover.EdgePaths {
 		RouterBridge: drover.Bytes(p.GetRouterBridge()), BridgeRouter: drover.Bytes(p.GetBridgeRouter()),
 		RouterTunnel: drover.Bytes(p.GetRouterTunnel()), TunnelRouter: drover.Bytes(p.GetTunnelRouter()),
 		BridgeTunnel: drover.Bytes(p.GetBridgeTunnel()), TunnelBridge: drover.Bytes(p.GetTunnelBridge()),
-		Inside: drover.Bytes(p.GetInside()),
+		Inside: drover.Bytes(p.GetInside()), RouterRouter: drover.Bytes(p.GetRouterRouter()),
 	}
 }
 

@@ -50,7 +50,7 @@ func TestEdgeStateCrosses(t *testing.T) {
 		Mesh: &drover.MeshState{Interface: "i", Addresses: []netip.Prefix{prefix}, Port: 1, Key: "k", NextKey: "n", MTU: 2, Kernel: true},
 		Peers: []drover.MeshPeer{{
 			Site: "p", Key: "k", NextKey: "n", Endpoint: netip.MustParseAddrPort("[fd00::1]:9"), Addresses: []netip.Prefix{prefix},
-			Handshake: at, ReceivedBytes: 3, SentBytes: 4,
+			Handshake: at, ReceivedBytes: 3, SentBytes: 4, RTTMillis: 5,
 		}},
 		Segments: []drover.Segment{{
 			Name: "b", Home: "h", Sites: []string{"s"}, Subnets: []netip.Prefix{prefix}, Gateways: []netip.Addr{addr}, GatewayMAC: "m",
@@ -62,7 +62,7 @@ func TestEdgeStateCrosses(t *testing.T) {
 		Neighbors: []drover.EdgeNeighbor{{Address: addr, AS: 8, State: "idle", Since: at, Advertised: 9, Fault: "f"}},
 		Servers:   []drover.EdgeServer{{Kind: "dns", Name: "z", Fault: "f"}},
 		Traffic: []drover.EdgeTraffic{{
-			Address: addr, To: drover.EdgePaths{RouterBridge: 1, BridgeRouter: 2, RouterTunnel: 3, TunnelRouter: 4, BridgeTunnel: 5, TunnelBridge: 6, Inside: 7},
+			Address: addr, To: drover.EdgePaths{RouterBridge: 1, BridgeRouter: 2, RouterTunnel: 3, TunnelRouter: 4, BridgeTunnel: 5, TunnelBridge: 6, Inside: 7, RouterRouter: 8},
 			From: drover.EdgePaths{RouterBridge: 11, BridgeRouter: 12, RouterTunnel: 13, TunnelRouter: 14, BridgeTunnel: 15, TunnelBridge: 16, Inside: 17},
 		}},
 		Faults: []string{"f"},

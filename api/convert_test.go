@@ -82,6 +82,8 @@ func TestRoundTrip(t *testing.T) {
 	roundTrip(t, api.PathFiguresToProto, api.PathFiguresFromProto)
 	roundTrip(t, api.CheckToProto, api.CheckFromProto)
 	roundTrip(t, api.PreflightToProto, api.PreflightFromProto)
+	roundTrip(t, api.EdgePassageToProto, api.EdgePassageFromProto)
+	roundTrip(t, api.DetourToProto, api.DetourFromProto)
 	roundTrip(t, api.BackendServerToProto, api.BackendServerFromProto)
 }
 

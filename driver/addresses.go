@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -66,8 +67,9 @@ type Addresses interface {
 	Stations(ctx context.Context, bridge string, addresses []netip.Addr) ([]AddressStation, error)
 	// Meter counts the bytes to and from the addresses from now on.
 	Meter(ctx context.Context, owner Owner, addresses []netip.Addr) error
-	// Metered returns the counts, of every metered address when none is named;
-	// one that is not metered is left out.
+	// Metered returns the counts, of every metered address when none is named,
+	// sorted by address; one that is not metered is left out. It is asked every few
+	// seconds.
 	Metered(ctx context.Context, addresses []netip.Addr) ([]AddressTraffic, error)
 	// Remove undoes all of the owner, or only its roles when some are given.
 	// Missing is fine.
@@ -205,6 +207,36 @@ type AddressTraffic struct {
 	Address netip.Addr
 	// To is what was sent to the address, From what it sent.
 	To, From AddressPaths
+	// For are those who have it metered, sorted.
+	For []MeteredFor
+}
+
+// MeteredFor is an owner that has an address metered.
+type MeteredFor struct {
+	Owner Owner
+	// Role is how the same owner has placed the address here: RoleDeliver,
+	// RoleElsewhere, RoleForwardOld or RoleAcceptOld; empty where it has not.
+	Role AddressRole
+}
+
+// MeterRoles completes a meter's owners by what they have placed: placed are
+// all entries of one address.
+func MeterRoles(placed []PlacedAddress) []MeteredFor {
+	var all []MeteredFor
+	for _, p := range placed {
+		if p.Role != RoleMeter || slices.ContainsFunc(all, func(m MeteredFor) bool { return m.Owner == p.Owner }) {
+			continue
+		}
+		m := MeteredFor{Owner: p.Owner}
+		for _, o := range placed {
+			if o.Owner == p.Owner && slices.Contains([]AddressRole{RoleDeliver, RoleElsewhere, RoleForwardOld, RoleAcceptOld}, o.Role) {
+				m.Role = o.Role
+			}
+		}
+		all = append(all, m)
+	}
+	slices.SortFunc(all, func(x, y MeteredFor) int { return cmp.Compare(x.Owner, y.Owner) })
+	return all
 }
 
 // AddressPaths is bytes by their way through an edge.
@@ -212,20 +244,30 @@ type AddressPaths struct {
 	RouterBridge, BridgeRouter drover.Bytes
 	RouterTunnel, TunnelRouter drover.Bytes
 	BridgeTunnel, TunnelBridge drover.Bytes
-	// Inside is what came from and went to the same kind of interface.
+	// RouterRouter is what the router sent here and got back.
+	RouterRouter drover.Bytes
+	// Inside is what went from one bridge to another, or from one tunnel.
 	Inside drover.Bytes
 }
 
-// Hairpin is what crossed this edge twice over the WAN in vain: it came from
-// the router and left into a tunnel, or the other way round. Where the address
-// is at another site but on this site's extended bridge, that bridge is the
-// way into the tunnel: extended says so.
-func (t AddressTraffic) Hairpin(extended bool) drover.Bytes {
-	sum := t.To.RouterTunnel + t.To.TunnelRouter + t.From.RouterTunnel + t.From.TunnelRouter
+// Hairpin is what crossed this edge twice over the WAN in vain, to the address
+// and from it: it came from the router and left into a tunnel, or the other way
+// round, or back to the router. Where the address is at another site but on this
+// site's extended bridge, that bridge is the way into the tunnel: extended says so.
+func (t AddressTraffic) Hairpin(extended bool) (to, from drover.Bytes) {
+	to = t.To.RouterTunnel + t.To.TunnelRouter + t.To.RouterRouter
+	from = t.From.RouterTunnel + t.From.TunnelRouter + t.From.RouterRouter
 	if extended {
-		sum += t.To.RouterBridge + t.From.BridgeRouter
+		to += t.To.RouterBridge
+		from += t.From.BridgeRouter
 	}
-	return sum
+	return to, from
+}
+
+// Neighbors is what went between the address and others on bridges of this
+// site, through this edge as a router.
+func (t AddressTraffic) Neighbors() drover.Bytes {
+	return t.To.BridgeRouter + t.From.RouterBridge + t.To.BridgeTunnel + t.From.TunnelBridge
 }
 
 // Validate reports what is wrong with a delivery.

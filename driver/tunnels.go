@@ -28,6 +28,10 @@ type Tunnels interface {
 	SetPeers(ctx context.Context, peers []Peer) error
 	// Peers returns the peers that are set, with their sessions, sorted by name.
 	Peers(ctx context.Context) ([]PeerState, error)
+	// RoundTrip measures how long a packet takes through the tunnel to the peer of
+	// that name and back. It sends one and waits until ctx ends: no answer gives
+	// drover.Unavailable, a peer that is not set drover.NotFound.
+	RoundTrip(ctx context.Context, peer string) (time.Duration, error)
 	// Rotate makes the key that is to come, Mesh.Next, and keeps it. The
 	// present one stays in use, so nothing is interrupted. While there is a
 	// next key it returns that one: repeatable.

@@ -3,6 +3,8 @@
 // network: by stretch (the segment is extended to where the VM goes) or by
 // route (its addresses follow as host routes).
 //
+// Besides, Detour judges what a VM pays for that, from what edges have counted.
+//
 // A plan is a value: operations for each edge, by the moment at which they are
 // due. It depends on nothing but what it is given, so that the same plan comes
 // out of the same world. Whether edges are up, who carries the operations out,
@@ -14,11 +16,12 @@
 //	at home             nothing
 //	at D by route       D: addresses delivered into the bridge, announced as host
 //	                    routes; all other addresses of the segment answered for.
-//	                    H: neighbours reach the addresses through the edge.
+//	                    H: neighbours reach the addresses through the edge, and what
+//	                    still comes in there is metered.
 //	at D by stretch     H, D and every other edge to which the segment is extended:
 //	                    the extension, with the VM as an owner; the stations.
 //	                    D: addresses delivered into the bridge. With local egress
-//	                    announced, too. H: what it still carries for them is metered.
+//	                    announced, too. H and D meter what they carry for them.
 //
 // Every plan leads to one of these states from any other of them, and so does
 // not care how the VM came to where it is. Everything has the VM as its owner,

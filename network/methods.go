@@ -41,6 +41,10 @@ func (p *planner) route(part Part) {
 		}
 		p.settle.add(home, elsewhere)
 	}
+	if p.To != home {
+		// Something may still come in there: where routes do not reach, or too late.
+		p.meter(part, home)
+	}
 	// It was away by stretch before.
 	for _, site := range extent(p.world, seg, p.owner) {
 		p.retract.add(site, p.op(drover.RetractSegment, part, nil))
@@ -54,6 +58,11 @@ func (p *planner) route(part Part) {
 			p.settle.add(site, p.drop(part))
 		}
 	}
+}
+
+// meter has an edge count what it carries for the part.
+func (p *planner) meter(part Part, site string) {
+	p.settle.add(site, p.op(drover.MeterTraffic, part, part.Addresses))
 }
 
 // leave plans for a source that is not the segment's home.
@@ -87,8 +96,10 @@ func (p *planner) stretch(part Part) {
 		p.settle.add(home, drover.EdgeOp{Do: drover.ForgetAddresses, Owner: p.owner})
 	}
 	if p.To != home {
-		// What the home's edge carries for it is a detour.
-		p.settle.add(home, p.op(drover.MeterTraffic, part, part.Addresses))
+		// What the home's edge carries for it is a detour; where it is, its edge
+		// says whether there is a straight way.
+		p.meter(part, home)
+		p.meter(part, p.To)
 	}
 	after := union([]string{home, p.To}, rest)
 	if p.To == home {

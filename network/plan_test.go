@@ -218,7 +218,7 @@ func (m *model) wrong(v drover.VM, how drover.Method, local bool) (wrong []strin
 			}
 		}
 		at := e.Site == v.Site && !home
-		if metered := m.metered[e.Site][o]; metered != (!home && how == drover.Stretch && e.Site == blue.Home) {
+		if metered := m.metered[e.Site][o]; metered != (!home && (e.Site == blue.Home || at && how == drover.Stretch)) {
 			say("metered at %s: %v", e.Site, metered)
 		}
 		if rest := m.rest[e.Site][o]; rest != (at && how == drover.Route) {
@@ -321,6 +321,7 @@ func TestPlanOfARoute(t *testing.T) {
 	want := `extend edge-south: proxy-rest
 target edge-south: deliver-here announce-routes
 source edge-north: elsewhere
+settle edge-north: meter-traffic
 `
 	if got := show(p); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
@@ -341,6 +342,7 @@ stations edge-south: set-station set-station
 target edge-south: set-station deliver-here announce-routes
 source edge-north: set-station
 settle edge-north: meter-traffic
+settle edge-south: meter-traffic
 `
 	if got := show(p); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

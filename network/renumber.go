@@ -281,8 +281,9 @@ func (r Renumber) Plan(owner string, addresses []netip.Prefix) Plan {
 		last = append(last, r.release(r.From.Name)...)
 	}
 	watch := drover.EdgeOp{Do: drover.WatchSessions, Owner: owner, Addresses: r.Old}
+	meter := drover.EdgeOp{Do: drover.MeterTraffic, Owner: owner, Addresses: r.Old}
 	p := Plan{
-		Extend:   some(source(watch), target(name(drover.LowerName)...)),
+		Extend:   some(source(watch, meter), target(name(drover.LowerName)...)),
 		Unextend: some(source(forget), target(name(drover.RestoreName)...)),
 		Source:   source(r.forward(owner, false)),
 		// The old addresses first: their sessions are what waits.

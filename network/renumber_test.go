@@ -69,7 +69,7 @@ func TestRenumberPlan(t *testing.T) {
 	forget := drover.EdgeOp{Do: drover.ForgetAddresses, Owner: move}
 	want := network.Plan{
 		Extend: []network.Task{
-			{Edge: north, Ops: []drover.EdgeOp{{Do: drover.WatchSessions, Owner: move, Addresses: old}}},
+			{Edge: north, Ops: []drover.EdgeOp{{Do: drover.WatchSessions, Owner: move, Addresses: old}, {Do: drover.MeterTraffic, Owner: move, Addresses: old}}},
 			{Edge: south, Ops: []drover.EdgeOp{{Do: drover.LowerName, Owner: move, Name: name, Limit: five}}},
 		},
 		Unextend: []network.Task{

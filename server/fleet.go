@@ -74,6 +74,7 @@ type agent struct {
 	// answered since the server's start.
 	meshTold string
 	heard    bool
+	gauges   gauges
 
 	// Of the goroutine that keeps what was observed.
 	keeping  sync.Mutex
@@ -222,6 +223,7 @@ func (f *fleet) observed(a *agent, r *droverv1.DescribeResponse) {
 		a.mesh, a.heard = mesh, true
 		f.wakeMesh()
 	}
+	a.gauges.take(r, f.now())
 	f.compare()
 }
 
@@ -272,6 +274,7 @@ func (f *fleet) keep(ctx context.Context, a *agent, moving func(context.Context,
 		if old, ok := a.kept[key]; ok && sameVM(old, v) {
 			continue
 		}
+		v.RemoteIO = nil // of now alone
 		if err := f.inventory.VMs().Put(ctx, v); err != nil {
 			return fmt.Errorf("keep vm %s: %w", v.Name, err)
 		}

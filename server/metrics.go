@@ -25,6 +25,7 @@ type meter struct {
 	ended map[endKey]float64
 
 	active, endedTotal, done, total, rate, hosts *prometheus.Desc
+	hairpin, neighbors, extra, remote            *prometheus.Desc
 }
 
 // endKey is how moves ended.
@@ -44,6 +45,10 @@ func newMeter(s *Server) *meter {
 		done:       desc("move_done_bytes", "Guest bytes that the move's step has carried.", "move", "vm"),
 		total:      desc("move_size_bytes", "Guest bytes that the move's step has to carry, as far as is known.", "move", "vm"),
 		rate:       desc("move_guest_bits_per_second", "What the hypervisor measures that it is carried at.", "move", "vm"),
+		hairpin:    desc("vm_hairpin_bits_per_second", "What of a VM that is away from home takes the way through a site where it is not.", "vm", "uuid"),
+		neighbors:  desc("vm_neighbors_bits_per_second", "What goes between a VM that is away from home and its neighbours there.", "vm", "uuid"),
+		extra:      desc("vm_extra_round_trip_seconds", "What that adds to a round trip.", "vm", "uuid"),
+		remote:     desc("vm_remote_io_bits_per_second", "What a VM reads from and writes to disks left behind.", "vm", "uuid"),
 		hosts:      desc("hosts", "Hosts whose agents are in the server's file.", "up"),
 	}
 }
@@ -61,7 +66,7 @@ func (m *meter) end(v drover.Move) {
 // Describe implements prometheus.Collector.
 func (m *meter) Describe(ch chan<- *prometheus.Desc) {
 	m.moves.Describe(ch)
-	for _, d := range []*prometheus.Desc{m.active, m.endedTotal, m.done, m.total, m.rate, m.hosts} {
+	for _, d := range []*prometheus.Desc{m.active, m.endedTotal, m.done, m.total, m.rate, m.hosts, m.hairpin, m.neighbors, m.extra, m.remote} {
 		ch <- d
 	}
 }
@@ -88,6 +93,7 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 		// What is not known is left out; the journal's trouble is logged elsewhere.
 		return
 	}
+	m.collectVMs(ch, moving)
 	states := map[drover.MoveState]int{drover.MovePending: 0, drover.MoveRunning: 0, drover.MoveUndoing: 0}
 	for _, v := range moving {
 		states[v.State]++
@@ -104,5 +110,25 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 	}
 	for state, n := range states {
 		metrics.Gauge(ch, m.active, float64(n), string(state))
+	}
+}
+
+// collectVMs sends what VMs pay that are away from home, or from their disks: of
+// a whole fleet those are few. What is not known is left out.
+func (m *meter) collectVMs(ch chan<- prometheus.Metric, moving movesByVM) {
+	seen := map[string]bool{}
+	for _, v := range m.s.fleet.detoured(m.s.fleet.viewVMs(moving), moving) {
+		if len(v.Ways) == 0 && v.RemoteIO == nil || seen[v.UUID] {
+			continue
+		}
+		seen[v.UUID] = true // two hosts may have it
+		for d, bps := range map[*prometheus.Desc]*int64{m.hairpin: v.HairpinBPS, m.neighbors: v.NeighborsBPS, m.remote: v.RemoteIOBPS} {
+			if bps != nil {
+				metrics.Gauge(ch, d, float64(*bps), v.Name, v.UUID)
+			}
+		}
+		if v.ExtraRTT != nil {
+			metrics.Gauge(ch, m.extra, *v.ExtraRTT/1000, v.Name, v.UUID)
+		}
 	}
 }

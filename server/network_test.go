@@ -148,7 +148,7 @@ func TestMoveByRoute(t *testing.T) {
 		t.Errorf("the round trip was the same before and after, its figure is %v", x)
 	}
 	for name, want := range map[string][]string{
-		"ne": {"stage-cut-over", "cut-over", "cut-over-unstage", "release"},
+		"ne": {"stage-cut-over", "cut-over", "cut-over-unstage", "settle", "release"},
 		"se": {"prepare-edge", "stage-cut-over", "cut-over", "cut-over-unstage", "release"},
 	} {
 		if got := in.Agents[name].Ran(); !slices.Equal(got, want) {

@@ -43,7 +43,7 @@ func (s service) ListVMs(ctx context.Context, _ *droverv1.ListVMsRequest) (*drov
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.ListVMsResponse{Vms: api.ListToProto(s.fleet.viewVMs(moves), api.VMToProto)}, nil
+	return &droverv1.ListVMsResponse{Vms: api.ListToProto(s.fleet.detoured(s.fleet.viewVMs(moves), moves), api.VMToProto)}, nil
 }
 
 // ListServices implements DroverService.

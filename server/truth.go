@@ -98,10 +98,24 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	if m.Generation > 1 && len(t.joining(m)) > 0 {
 		f.WireBytes = m.Measured.PathWireBytes
 	}
-	hairpin := t.hairpin(ctx, m, b)
+	detour := t.detour(ctx, m, b)
 	t.stopProbes(ctx, m, t.probersOf(m, b), &f)
-	f.HairpinBPS = hairpin()
+	detour(&f)
 	return f, werr
+}
+
+// moved is the move's VM as it is seen now, nil when it is not.
+func (t *truth) moved(ctx context.Context, m drover.Move) *drover.VM {
+	moves, err := t.s.moving(ctx)
+	if err != nil {
+		return nil
+	}
+	for _, v := range t.s.fleet.viewVMs(moves) {
+		if v.UUID == m.VMUUID {
+			return &v
+		}
+	}
+	return nil
 }
 
 // carried is what all links have carried in between. Counters that began

@@ -70,10 +70,16 @@ type DescribeResponse struct {
 	ClockUnixNanos int64           `protobuf:"varint,4,opt,name=clock_unix_nanos,json=clockUnixNanos,proto3" json:"clock_unix_nanos,omitempty"`
 	// Of an edge: the segments that exist at its site, and its end of the mesh
 	// (absent for none).
-	Segments      []*Segment `protobuf:"bytes,40,rep,name=segments,proto3" json:"segments,omitempty"`
-	Mesh          *Mesh      `protobuf:"bytes,41,opt,name=mesh,proto3" json:"mesh,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Segments []*Segment `protobuf:"bytes,40,rep,name=segments,proto3" json:"segments,omitempty"`
+	Mesh     *Mesh      `protobuf:"bytes,41,opt,name=mesh,proto3" json:"mesh,omitempty"`
+	// Of an edge: what of VMs that are away passes here, as read at that time
+	// (zero: it could not be), and the round trips to other edges by site, in
+	// milliseconds, those that are known.
+	Passages          []*EdgePassage     `protobuf:"bytes,60,rep,name=passages,proto3" json:"passages,omitempty"`
+	PassagesUnixNanos int64              `protobuf:"varint,61,opt,name=passages_unix_nanos,json=passagesUnixNanos,proto3" json:"passages_unix_nanos,omitempty"`
+	MeshRttMs         map[string]float64 `protobuf:"bytes,62,rep,name=mesh_rtt_ms,json=meshRttMs,proto3" json:"mesh_rtt_ms,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *DescribeResponse) Reset() {
@@ -144,6 +150,27 @@ func (x *DescribeResponse) GetSegments() []*Segment {
 func (x *DescribeResponse) GetMesh() *Mesh {
 	if x != nil {
 		return x.Mesh
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetPassages() []*EdgePassage {
+	if x != nil {
+		return x.Passages
+	}
+	return nil
+}
+
+func (x *DescribeResponse) GetPassagesUnixNanos() int64 {
+	if x != nil {
+		return x.PassagesUnixNanos
+	}
+	return 0
+}
+
+func (x *DescribeResponse) GetMeshRttMs() map[string]float64 {
+	if x != nil {
+		return x.MeshRttMs
 	}
 	return nil
 }
@@ -6302,14 +6329,20 @@ var File_drover_v1_agent_proto protoreflect.FileDescriptor
 const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\"\x11\n" +
-	"\x0fDescribeRequest\"\x86\x02\n" +
+	"\x0fDescribeRequest\"\xf4\x03\n" +
 	"\x10DescribeResponse\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.drover.v1.HostR\x04host\x12\x1f\n" +
 	"\x03vms\x18\x02 \x03(\v2\r.drover.v1.VMR\x03vms\x12-\n" +
 	"\x05links\x18\x03 \x03(\v2\x17.drover.v1.LinkCountersR\x05links\x12(\n" +
 	"\x10clock_unix_nanos\x18\x04 \x01(\x03R\x0eclockUnixNanos\x12.\n" +
 	"\bsegments\x18( \x03(\v2\x12.drover.v1.SegmentR\bsegments\x12#\n" +
-	"\x04mesh\x18) \x01(\v2\x0f.drover.v1.MeshR\x04mesh\"\xb2\x01\n" +
+	"\x04mesh\x18) \x01(\v2\x0f.drover.v1.MeshR\x04mesh\x122\n" +
+	"\bpassages\x18< \x03(\v2\x16.drover.v1.EdgePassageR\bpassages\x12.\n" +
+	"\x13passages_unix_nanos\x18= \x01(\x03R\x11passagesUnixNanos\x12J\n" +
+	"\vmesh_rtt_ms\x18> \x03(\v2*.drover.v1.DescribeResponse.MeshRttMsEntryR\tmeshRttMs\x1a<\n" +
+	"\x0eMeshRttMsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xb2\x01\n" +
 	"\fLinkCounters\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\f\n" +
 	"\x01a\x18\x02 \x01(\tR\x01a\x12\f\n" +
@@ -6802,7 +6835,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -6900,181 +6933,185 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*RemoveOwnedResponse)(nil), // 93: drover.v1.RemoveOwnedResponse
 	(*RemoveVMRequest)(nil),     // 94: drover.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),    // 95: drover.v1.RemoveVMResponse
-	nil,                         // 96: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 97: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 98: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 99: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 100: drover.v1.Host
-	(*VM)(nil),                  // 101: drover.v1.VM
-	(*Segment)(nil),             // 102: drover.v1.Segment
-	(*Mesh)(nil),                // 103: drover.v1.Mesh
-	(*Check)(nil),               // 104: drover.v1.Check
-	(*ProbeTarget)(nil),         // 105: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 106: drover.v1.EdgeOp
-	(*Progress)(nil),            // 107: drover.v1.Progress
-	(*PathFigures)(nil),         // 108: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 109: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 110: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 111: drover.v1.BackendServer
+	nil,                         // 96: drover.v1.DescribeResponse.MeshRttMsEntry
+	nil,                         // 97: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 98: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 99: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 100: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 101: drover.v1.Host
+	(*VM)(nil),                  // 102: drover.v1.VM
+	(*Segment)(nil),             // 103: drover.v1.Segment
+	(*Mesh)(nil),                // 104: drover.v1.Mesh
+	(*EdgePassage)(nil),         // 105: drover.v1.EdgePassage
+	(*Check)(nil),               // 106: drover.v1.Check
+	(*ProbeTarget)(nil),         // 107: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 108: drover.v1.EdgeOp
+	(*Progress)(nil),            // 109: drover.v1.Progress
+	(*PathFigures)(nil),         // 110: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 111: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 112: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 113: drover.v1.BackendServer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	100, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	101, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	101, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	102, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	102, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	103, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	22,  // 5: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	104, // 6: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	101, // 7: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	100, // 8: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	96,  // 9: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	101, // 10: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	100, // 11: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	97,  // 12: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
-	46,  // 13: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	104, // 14: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	100, // 15: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	98,  // 16: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
-	7,   // 17: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
-	9,   // 18: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
-	10,  // 19: drover.v1.RunRequest.release:type_name -> drover.v1.Release
-	11,  // 20: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
-	12,  // 21: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
-	14,  // 22: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
-	28,  // 23: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
-	29,  // 24: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
-	30,  // 25: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
-	31,  // 26: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
-	38,  // 27: drover.v1.RunRequest.define:type_name -> drover.v1.Define
-	39,  // 28: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
-	40,  // 29: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
-	41,  // 30: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
-	42,  // 31: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
-	27,  // 32: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
-	32,  // 33: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
-	33,  // 34: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
-	34,  // 35: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
-	35,  // 36: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
-	36,  // 37: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
-	37,  // 38: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
-	43,  // 39: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
-	44,  // 40: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
-	45,  // 41: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
-	24,  // 42: drover.v1.RunRequest.change_guest:type_name -> drover.v1.ChangeGuest
-	25,  // 43: drover.v1.RunRequest.find_station:type_name -> drover.v1.FindStation
-	48,  // 44: drover.v1.RunRequest.define_clone:type_name -> drover.v1.DefineClone
-	49,  // 45: drover.v1.RunRequest.copy_clone:type_name -> drover.v1.CopyClone
-	50,  // 46: drover.v1.RunRequest.attend:type_name -> drover.v1.Attend
-	16,  // 47: drover.v1.RunRequest.lend_disks:type_name -> drover.v1.LendDisks
-	17,  // 48: drover.v1.RunRequest.reclaim_disks:type_name -> drover.v1.ReclaimDisks
-	18,  // 49: drover.v1.RunRequest.attach_disks:type_name -> drover.v1.AttachDisks
-	19,  // 50: drover.v1.RunRequest.detach_disks:type_name -> drover.v1.DetachDisks
-	20,  // 51: drover.v1.RunRequest.bring_disks:type_name -> drover.v1.BringDisks
-	21,  // 52: drover.v1.RunRequest.abort_bring:type_name -> drover.v1.AbortBring
-	13,  // 53: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
-	13,  // 54: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
-	26,  // 55: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
-	26,  // 56: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
-	22,  // 57: drover.v1.Transfer.retarget:type_name -> drover.v1.Retarget
-	23,  // 58: drover.v1.Transfer.guest:type_name -> drover.v1.GuestChange
-	15,  // 59: drover.v1.Transfer.remote:type_name -> drover.v1.RemoteDisk
-	13,  // 60: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
-	13,  // 61: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
-	13,  // 62: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
-	105, // 63: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
-	23,  // 64: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
-	13,  // 65: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
-	13,  // 66: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
-	26,  // 67: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
-	13,  // 68: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	106, // 69: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	106, // 70: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
-	47,  // 71: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	99,  // 72: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	105, // 73: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
-	46,  // 74: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
-	13,  // 75: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	107, // 76: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
-	52,  // 77: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	108, // 78: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
-	15,  // 79: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
-	7,   // 80: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 81: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	105, // 82: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
-	61,  // 83: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
-	7,   // 84: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
-	13,  // 85: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
-	26,  // 86: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
-	23,  // 87: drover.v1.PrepareRequest.guest:type_name -> drover.v1.GuestChange
-	66,  // 88: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
-	7,   // 89: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
-	68,  // 90: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
-	7,   // 91: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 92: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 93: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
-	7,   // 94: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	109, // 95: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	110, // 96: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	103, // 97: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	104, // 98: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	111, // 99: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	106, // 100: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	104, // 101: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
-	88,  // 102: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
-	91,  // 103: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,   // 104: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,   // 105: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,   // 106: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,   // 107: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,   // 108: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	53,  // 109: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	55,  // 110: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	57,  // 111: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	59,  // 112: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	78,  // 113: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	80,  // 114: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	82,  // 115: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
-	84,  // 116: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
-	86,  // 117: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
-	89,  // 118: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	92,  // 119: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	94,  // 120: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
-	62,  // 121: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	64,  // 122: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	67,  // 123: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	70,  // 124: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	72,  // 125: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	74,  // 126: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	76,  // 127: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,   // 128: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 129: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 130: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 131: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	51,  // 132: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	54,  // 133: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	56,  // 134: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	58,  // 135: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	60,  // 136: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	79,  // 137: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	81,  // 138: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	83,  // 139: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	85,  // 140: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	87,  // 141: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	90,  // 142: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	93,  // 143: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	95,  // 144: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
-	63,  // 145: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	65,  // 146: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	69,  // 147: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	71,  // 148: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	73,  // 149: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	75,  // 150: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	77,  // 151: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	128, // [128:152] is the sub-list for method output_type
-	104, // [104:128] is the sub-list for method input_type
-	104, // [104:104] is the sub-list for extension type_name
-	104, // [104:104] is the sub-list for extension extendee
-	0,   // [0:104] is the sub-list for field type_name
+	103, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	104, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	105, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
+	96,  // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
+	22,  // 7: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
+	106, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	102, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	101, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	97,  // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	102, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	101, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	98,  // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	46,  // 15: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
+	106, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	101, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	99,  // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	7,   // 19: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
+	9,   // 20: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
+	10,  // 21: drover.v1.RunRequest.release:type_name -> drover.v1.Release
+	11,  // 22: drover.v1.RunRequest.create_volumes:type_name -> drover.v1.CreateVolumes
+	12,  // 23: drover.v1.RunRequest.delete_volumes:type_name -> drover.v1.DeleteVolumes
+	14,  // 24: drover.v1.RunRequest.transfer:type_name -> drover.v1.Transfer
+	28,  // 25: drover.v1.RunRequest.shutdown:type_name -> drover.v1.Shutdown
+	29,  // 26: drover.v1.RunRequest.give_up:type_name -> drover.v1.GiveUp
+	30,  // 27: drover.v1.RunRequest.take_back:type_name -> drover.v1.TakeBack
+	31,  // 28: drover.v1.RunRequest.copy:type_name -> drover.v1.Copy
+	38,  // 29: drover.v1.RunRequest.define:type_name -> drover.v1.Define
+	39,  // 30: drover.v1.RunRequest.undefine:type_name -> drover.v1.Undefine
+	40,  // 31: drover.v1.RunRequest.start:type_name -> drover.v1.StartVM
+	41,  // 32: drover.v1.RunRequest.verify:type_name -> drover.v1.Verify
+	42,  // 33: drover.v1.RunRequest.release_source:type_name -> drover.v1.ReleaseSource
+	27,  // 34: drover.v1.RunRequest.abort_transfer:type_name -> drover.v1.AbortTransfer
+	32,  // 35: drover.v1.RunRequest.replicate:type_name -> drover.v1.Replicate
+	33,  // 36: drover.v1.RunRequest.stop_replication:type_name -> drover.v1.StopReplication
+	34,  // 37: drover.v1.RunRequest.stop_vm:type_name -> drover.v1.StopVM
+	35,  // 38: drover.v1.RunRequest.check_health:type_name -> drover.v1.CheckHealth
+	36,  // 39: drover.v1.RunRequest.commit:type_name -> drover.v1.Commit
+	37,  // 40: drover.v1.RunRequest.abort_commit:type_name -> drover.v1.AbortCommit
+	43,  // 41: drover.v1.RunRequest.edge:type_name -> drover.v1.Edge
+	44,  // 42: drover.v1.RunRequest.stage_edge:type_name -> drover.v1.StageEdge
+	45,  // 43: drover.v1.RunRequest.count_sessions:type_name -> drover.v1.CountSessions
+	24,  // 44: drover.v1.RunRequest.change_guest:type_name -> drover.v1.ChangeGuest
+	25,  // 45: drover.v1.RunRequest.find_station:type_name -> drover.v1.FindStation
+	48,  // 46: drover.v1.RunRequest.define_clone:type_name -> drover.v1.DefineClone
+	49,  // 47: drover.v1.RunRequest.copy_clone:type_name -> drover.v1.CopyClone
+	50,  // 48: drover.v1.RunRequest.attend:type_name -> drover.v1.Attend
+	16,  // 49: drover.v1.RunRequest.lend_disks:type_name -> drover.v1.LendDisks
+	17,  // 50: drover.v1.RunRequest.reclaim_disks:type_name -> drover.v1.ReclaimDisks
+	18,  // 51: drover.v1.RunRequest.attach_disks:type_name -> drover.v1.AttachDisks
+	19,  // 52: drover.v1.RunRequest.detach_disks:type_name -> drover.v1.DetachDisks
+	20,  // 53: drover.v1.RunRequest.bring_disks:type_name -> drover.v1.BringDisks
+	21,  // 54: drover.v1.RunRequest.abort_bring:type_name -> drover.v1.AbortBring
+	13,  // 55: drover.v1.CreateVolumes.disks:type_name -> drover.v1.DiskPlan
+	13,  // 56: drover.v1.Transfer.disks:type_name -> drover.v1.DiskPlan
+	26,  // 57: drover.v1.Transfer.source_edge:type_name -> drover.v1.EdgeAgent
+	26,  // 58: drover.v1.Transfer.target_edge:type_name -> drover.v1.EdgeAgent
+	22,  // 59: drover.v1.Transfer.retarget:type_name -> drover.v1.Retarget
+	23,  // 60: drover.v1.Transfer.guest:type_name -> drover.v1.GuestChange
+	15,  // 61: drover.v1.Transfer.remote:type_name -> drover.v1.RemoteDisk
+	13,  // 62: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
+	13,  // 63: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
+	13,  // 64: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
+	107, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	23,  // 66: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
+	13,  // 67: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
+	13,  // 68: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
+	26,  // 69: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
+	13,  // 70: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
+	108, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	108, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	47,  // 73: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
+	100, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	107, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	46,  // 76: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
+	13,  // 77: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
+	109, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	52,  // 79: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
+	110, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	15,  // 81: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
+	7,   // 82: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 83: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
+	107, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	61,  // 85: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
+	7,   // 86: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
+	13,  // 87: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
+	26,  // 88: drover.v1.PrepareRequest.target_edge:type_name -> drover.v1.EdgeAgent
+	23,  // 89: drover.v1.PrepareRequest.guest:type_name -> drover.v1.GuestChange
+	66,  // 90: drover.v1.PrepareResponse.sources:type_name -> drover.v1.ContentSource
+	7,   // 91: drover.v1.FinishRequest.ref:type_name -> drover.v1.MoveRef
+	68,  // 92: drover.v1.FinishRequest.disks:type_name -> drover.v1.DiskPosition
+	7,   // 93: drover.v1.FateRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 94: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 95: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
+	7,   // 96: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
+	111, // 97: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	112, // 98: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	104, // 99: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	106, // 100: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	113, // 101: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	108, // 102: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	106, // 103: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	88,  // 104: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
+	91,  // 105: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,   // 106: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,   // 107: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,   // 108: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,   // 109: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,   // 110: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	53,  // 111: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	55,  // 112: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	57,  // 113: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	59,  // 114: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	78,  // 115: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	80,  // 116: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	82,  // 117: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	84,  // 118: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
+	86,  // 119: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
+	89,  // 120: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	92,  // 121: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	94,  // 122: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
+	62,  // 123: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 124: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 125: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 126: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 127: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 128: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 129: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	1,   // 130: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 131: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 132: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 133: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 134: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 135: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 136: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 137: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 138: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	79,  // 139: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	81,  // 140: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	83,  // 141: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	85,  // 142: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	87,  // 143: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	90,  // 144: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	93,  // 145: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	95,  // 146: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
+	63,  // 147: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 148: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 149: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 150: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 151: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 152: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 153: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	130, // [130:154] is the sub-list for method output_type
+	106, // [106:130] is the sub-list for method input_type
+	106, // [106:106] is the sub-list for extension type_name
+	106, // [106:106] is the sub-list for extension extendee
+	0,   // [0:106] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -7126,7 +7163,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   100,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

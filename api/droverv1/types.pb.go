@@ -403,6 +403,7 @@ type VM struct {
 	RemoteIo *RemoteIO `protobuf:"bytes,60,opt,name=remote_io,json=remoteIo,proto3" json:"remote_io,omitempty"`
 	// As its metadata has them, by their names.
 	Requirements  map[string]string `protobuf:"bytes,120,rep,name=requirements,proto3" json:"requirements,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Detour        *Detour           `protobuf:"bytes,61,opt,name=detour,proto3" json:"detour,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -566,6 +567,13 @@ func (x *VM) GetRemoteIo() *RemoteIO {
 func (x *VM) GetRequirements() map[string]string {
 	if x != nil {
 		return x.Requirements
+	}
+	return nil
+}
+
+func (x *VM) GetDetour() *Detour {
+	if x != nil {
+		return x.Detour
 	}
 	return nil
 }
@@ -1542,8 +1550,10 @@ type MeshPeer struct {
 	HandshakeUnixNanos int64 `protobuf:"varint,6,opt,name=handshake_unix_nanos,json=handshakeUnixNanos,proto3" json:"handshake_unix_nanos,omitempty"`
 	ReceivedBytes      int64 `protobuf:"varint,7,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
 	SentBytes          int64 `protobuf:"varint,8,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Zero when it is not known.
+	RttMs         float64 `protobuf:"fixed64,60,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MeshPeer) Reset() {
@@ -1628,6 +1638,13 @@ func (x *MeshPeer) GetReceivedBytes() int64 {
 func (x *MeshPeer) GetSentBytes() int64 {
 	if x != nil {
 		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *MeshPeer) GetRttMs() float64 {
+	if x != nil {
+		return x.RttMs
 	}
 	return 0
 }
@@ -1946,6 +1963,7 @@ type EdgePaths struct {
 	BridgeTunnel  int64                  `protobuf:"varint,5,opt,name=bridge_tunnel,json=bridgeTunnel,proto3" json:"bridge_tunnel,omitempty"`
 	TunnelBridge  int64                  `protobuf:"varint,6,opt,name=tunnel_bridge,json=tunnelBridge,proto3" json:"tunnel_bridge,omitempty"`
 	Inside        int64                  `protobuf:"varint,7,opt,name=inside,proto3" json:"inside,omitempty"`
+	RouterRouter  int64                  `protobuf:"varint,8,opt,name=router_router,json=routerRouter,proto3" json:"router_router,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2029,6 +2047,284 @@ func (x *EdgePaths) GetInside() int64 {
 	return 0
 }
 
+func (x *EdgePaths) GetRouterRouter() int64 {
+	if x != nil {
+		return x.RouterRouter
+	}
+	return 0
+}
+
+// EdgePassage is what an edge has to do with the traffic of a VM that is away
+// from where its addresses are announced; see drover.EdgePassage.
+type EdgePassage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Owner         string                 `protobuf:"bytes,1,opt,name=owner,proto3" json:"owner,omitempty"`
+	Method        string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	Here          bool                   `protobuf:"varint,3,opt,name=here,proto3" json:"here,omitempty"`
+	Announced     bool                   `protobuf:"varint,4,opt,name=announced,proto3" json:"announced,omitempty"`
+	LocalEgress   bool                   `protobuf:"varint,5,opt,name=local_egress,json=localEgress,proto3" json:"local_egress,omitempty"`
+	InBytes       int64                  `protobuf:"varint,6,opt,name=in_bytes,json=inBytes,proto3" json:"in_bytes,omitempty"`
+	OutBytes      int64                  `protobuf:"varint,7,opt,name=out_bytes,json=outBytes,proto3" json:"out_bytes,omitempty"`
+	CrossedBytes  int64                  `protobuf:"varint,8,opt,name=crossed_bytes,json=crossedBytes,proto3" json:"crossed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgePassage) Reset() {
+	*x = EdgePassage{}
+	mi := &file_drover_v1_types_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgePassage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgePassage) ProtoMessage() {}
+
+func (x *EdgePassage) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgePassage.ProtoReflect.Descriptor instead.
+func (*EdgePassage) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EdgePassage) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *EdgePassage) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *EdgePassage) GetHere() bool {
+	if x != nil {
+		return x.Here
+	}
+	return false
+}
+
+func (x *EdgePassage) GetAnnounced() bool {
+	if x != nil {
+		return x.Announced
+	}
+	return false
+}
+
+func (x *EdgePassage) GetLocalEgress() bool {
+	if x != nil {
+		return x.LocalEgress
+	}
+	return false
+}
+
+func (x *EdgePassage) GetInBytes() int64 {
+	if x != nil {
+		return x.InBytes
+	}
+	return 0
+}
+
+func (x *EdgePassage) GetOutBytes() int64 {
+	if x != nil {
+		return x.OutBytes
+	}
+	return 0
+}
+
+func (x *EdgePassage) GetCrossedBytes() int64 {
+	if x != nil {
+		return x.CrossedBytes
+	}
+	return 0
+}
+
+// Detour is what a VM pays for that; absent is not known.
+type Detour struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	HairpinBps       *int64                 `protobuf:"varint,1,opt,name=hairpin_bps,json=hairpinBps,proto3,oneof" json:"hairpin_bps,omitempty"`
+	NeighborsBps     *int64                 `protobuf:"varint,2,opt,name=neighbors_bps,json=neighborsBps,proto3,oneof" json:"neighbors_bps,omitempty"`
+	ExtraRttMs       *float64               `protobuf:"fixed64,3,opt,name=extra_rtt_ms,json=extraRttMs,proto3,oneof" json:"extra_rtt_ms,omitempty"`
+	RemoteIoBps      *int64                 `protobuf:"varint,4,opt,name=remote_io_bps,json=remoteIoBps,proto3,oneof" json:"remote_io_bps,omitempty"`
+	Ways             []*DetourWay           `protobuf:"bytes,5,rep,name=ways,proto3" json:"ways,omitempty"`
+	MeteredUnixNanos int64                  `protobuf:"varint,6,opt,name=metered_unix_nanos,json=meteredUnixNanos,proto3" json:"metered_unix_nanos,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Detour) Reset() {
+	*x = Detour{}
+	mi := &file_drover_v1_types_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Detour) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Detour) ProtoMessage() {}
+
+func (x *Detour) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Detour.ProtoReflect.Descriptor instead.
+func (*Detour) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Detour) GetHairpinBps() int64 {
+	if x != nil && x.HairpinBps != nil {
+		return *x.HairpinBps
+	}
+	return 0
+}
+
+func (x *Detour) GetNeighborsBps() int64 {
+	if x != nil && x.NeighborsBps != nil {
+		return *x.NeighborsBps
+	}
+	return 0
+}
+
+func (x *Detour) GetExtraRttMs() float64 {
+	if x != nil && x.ExtraRttMs != nil {
+		return *x.ExtraRttMs
+	}
+	return 0
+}
+
+func (x *Detour) GetRemoteIoBps() int64 {
+	if x != nil && x.RemoteIoBps != nil {
+		return *x.RemoteIoBps
+	}
+	return 0
+}
+
+func (x *Detour) GetWays() []*DetourWay {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+func (x *Detour) GetMeteredUnixNanos() int64 {
+	if x != nil {
+		return x.MeteredUnixNanos
+	}
+	return 0
+}
+
+type DetourWay struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	Method        string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	Ingress       bool                   `protobuf:"varint,3,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	Egress        bool                   `protobuf:"varint,4,opt,name=egress,proto3" json:"egress,omitempty"`
+	HairpinBps    *int64                 `protobuf:"varint,5,opt,name=hairpin_bps,json=hairpinBps,proto3,oneof" json:"hairpin_bps,omitempty"`
+	NeighborsBps  *int64                 `protobuf:"varint,6,opt,name=neighbors_bps,json=neighborsBps,proto3,oneof" json:"neighbors_bps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetourWay) Reset() {
+	*x = DetourWay{}
+	mi := &file_drover_v1_types_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetourWay) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetourWay) ProtoMessage() {}
+
+func (x *DetourWay) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_types_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetourWay.ProtoReflect.Descriptor instead.
+func (*DetourWay) Descriptor() ([]byte, []int) {
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DetourWay) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *DetourWay) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *DetourWay) GetIngress() bool {
+	if x != nil {
+		return x.Ingress
+	}
+	return false
+}
+
+func (x *DetourWay) GetEgress() bool {
+	if x != nil {
+		return x.Egress
+	}
+	return false
+}
+
+func (x *DetourWay) GetHairpinBps() int64 {
+	if x != nil && x.HairpinBps != nil {
+		return *x.HairpinBps
+	}
+	return 0
+}
+
+func (x *DetourWay) GetNeighborsBps() int64 {
+	if x != nil && x.NeighborsBps != nil {
+		return *x.NeighborsBps
+	}
+	return 0
+}
+
 // Finding is something that stands without being needed.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2046,7 +2342,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2354,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[20]
+	mi := &file_drover_v1_types_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2367,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{20}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Finding) GetWhere() string {
@@ -2129,7 +2425,7 @@ type Check struct {
 
 func (x *Check) Reset() {
 	*x = Check{}
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2437,7 @@ func (x *Check) String() string {
 func (*Check) ProtoMessage() {}
 
 func (x *Check) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[21]
+	mi := &file_drover_v1_types_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2450,7 @@ func (x *Check) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Check.ProtoReflect.Descriptor instead.
 func (*Check) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{21}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Check) GetName() string {
@@ -2202,7 +2498,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2214,7 +2510,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[22]
+	mi := &file_drover_v1_types_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2227,7 +2523,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{22}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Place) GetSite() string {
@@ -2261,7 +2557,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2569,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[23]
+	mi := &file_drover_v1_types_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2582,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{23}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Progress) GetStep() string {
@@ -2359,7 +2655,7 @@ type PathProgress struct {
 
 func (x *PathProgress) Reset() {
 	*x = PathProgress{}
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2667,7 @@ func (x *PathProgress) String() string {
 func (*PathProgress) ProtoMessage() {}
 
 func (x *PathProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[24]
+	mi := &file_drover_v1_types_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2680,7 @@ func (x *PathProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathProgress.ProtoReflect.Descriptor instead.
 func (*PathProgress) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PathProgress) GetGuestBytes() int64 {
@@ -2441,7 +2737,7 @@ type PathCount struct {
 
 func (x *PathCount) Reset() {
 	*x = PathCount{}
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2749,7 @@ func (x *PathCount) String() string {
 func (*PathCount) ProtoMessage() {}
 
 func (x *PathCount) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[25]
+	mi := &file_drover_v1_types_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2762,7 @@ func (x *PathCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCount.ProtoReflect.Descriptor instead.
 func (*PathCount) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PathCount) GetBlocks() int64 {
@@ -2505,7 +2801,7 @@ type PathKinds struct {
 
 func (x *PathKinds) Reset() {
 	*x = PathKinds{}
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2813,7 @@ func (x *PathKinds) String() string {
 func (*PathKinds) ProtoMessage() {}
 
 func (x *PathKinds) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[26]
+	mi := &file_drover_v1_types_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2826,7 @@ func (x *PathKinds) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathKinds.ProtoReflect.Descriptor instead.
 func (*PathKinds) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PathKinds) GetZero() *PathCount {
@@ -2599,7 +2895,7 @@ type PathPhase struct {
 
 func (x *PathPhase) Reset() {
 	*x = PathPhase{}
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2611,7 +2907,7 @@ func (x *PathPhase) String() string {
 func (*PathPhase) ProtoMessage() {}
 
 func (x *PathPhase) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[27]
+	mi := &file_drover_v1_types_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2624,7 +2920,7 @@ func (x *PathPhase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathPhase.ProtoReflect.Descriptor instead.
 func (*PathPhase) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PathPhase) GetSeconds() float64 {
@@ -2702,7 +2998,7 @@ type PathFigures struct {
 
 func (x *PathFigures) Reset() {
 	*x = PathFigures{}
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +3010,7 @@ func (x *PathFigures) String() string {
 func (*PathFigures) ProtoMessage() {}
 
 func (x *PathFigures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[28]
+	mi := &file_drover_v1_types_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +3023,7 @@ func (x *PathFigures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathFigures.ProtoReflect.Descriptor instead.
 func (*PathFigures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PathFigures) GetDisk() *PathPhase {
@@ -2772,7 +3068,7 @@ type StepRecord struct {
 
 func (x *StepRecord) Reset() {
 	*x = StepRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +3080,7 @@ func (x *StepRecord) String() string {
 func (*StepRecord) ProtoMessage() {}
 
 func (x *StepRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[29]
+	mi := &file_drover_v1_types_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +3093,7 @@ func (x *StepRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRecord.ProtoReflect.Descriptor instead.
 func (*StepRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StepRecord) GetName() string {
@@ -2867,7 +3163,7 @@ type Figures struct {
 
 func (x *Figures) Reset() {
 	*x = Figures{}
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +3175,7 @@ func (x *Figures) String() string {
 func (*Figures) ProtoMessage() {}
 
 func (x *Figures) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[30]
+	mi := &file_drover_v1_types_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +3188,7 @@ func (x *Figures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Figures.ProtoReflect.Descriptor instead.
 func (*Figures) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Figures) GetTotalS() float64 {
@@ -3035,7 +3331,7 @@ type Move struct {
 
 func (x *Move) Reset() {
 	*x = Move{}
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3343,7 @@ func (x *Move) String() string {
 func (*Move) ProtoMessage() {}
 
 func (x *Move) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[31]
+	mi := &file_drover_v1_types_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3356,7 @@ func (x *Move) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Move.ProtoReflect.Descriptor instead.
 func (*Move) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Move) GetName() string {
@@ -3216,7 +3512,7 @@ type Clone struct {
 
 func (x *Clone) Reset() {
 	*x = Clone{}
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3524,7 @@ func (x *Clone) String() string {
 func (*Clone) ProtoMessage() {}
 
 func (x *Clone) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[32]
+	mi := &file_drover_v1_types_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3537,7 @@ func (x *Clone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Clone.ProtoReflect.Descriptor instead.
 func (*Clone) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Clone) GetName() string {
@@ -3290,7 +3586,7 @@ type CloneWish struct {
 
 func (x *CloneWish) Reset() {
 	*x = CloneWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3302,7 +3598,7 @@ func (x *CloneWish) String() string {
 func (*CloneWish) ProtoMessage() {}
 
 func (x *CloneWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[33]
+	mi := &file_drover_v1_types_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3315,7 +3611,7 @@ func (x *CloneWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneWish.ProtoReflect.Descriptor instead.
 func (*CloneWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CloneWish) GetName() string {
@@ -3397,7 +3693,7 @@ type BackendServer struct {
 
 func (x *BackendServer) Reset() {
 	*x = BackendServer{}
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3409,7 +3705,7 @@ func (x *BackendServer) String() string {
 func (*BackendServer) ProtoMessage() {}
 
 func (x *BackendServer) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[34]
+	mi := &file_drover_v1_types_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3422,7 +3718,7 @@ func (x *BackendServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendServer.ProtoReflect.Descriptor instead.
 func (*BackendServer) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BackendServer) GetName() string {
@@ -3487,7 +3783,7 @@ type Gate struct {
 
 func (x *Gate) Reset() {
 	*x = Gate{}
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3499,7 +3795,7 @@ func (x *Gate) String() string {
 func (*Gate) ProtoMessage() {}
 
 func (x *Gate) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[35]
+	mi := &file_drover_v1_types_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3512,7 +3808,7 @@ func (x *Gate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gate.ProtoReflect.Descriptor instead.
 func (*Gate) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Gate) GetHealth() *HealthCheck {
@@ -3550,7 +3846,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +3858,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[36]
+	mi := &file_drover_v1_types_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +3871,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HealthCheck) GetKind() string {
@@ -3618,7 +3914,7 @@ type GateRecord struct {
 
 func (x *GateRecord) Reset() {
 	*x = GateRecord{}
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3630,7 +3926,7 @@ func (x *GateRecord) String() string {
 func (*GateRecord) ProtoMessage() {}
 
 func (x *GateRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[37]
+	mi := &file_drover_v1_types_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3643,7 +3939,7 @@ func (x *GateRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GateRecord.ProtoReflect.Descriptor instead.
 func (*GateRecord) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GateRecord) GetGate() *Gate {
@@ -3686,7 +3982,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3698,7 +3994,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[38]
+	mi := &file_drover_v1_types_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3711,7 +4007,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Service) GetName() string {
@@ -3755,7 +4051,7 @@ type Preflight struct {
 
 func (x *Preflight) Reset() {
 	*x = Preflight{}
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3767,7 +4063,7 @@ func (x *Preflight) String() string {
 func (*Preflight) ProtoMessage() {}
 
 func (x *Preflight) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[39]
+	mi := &file_drover_v1_types_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3780,7 +4076,7 @@ func (x *Preflight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preflight.ProtoReflect.Descriptor instead.
 func (*Preflight) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Preflight) GetVm() string {
@@ -3829,7 +4125,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3841,7 +4137,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[40]
+	mi := &file_drover_v1_types_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3854,7 +4150,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Fault) GetKind() string {
@@ -3889,7 +4185,7 @@ type Renumbered struct {
 
 func (x *Renumbered) Reset() {
 	*x = Renumbered{}
-	mi := &file_drover_v1_types_proto_msgTypes[41]
+	mi := &file_drover_v1_types_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4197,7 @@ func (x *Renumbered) String() string {
 func (*Renumbered) ProtoMessage() {}
 
 func (x *Renumbered) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[41]
+	mi := &file_drover_v1_types_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4210,7 @@ func (x *Renumbered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renumbered.ProtoReflect.Descriptor instead.
 func (*Renumbered) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Renumbered) GetSegment() string {
@@ -3987,7 +4283,7 @@ type RenumberWish struct {
 
 func (x *RenumberWish) Reset() {
 	*x = RenumberWish{}
-	mi := &file_drover_v1_types_proto_msgTypes[42]
+	mi := &file_drover_v1_types_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3999,7 +4295,7 @@ func (x *RenumberWish) String() string {
 func (*RenumberWish) ProtoMessage() {}
 
 func (x *RenumberWish) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[42]
+	mi := &file_drover_v1_types_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4012,7 +4308,7 @@ func (x *RenumberWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenumberWish.ProtoReflect.Descriptor instead.
 func (*RenumberWish) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RenumberWish) GetSegment() string {
@@ -4074,7 +4370,7 @@ type Protection struct {
 
 func (x *Protection) Reset() {
 	*x = Protection{}
-	mi := &file_drover_v1_types_proto_msgTypes[43]
+	mi := &file_drover_v1_types_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4086,7 +4382,7 @@ func (x *Protection) String() string {
 func (*Protection) ProtoMessage() {}
 
 func (x *Protection) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_types_proto_msgTypes[43]
+	mi := &file_drover_v1_types_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4099,7 +4395,7 @@ func (x *Protection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Protection.ProtoReflect.Descriptor instead.
 func (*Protection) Descriptor() ([]byte, []int) {
-	return file_drover_v1_types_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_types_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Protection) GetVm() string {
@@ -4281,7 +4577,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\brate_bps\x18\x04 \x01(\x03R\arateBps\x12\x15\n" +
 	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs\x12\x19\n" +
 	"\bab_bytes\x18\x06 \x01(\x03R\aabBytes\x12\x19\n" +
-	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\xe4\x05\n" +
+	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\x8f\x06\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -4304,7 +4600,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05probe\x18\x10 \x01(\v2\x16.drover.v1.ProbeTargetR\x05probe\x12\x14\n" +
 	"\x05files\x18\x11 \x03(\tR\x05files\x120\n" +
 	"\tremote_io\x18< \x01(\v2\x13.drover.v1.RemoteIOR\bremoteIo\x12C\n" +
-	"\frequirements\x18x \x03(\v2\x1f.drover.v1.VM.RequirementsEntryR\frequirements\x1a9\n" +
+	"\frequirements\x18x \x03(\v2\x1f.drover.v1.VM.RequirementsEntryR\frequirements\x12)\n" +
+	"\x06detour\x18= \x01(\v2\x11.drover.v1.DetourR\x06detour\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
@@ -4401,7 +4698,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x03key\x18\x04 \x01(\tR\x03key\x12\x19\n" +
 	"\bnext_key\x18\x05 \x01(\tR\anextKey\x12\x10\n" +
 	"\x03mtu\x18\x06 \x01(\x05R\x03mtu\x12\x16\n" +
-	"\x06kernel\x18\a \x01(\bR\x06kernel\"\xfd\x01\n" +
+	"\x06kernel\x18\a \x01(\bR\x06kernel\"\x94\x02\n" +
 	"\bMeshPeer\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x19\n" +
@@ -4411,7 +4708,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x14handshake_unix_nanos\x18\x06 \x01(\x03R\x12handshakeUnixNanos\x12%\n" +
 	"\x0ereceived_bytes\x18\a \x01(\x03R\rreceivedBytes\x12\x1d\n" +
 	"\n" +
-	"sent_bytes\x18\b \x01(\x03R\tsentBytes\"\xd8\x01\n" +
+	"sent_bytes\x18\b \x01(\x03R\tsentBytes\x12\x15\n" +
+	"\x06rtt_ms\x18< \x01(\x01R\x05rttMs\"\xd8\x01\n" +
 	"\x0fExtendedSegment\x12\x18\n" +
 	"\asegment\x18\x01 \x01(\tR\asegment\x12\x16\n" +
 	"\x06owners\x18\x02 \x03(\tR\x06owners\x12\x14\n" +
@@ -4438,7 +4736,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\vEdgeTraffic\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12$\n" +
 	"\x02to\x18\x02 \x01(\v2\x14.drover.v1.EdgePathsR\x02to\x12(\n" +
-	"\x04from\x18\x03 \x01(\v2\x14.drover.v1.EdgePathsR\x04from\"\x81\x02\n" +
+	"\x04from\x18\x03 \x01(\v2\x14.drover.v1.EdgePathsR\x04from\"\xa6\x02\n" +
 	"\tEdgePaths\x12#\n" +
 	"\rrouter_bridge\x18\x01 \x01(\x03R\frouterBridge\x12#\n" +
 	"\rbridge_router\x18\x02 \x01(\x03R\fbridgeRouter\x12#\n" +
@@ -4446,7 +4744,40 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\rtunnel_router\x18\x04 \x01(\x03R\ftunnelRouter\x12#\n" +
 	"\rbridge_tunnel\x18\x05 \x01(\x03R\fbridgeTunnel\x12#\n" +
 	"\rtunnel_bridge\x18\x06 \x01(\x03R\ftunnelBridge\x12\x16\n" +
-	"\x06inside\x18\a \x01(\x03R\x06inside\"\x89\x01\n" +
+	"\x06inside\x18\a \x01(\x03R\x06inside\x12#\n" +
+	"\rrouter_router\x18\b \x01(\x03R\frouterRouter\"\xed\x01\n" +
+	"\vEdgePassage\x12\x14\n" +
+	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\x12\x12\n" +
+	"\x04here\x18\x03 \x01(\bR\x04here\x12\x1c\n" +
+	"\tannounced\x18\x04 \x01(\bR\tannounced\x12!\n" +
+	"\flocal_egress\x18\x05 \x01(\bR\vlocalEgress\x12\x19\n" +
+	"\bin_bytes\x18\x06 \x01(\x03R\ainBytes\x12\x1b\n" +
+	"\tout_bytes\x18\a \x01(\x03R\boutBytes\x12#\n" +
+	"\rcrossed_bytes\x18\b \x01(\x03R\fcrossedBytes\"\xc5\x02\n" +
+	"\x06Detour\x12$\n" +
+	"\vhairpin_bps\x18\x01 \x01(\x03H\x00R\n" +
+	"hairpinBps\x88\x01\x01\x12(\n" +
+	"\rneighbors_bps\x18\x02 \x01(\x03H\x01R\fneighborsBps\x88\x01\x01\x12%\n" +
+	"\fextra_rtt_ms\x18\x03 \x01(\x01H\x02R\n" +
+	"extraRttMs\x88\x01\x01\x12'\n" +
+	"\rremote_io_bps\x18\x04 \x01(\x03H\x03R\vremoteIoBps\x88\x01\x01\x12(\n" +
+	"\x04ways\x18\x05 \x03(\v2\x14.drover.v1.DetourWayR\x04ways\x12,\n" +
+	"\x12metered_unix_nanos\x18\x06 \x01(\x03R\x10meteredUnixNanosB\x0e\n" +
+	"\f_hairpin_bpsB\x10\n" +
+	"\x0e_neighbors_bpsB\x0f\n" +
+	"\r_extra_rtt_msB\x10\n" +
+	"\x0e_remote_io_bps\"\xdb\x01\n" +
+	"\tDetourWay\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\x12\x18\n" +
+	"\aingress\x18\x03 \x01(\bR\aingress\x12\x16\n" +
+	"\x06egress\x18\x04 \x01(\bR\x06egress\x12$\n" +
+	"\vhairpin_bps\x18\x05 \x01(\x03H\x00R\n" +
+	"hairpinBps\x88\x01\x01\x12(\n" +
+	"\rneighbors_bps\x18\x06 \x01(\x03H\x01R\fneighborsBps\x88\x01\x01B\x0e\n" +
+	"\f_hairpin_bpsB\x10\n" +
+	"\x0e_neighbors_bps\"\x89\x01\n" +
 	"\aFinding\x12\x14\n" +
 	"\x05where\x18\x01 \x01(\tR\x05where\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -4706,7 +5037,7 @@ func file_drover_v1_types_proto_rawDescGZIP() []byte {
 	return file_drover_v1_types_proto_rawDescData
 }
 
-var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_drover_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_drover_v1_types_proto_goTypes = []any{
 	(*Site)(nil),            // 0: drover.v1.Site
 	(*Host)(nil),            // 1: drover.v1.Host
@@ -4728,87 +5059,92 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*EdgeServer)(nil),      // 17: drover.v1.EdgeServer
 	(*EdgeTraffic)(nil),     // 18: drover.v1.EdgeTraffic
 	(*EdgePaths)(nil),       // 19: drover.v1.EdgePaths
-	(*Finding)(nil),         // 20: drover.v1.Finding
-	(*Check)(nil),           // 21: drover.v1.Check
-	(*Place)(nil),           // 22: drover.v1.Place
-	(*Progress)(nil),        // 23: drover.v1.Progress
-	(*PathProgress)(nil),    // 24: drover.v1.PathProgress
-	(*PathCount)(nil),       // 25: drover.v1.PathCount
-	(*PathKinds)(nil),       // 26: drover.v1.PathKinds
-	(*PathPhase)(nil),       // 27: drover.v1.PathPhase
-	(*PathFigures)(nil),     // 28: drover.v1.PathFigures
-	(*StepRecord)(nil),      // 29: drover.v1.StepRecord
-	(*Figures)(nil),         // 30: drover.v1.Figures
-	(*Move)(nil),            // 31: drover.v1.Move
-	(*Clone)(nil),           // 32: drover.v1.Clone
-	(*CloneWish)(nil),       // 33: drover.v1.CloneWish
-	(*BackendServer)(nil),   // 34: drover.v1.BackendServer
-	(*Gate)(nil),            // 35: drover.v1.Gate
-	(*HealthCheck)(nil),     // 36: drover.v1.HealthCheck
-	(*GateRecord)(nil),      // 37: drover.v1.GateRecord
-	(*Service)(nil),         // 38: drover.v1.Service
-	(*Preflight)(nil),       // 39: drover.v1.Preflight
-	(*Fault)(nil),           // 40: drover.v1.Fault
-	(*Renumbered)(nil),      // 41: drover.v1.Renumbered
-	(*RenumberWish)(nil),    // 42: drover.v1.RenumberWish
-	(*Protection)(nil),      // 43: drover.v1.Protection
-	nil,                     // 44: drover.v1.VM.LabelsEntry
-	nil,                     // 45: drover.v1.VM.RequirementsEntry
+	(*EdgePassage)(nil),     // 20: drover.v1.EdgePassage
+	(*Detour)(nil),          // 21: drover.v1.Detour
+	(*DetourWay)(nil),       // 22: drover.v1.DetourWay
+	(*Finding)(nil),         // 23: drover.v1.Finding
+	(*Check)(nil),           // 24: drover.v1.Check
+	(*Place)(nil),           // 25: drover.v1.Place
+	(*Progress)(nil),        // 26: drover.v1.Progress
+	(*PathProgress)(nil),    // 27: drover.v1.PathProgress
+	(*PathCount)(nil),       // 28: drover.v1.PathCount
+	(*PathKinds)(nil),       // 29: drover.v1.PathKinds
+	(*PathPhase)(nil),       // 30: drover.v1.PathPhase
+	(*PathFigures)(nil),     // 31: drover.v1.PathFigures
+	(*StepRecord)(nil),      // 32: drover.v1.StepRecord
+	(*Figures)(nil),         // 33: drover.v1.Figures
+	(*Move)(nil),            // 34: drover.v1.Move
+	(*Clone)(nil),           // 35: drover.v1.Clone
+	(*CloneWish)(nil),       // 36: drover.v1.CloneWish
+	(*BackendServer)(nil),   // 37: drover.v1.BackendServer
+	(*Gate)(nil),            // 38: drover.v1.Gate
+	(*HealthCheck)(nil),     // 39: drover.v1.HealthCheck
+	(*GateRecord)(nil),      // 40: drover.v1.GateRecord
+	(*Service)(nil),         // 41: drover.v1.Service
+	(*Preflight)(nil),       // 42: drover.v1.Preflight
+	(*Fault)(nil),           // 43: drover.v1.Fault
+	(*Renumbered)(nil),      // 44: drover.v1.Renumbered
+	(*RenumberWish)(nil),    // 45: drover.v1.RenumberWish
+	(*Protection)(nil),      // 46: drover.v1.Protection
+	nil,                     // 47: drover.v1.VM.LabelsEntry
+	nil,                     // 48: drover.v1.VM.RequirementsEntry
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	7,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
 	9,  // 1: drover.v1.VM.nics:type_name -> drover.v1.NIC
-	44, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
+	47, // 2: drover.v1.VM.labels:type_name -> drover.v1.VM.LabelsEntry
 	6,  // 3: drover.v1.VM.probe:type_name -> drover.v1.ProbeTarget
 	4,  // 4: drover.v1.VM.remote_io:type_name -> drover.v1.RemoteIO
-	45, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
-	8,  // 6: drover.v1.Disk.backing:type_name -> drover.v1.Backing
-	5,  // 7: drover.v1.Disk.left:type_name -> drover.v1.LeftDisk
-	13, // 8: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
-	14, // 9: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
-	10, // 10: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
-	15, // 11: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
-	16, // 12: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
-	17, // 13: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
-	18, // 14: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
-	19, // 15: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
-	19, // 16: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
-	24, // 17: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	25, // 18: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	25, // 19: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	25, // 20: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	25, // 21: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	25, // 22: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	25, // 23: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	25, // 24: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	26, // 25: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	27, // 26: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	27, // 27: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	27, // 28: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	28, // 29: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	22, // 30: drover.v1.Move.from:type_name -> drover.v1.Place
-	22, // 31: drover.v1.Move.to:type_name -> drover.v1.Place
-	30, // 32: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	29, // 33: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	23, // 34: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	37, // 35: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	32, // 36: drover.v1.Move.clone:type_name -> drover.v1.Clone
-	41, // 37: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
-	6,  // 38: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
-	6,  // 39: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
-	36, // 40: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	35, // 41: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	6,  // 42: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	22, // 43: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	21, // 44: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	22, // 45: drover.v1.Protection.from:type_name -> drover.v1.Place
-	22, // 46: drover.v1.Protection.to:type_name -> drover.v1.Place
-	23, // 47: drover.v1.Protection.progress:type_name -> drover.v1.Progress
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	48, // 5: drover.v1.VM.requirements:type_name -> drover.v1.VM.RequirementsEntry
+	21, // 6: drover.v1.VM.detour:type_name -> drover.v1.Detour
+	8,  // 7: drover.v1.Disk.backing:type_name -> drover.v1.Backing
+	5,  // 8: drover.v1.Disk.left:type_name -> drover.v1.LeftDisk
+	13, // 9: drover.v1.EdgeState.mesh:type_name -> drover.v1.Mesh
+	14, // 10: drover.v1.EdgeState.peers:type_name -> drover.v1.MeshPeer
+	10, // 11: drover.v1.EdgeState.segments:type_name -> drover.v1.Segment
+	15, // 12: drover.v1.EdgeState.extended:type_name -> drover.v1.ExtendedSegment
+	16, // 13: drover.v1.EdgeState.neighbors:type_name -> drover.v1.EdgeNeighbor
+	17, // 14: drover.v1.EdgeState.servers:type_name -> drover.v1.EdgeServer
+	18, // 15: drover.v1.EdgeState.traffic:type_name -> drover.v1.EdgeTraffic
+	19, // 16: drover.v1.EdgeTraffic.to:type_name -> drover.v1.EdgePaths
+	19, // 17: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
+	22, // 18: drover.v1.Detour.ways:type_name -> drover.v1.DetourWay
+	27, // 19: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
+	28, // 20: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	28, // 21: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	28, // 22: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	28, // 23: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	28, // 24: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	28, // 25: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	28, // 26: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	29, // 27: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	30, // 28: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	30, // 29: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	30, // 30: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	31, // 31: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	25, // 32: drover.v1.Move.from:type_name -> drover.v1.Place
+	25, // 33: drover.v1.Move.to:type_name -> drover.v1.Place
+	33, // 34: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	32, // 35: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	26, // 36: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	40, // 37: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	35, // 38: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	44, // 39: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	6,  // 40: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	6,  // 41: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	39, // 42: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	38, // 43: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	6,  // 44: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	25, // 45: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	24, // 46: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	25, // 47: drover.v1.Protection.from:type_name -> drover.v1.Place
+	25, // 48: drover.v1.Protection.to:type_name -> drover.v1.Place
+	26, // 49: drover.v1.Protection.progress:type_name -> drover.v1.Progress
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -4816,17 +5152,19 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
-	file_drover_v1_types_proto_msgTypes[30].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[37].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[41].OneofWrappers = []any{}
-	file_drover_v1_types_proto_msgTypes[43].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[21].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[22].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[33].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[40].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[44].OneofWrappers = []any{}
+	file_drover_v1_types_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_types_proto_rawDesc), len(file_drover_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

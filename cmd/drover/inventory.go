@@ -22,6 +22,8 @@ type listing[T any] struct {
 	name func(T) string
 	head []string
 	row  func(T) []string
+	// words say more about one than its row does; nil: nothing.
+	words func(T) []string
 }
 
 // newListCommand makes "drover NOUN" and "drover NOUN get NAME".
@@ -61,7 +63,15 @@ func newGetCommand[T any](a *app, l listing[T]) *cobra.Command {
 				if a.output == formatJSON {
 					return a.json(v)
 				}
-				return show(a, l, []T{v})
+				if err := show(a, l, []T{v}); err != nil || l.words == nil {
+					return err
+				}
+				for _, line := range l.words(v) {
+					if _, err := fmt.Fprintln(a.out, line); err != nil {
+						return err
+					}
+				}
+				return nil
 			})
 		},
 		ValidArgsFunction: complete(&flags, func(ctx context.Context, cl *api.Client) ([]string, error) {
@@ -164,28 +174,6 @@ func newLinksCommand(a *app) *cobra.Command {
 				rtt = strconv.FormatFloat(l.RTTMillis, 'g', 4, 64) + " ms"
 			}
 			return []string{l.Name, l.A, l.B, rate(l.Rate), rtt, l.ABBytes.String(), l.BABytes.String()}
-		},
-	})
-}
-
-func newVMsCommand(a *app) *cobra.Command {
-	return newListCommand(a, listing[drover.VM]{
-		noun: "vms", one: "vm", short: "List the virtual machines and where they are", fetch: fetchVMs,
-		name: func(v drover.VM) string { return v.Name },
-		head: []string{"VM", "STATE", "SITE", "HOST", "VCPUS", "MEMORY", "DISKS", "NETWORKS", "ACCEL"},
-		row: func(v drover.VM) []string {
-			var disks drover.Bytes
-			for _, d := range v.Disks {
-				disks += d.VirtualBytes
-			}
-			nets := make([]string, len(v.NICs))
-			for i, n := range v.NICs {
-				nets[i] = n.Network
-			}
-			return []string{
-				v.Name, string(v.State), v.Site, v.Host, strconv.Itoa(v.VCPUs), size(v.MemoryBytes),
-				size(disks), list(nets), v.Accelerator,
-			}
 		},
 	})
 }

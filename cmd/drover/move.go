@@ -286,7 +286,8 @@ func figuresLine(f drover.Figures) string {
 		{"wire", bytesOf(f.WireBytes)},
 		{"guest", bytesOf(f.GuestBytes)},
 		{"extra round trip", millis(f.ExtraRTT)},
-		{"by way of its segment's home", rateOf(f.HairpinBPS)},
+		{"trombone", rateAbove0(f.HairpinBPS)},
+		{"disks left behind", rateAbove0(f.RemoteIOBPS)},
 		{"sessions lost", lostOf(f)},
 	} {
 		if p.value != "" {
@@ -301,6 +302,14 @@ func rateOf(bps *int64) string {
 		return ""
 	}
 	return drover.BitRate(*bps).String()
+}
+
+// rateAbove0 shows what is worth showing.
+func rateAbove0(bps *int64) string {
+	if bps == nil || *bps == 0 {
+		return ""
+	}
+	return rateOf(bps)
 }
 
 func lostOf(f drover.Figures) string {

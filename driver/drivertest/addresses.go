@@ -418,14 +418,45 @@ func testAddressesMeter(e *edgeTest) {
 	e.ok(e.do(placedOther, driver.RoleMeter)) // keeps the counts
 	all, err = e.driver.Metered(e.Context(), []netip.Addr{placed4})
 	e.ok(err)
-	if len(all) != 1 || all[0].To.RouterBridge == 0 || all[0].From.BridgeRouter == 0 || all[0].Hairpin(false) != 0 {
+	if len(all) != 1 || all[0].To.RouterBridge == 0 || all[0].From.BridgeRouter == 0 || all[0].Neighbors() != 0 {
 		e.Errorf("after a session: %+v", all)
 	}
+	for _, extended := range []bool{false, true} {
+		to, from := all[0].Hairpin(extended)
+		if (to > 0) != extended || (from > 0) != extended {
+			e.Errorf("on an extended bridge %v: %d and %d bytes go in vain", extended, to, from)
+		}
+	}
+	e.meterRoles()
 	e.ok(e.driver.Remove(e.Context(), placedOther))
 	again, err := e.driver.Metered(e.Context(), []netip.Addr{placed4})
 	e.ok(err)
 	if len(again) != 1 || again[0].To.RouterBridge < all[0].To.RouterBridge {
 		e.Errorf("after another owner has left: %+v", again)
+	}
+}
+
+// meterRoles: of those who have an address metered it is said how they have
+// placed it; placedOther has not.
+func (e *edgeTest) meterRoles() {
+	e.Helper()
+	for _, role := range []driver.AddressRole{driver.RoleDeliver, driver.RoleElsewhere, ""} {
+		if role == "" {
+			e.ok(e.driver.Remove(e.Context(), placedOwner, driver.RoleDeliver, driver.RoleElsewhere))
+		} else {
+			e.ok(e.do(placedOwner, role))
+		}
+		all, err := e.driver.Metered(e.Context(), nil)
+		e.ok(err)
+		want := []driver.MeteredFor{{Owner: placedOther}, {Owner: placedOwner, Role: role}}
+		if placedOwner < placedOther {
+			slices.Reverse(want)
+		}
+		for _, t := range all {
+			if !slices.Equal(t.For, want) {
+				e.Errorf("%v is metered for %v, want %v", t.Address, t.For, want)
+			}
+		}
 	}
 }
 

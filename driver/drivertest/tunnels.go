@@ -3,6 +3,7 @@ package drivertest
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ func Tunnels(t *testing.T, setup TunnelsSetup) {
 	}{
 		{"Mesh", tunnelsMesh},
 		{"Declarative", tunnelsDeclarative},
+		{"RoundTrip", tunnelsRoundTrip},
 		{"BadPeers", tunnelsBadPeers},
 		{"Restart", tunnelsRestart},
 		{"Rotate", tunnelsRotate},
@@ -174,6 +176,43 @@ func tunnelsDeclarative(t *testing.T, setup TunnelsSetup) {
 	noError(t, a.SetPeers(t.Context(), []driver.Peer{more}))
 	noError(t, a.SetPeers(t.Context(), []driver.Peer{b.peer("b")}))
 	a.reaches(b)
+}
+
+// unanswered is how long the suite waits for an answer that does not come.
+const unanswered = 300 * time.Millisecond
+
+func tunnelsRoundTrip(t *testing.T, setup TunnelsSetup) {
+	edges := openMesh(t, setup, 2)
+	a, b := edges[0], edges[1]
+	try := func(ctx context.Context, d time.Duration, peer string) (time.Duration, error) {
+		ctx, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		return a.RoundTrip(ctx, peer)
+	}
+	_, err := try(t.Context(), patience, "b")
+	volumeKind(t, err, drover.NotFound)
+	six := b.peer("b")
+	slices.Reverse(six.Addresses)
+	for _, p := range []driver.Peer{b.peer("b"), six} {
+		noError(t, a.SetPeers(t.Context(), []driver.Peer{p}))
+		noError(t, b.SetPeers(t.Context(), []driver.Peer{a.peer("a")}))
+		a.reaches(b)
+		took, err := try(t.Context(), patience, "b")
+		noError(t, err)
+		if took <= 0 || took > patience {
+			t.Errorf("a round trip of %v", took)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = try(ctx, patience, "b")
+	volumeKind(t, err, drover.Canceled)
+	noError(t, b.Close())
+	_, err = try(t.Context(), unanswered, "b")
+	volumeKind(t, err, drover.Unavailable)
+	noError(t, a.Close())
+	_, err = try(t.Context(), unanswered, "b")
+	volumeKind(t, err, drover.Canceled)
 }
 
 func tunnelsBadPeers(t *testing.T, setup TunnelsSetup) {

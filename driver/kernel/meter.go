@@ -59,16 +59,18 @@ func (a *Addresses) Metered(ctx context.Context, addresses []netip.Addr) ([]driv
 			return err
 		}
 		specs := chains(entries)
-		var metered []netip.Addr
+		placed := map[netip.Addr][]driver.PlacedAddress{}
 		for _, e := range entries {
-			addr := e.prefix.Addr()
-			if e.role == driver.RoleMeter && (len(addresses) == 0 || slices.Contains(addresses, addr)) && !slices.Contains(metered, addr) {
-				metered = append(metered, addr)
+			if e.prefix.IsSingleIP() {
+				addr := e.prefix.Addr()
+				placed[addr] = append(placed[addr], driver.PlacedAddress{Owner: e.owner, Role: e.role, Prefix: e.prefix})
 			}
 		}
-		slices.SortFunc(metered, netip.Addr.Compare)
-		for _, addr := range metered {
-			t := driver.AddressTraffic{Address: addr}
+		for addr, of := range placed {
+			t := driver.AddressTraffic{Address: addr, For: driver.MeterRoles(of)}
+			if len(t.For) == 0 || len(addresses) > 0 && !slices.Contains(addresses, addr) {
+				continue
+			}
 			if t.To, err = readMeter(specs["meter to "+addr.String()]); err != nil {
 				return err
 			}
@@ -77,6 +79,7 @@ func (a *Addresses) Metered(ctx context.Context, addresses []netip.Addr) ([]driv
 			}
 			all = append(all, t)
 		}
+		slices.SortFunc(all, func(x, y driver.AddressTraffic) int { return x.Address.Compare(y.Address) })
 		return nil
 	})
 	return all, err
@@ -96,7 +99,7 @@ func readMeter(s chainSpec) (p driver.AddressPaths, err error) {
 		into := map[string]*drover.Bytes{
 			"router bridge": &p.RouterBridge, "bridge router": &p.BridgeRouter,
 			"router tunnel": &p.RouterTunnel, "tunnel router": &p.TunnelRouter,
-			"bridge tunnel": &p.BridgeTunnel, "tunnel bridge": &p.TunnelBridge,
+			"bridge tunnel": &p.BridgeTunnel, "tunnel bridge": &p.TunnelBridge, "router router": &p.RouterRouter,
 		}[pair]
 		if into == nil {
 			into = &p.Inside

@@ -409,7 +409,7 @@ func TestMeter(t *testing.T) {
 	all, err := a.Metered(ctx, []netip.Addr{guest4})
 	w.ok(err)
 	if len(all) != 1 || all[0].To.RouterBridge < 100_000 || all[0].From.BridgeRouter < 100_000 || all[0].From.RouterBridge != 0 ||
-		all[0].Hairpin(false) != 0 || all[0].Hairpin(true) != all[0].To.RouterBridge+all[0].From.BridgeRouter {
+		hairpin(all[0], false) != 0 || hairpin(all[0], true) != all[0].To.RouterBridge+all[0].From.BridgeRouter {
 		t.Errorf("a guest at home: %+v", all)
 	}
 	// A tunnel takes the guest's place.
@@ -421,12 +421,38 @@ ip -n g route add 198.51.100.0/24 via 10.3.0.1`)
 	}
 	all, err = a.Metered(ctx, nil)
 	w.ok(err)
-	if len(all) != 2 || all[0].Hairpin(false) < 200_000 || all[0].To.RouterTunnel < 100_000 || all[0].From.TunnelRouter < 100_000 {
+	if len(all) != 2 || hairpin(all[0], false) < 200_000 || all[0].To.RouterTunnel < 100_000 || all[0].From.TunnelRouter < 100_000 {
 		t.Errorf("a guest behind a tunnel: %+v", all)
 	}
 	w.sh("ip -n ea route del 10.1.0.5; ip -n ea link del dvtest")
 	w.ok(a.Remove(ctx, owner, driver.RoleMeter))
 	w.unchanged("ea", before)
+}
+
+func hairpin(t driver.AddressTraffic, extended bool) drover.Bytes {
+	to, from := t.Hairpin(extended)
+	return to + from
+}
+
+// TestMeterRouted: what an edge gets from its router for a VM that was routed
+// away goes back there, and is counted apart from what neighbours send.
+func TestMeterRouted(t *testing.T) {
+	w, ctx := newWorld(t), t.Context()
+	a := w.open("ea")
+	w.ok(a.Meter(ctx, owner, both))
+	w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
+	w.sh("ip -n ea link set p-g down")
+	// Nobody answers: the router sends all of it back here, four times.
+	const ping = "ping -q -c 1 -s 972 -W 1 "
+	if w.succeeds("cl", ping+"-t 8 10.1.0.5") || w.succeeds("n", ping+"-t 2 10.1.0.5") {
+		t.Fatal("somebody answers")
+	}
+	all, err := a.Metered(ctx, both)
+	w.ok(err)
+	if len(all) != 2 || all[0].To.RouterRouter < 3000 || all[0].To.BridgeRouter != 1000 || all[0].Neighbors() != 1000 ||
+		hairpin(all[0], false) != all[0].To.RouterRouter || all[0].For[0] != (driver.MeteredFor{Owner: owner, Role: driver.RoleElsewhere}) {
+		t.Errorf("%+v", all)
+	}
 }
 
 // TestSessions: what is reported of a session is true.

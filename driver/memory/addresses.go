@@ -104,6 +104,7 @@ func addPaths(sum *driver.AddressPaths, p driver.AddressPaths) {
 	sum.TunnelRouter += p.TunnelRouter
 	sum.BridgeTunnel += p.BridgeTunnel
 	sum.TunnelBridge += p.TunnelBridge
+	sum.RouterRouter += p.RouterRouter
 	sum.Inside += p.Inside
 }
 
@@ -370,16 +371,18 @@ func (a *Addresses) Metered(ctx context.Context, addresses []netip.Addr) (all []
 		invalid = driver.CheckHostAddresses(addresses)
 	}
 	err = a.run(ctx, "metered", invalid, func() error {
-		var seen []netip.Addr
+		placed := map[netip.Addr][]driver.PlacedAddress{}
 		for _, p := range a.edge.placed {
-			addr := p.Prefix.Addr()
-			if p.Role != driver.RoleMeter || slices.Contains(seen, addr) || len(addresses) > 0 && !slices.Contains(addresses, addr) {
-				continue
+			if p.Prefix.IsSingleIP() {
+				placed[p.Prefix.Addr()] = append(placed[p.Prefix.Addr()], p)
 			}
-			seen = append(seen, addr)
+		}
+		for addr, of := range placed {
 			t := a.edge.traffic[addr]
-			t.Address = addr
-			all = append(all, t)
+			t.Address, t.For = addr, driver.MeterRoles(of)
+			if len(t.For) > 0 && (len(addresses) == 0 || slices.Contains(addresses, addr)) {
+				all = append(all, t)
+			}
 		}
 		slices.SortFunc(all, func(x, y driver.AddressTraffic) int { return x.Address.Compare(y.Address) })
 		return nil

@@ -21,6 +21,8 @@ var _ driver.Tunnels = (*Tunnels)(nil)
 type Mesh struct {
 	// Now is the clock of handshakes; nil is time.Now.
 	Now func() time.Time
+	// RoundTrip is what every round trip takes; zero is a millisecond.
+	RoundTrip time.Duration
 
 	mu    sync.Mutex
 	edges map[netip.AddrPort]*edgeKeys
@@ -172,6 +174,31 @@ func (t *Tunnels) Peers(ctx context.Context) ([]driver.PeerState, error) {
 	}
 	return all, nil
 }
+
+// RoundTrip returns what the mesh has, where the peer is reached.
+func (t *Tunnels) RoundTrip(ctx context.Context, peer string) (time.Duration, error) {
+	const op = "round trip"
+	if err := t.begin(ctx, op); err != nil {
+		return 0, err
+	}
+	i := slices.IndexFunc(t.peers, func(p driver.PeerState) bool { return p.Name == peer })
+	var to netip.Addr
+	if i >= 0 {
+		to = t.peers[i].Addresses[0].Addr()
+	}
+	took := cmp.Or(t.mesh.RoundTrip, time.Millisecond)
+	t.mesh.mu.Unlock()
+	switch {
+	case i < 0:
+		return 0, drover.Errorf(drover.NotFound, op, "there is no peer %q", peer)
+	case !t.Send(to, pingBytes):
+		return 0, drover.Errorf(drover.Unavailable, op, "peer %s does not answer", peer)
+	}
+	return took, nil
+}
+
+// pingBytes is an echo request as it goes over the WAN.
+const pingBytes = 64
 
 // Rotate makes the key that is to come.
 func (t *Tunnels) Rotate(ctx context.Context) (driver.Mesh, error) {

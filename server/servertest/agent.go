@@ -165,6 +165,8 @@ func (a *Agent) describe() (*droverv1.DescribeResponse, <-chan struct{}) {
 	if e := a.state.Edge; e != nil {
 		r.Segments = api.ListToProto(e.Segments, api.SegmentToProto)
 		r.Mesh = api.MeshToProto(e.Mesh)
+		r.Passages, r.PassagesUnixNanos = api.ListToProto(e.Passages, api.EdgePassageToProto), r.GetClockUnixNanos()
+		r.MeshRttMs = e.Trips
 	}
 	return r, a.changed
 }

@@ -30,6 +30,9 @@ type EdgeState struct {
 	// "KIND OWNER".
 	Owned   []*droverv1.OwnedThing
 	Removed []string
+	// Passages are what of VMs passes it, Trips its round trips to others.
+	Passages []drover.EdgePassage
+	Trips    map[string]float64
 	// OpChecks is what CheckOps finds, Leases what it says of a MAC.
 	OpChecks []drover.Check
 	Leases   []*droverv1.HeldLease
