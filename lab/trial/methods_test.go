@@ -70,6 +70,9 @@ func (m *methodTrial) outAndBack(there, back []string) {
 	m.move("south", there[0], there[1:]...)
 	m.reached()
 	m.standing(true, there[0] == "stretch", there[0] == "route" || slices.Contains(there, "--local-egress"))
+	if there[0] == "stretch" {
+		m.detour(!slices.Contains(there, "--local-egress"))
+	}
 	m.move("north", back[0], back[1:]...)
 	m.reached()
 	m.standing(false, false, false)
@@ -94,10 +97,11 @@ func (m *methodTrial) move(to, method string, flags ...string) {
 	default:
 		m.t.Logf("by %s to %s: pause %.0f ms, outage %.0f ms", method, to, *f.PauseMillis, *f.OutageMillis)
 	}
-	if detour := method == "stretch" && to == "south"; (f.HairpinBPS != nil) != detour || f.ExtraRTT == nil {
-		m.t.Errorf("by %s to %s: by way of its home %v, extra round trip %v", method, to, f.HairpinBPS, f.ExtraRTT)
-	} else if detour {
-		m.t.Logf("by way of its home %s, extra round trip %.1f ms", drover.BitRate(*f.HairpinBPS), *f.ExtraRTT)
+	detour := method == "stretch" && to == "south" && len(flags) == 0
+	if f.HairpinBPS == nil || f.ExtraRTT == nil || f.RemoteIOBPS == nil || (*f.HairpinBPS > 0) != detour || *f.RemoteIOBPS != 0 {
+		m.t.Errorf("by %s to %s: not as it should be: trombone %v, extra round trip %v, disks left behind %v", method, to, f.HairpinBPS, f.ExtraRTT, f.RemoteIOBPS)
+	} else {
+		m.t.Logf("by %s to %s: trombone %s, extra round trip %.1f ms", method, to, drover.BitRate(*f.HairpinBPS), *f.ExtraRTT)
 	}
 }
 
