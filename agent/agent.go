@@ -73,6 +73,9 @@ type Deps struct {
 	// Guests is the inside of the host's VMs; nil: their addresses are not
 	// observed there.
 	Guests driver.Guests
+	// Catcher is the ports of the host's VMs; nil: what arrives for a VM during
+	// its pause is lost.
+	Catcher driver.Catcher
 	// TLS is the process's configuration, from pki.Config.
 	TLS *tls.Config
 	Log *slog.Logger
@@ -114,6 +117,8 @@ type Agent struct {
 	// lent and remote are the two ends of disks that were left behind.
 	lent   *lent
 	remote *remoteDisks
+	// catcher may be nil.
+	catcher driver.Catcher
 }
 
 var (
@@ -170,6 +175,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	a.metrics.tellLibrary(a.library)
 	a.guests = newGuestAddresses(d.Guests, clock)
 	a.lent, a.remote = &lent{a: a}, &remoteDisks{a: a}
+	a.catcher = d.Catcher
 	if a.siteedge, err = newEdge(a, d.Edge); err != nil {
 		return nil, errors.Join(err, node.Close(), j.close())
 	}

@@ -18,7 +18,11 @@ import (
 //	  │── Finish ────────────▶│ guest runs
 //	  │                       │── CutOver ─────────────▶│ announce, deliver, …
 //	  │◀───────────── running │
-//	  │── CutOver ─▶ edge of the source: withdraw, lead elsewhere, …
+//	  │── CutOver(routes only) ─▶ edge of the source: withdraw
+//	  │── CutOver ─▶ edge of the source: lead elsewhere, …
+//
+// The source's host waits between its two calls as long as frames for the guest
+// still come to it, which it catches and hands over (catch.go).
 //
 // Neither call holds the guest up, and neither decides anything: the server asks
 // both edges for the same operations afterwards, so a call that does not come
@@ -49,8 +53,9 @@ func (a *Agent) edgePeer(e *droverv1.EdgeAgent) *api.PeerClient {
 }
 
 // callOut tells the edge that its time has come, again until it has heard,
-// beside everything else.
-func (a *Agent) callOut(ref moveRef, e *droverv1.EdgeAgent) {
+// beside everything else. With a wait, which ends by itself, the edge is told at
+// once to change what routers know, and the rest after it.
+func (a *Agent) callOut(ref moveRef, e *droverv1.EdgeAgent, wait <-chan struct{}) {
 	c := a.edgePeer(e)
 	if c == nil {
 		return
@@ -58,7 +63,14 @@ func (a *Agent) callOut(ref moveRef, e *droverv1.EdgeAgent) {
 	ctx, cancel := context.WithTimeout(context.Background(), callOutLimit)
 	a.calls.group.Go(func() {
 		defer cancel()
-		a.callsOut(ctx, c, ref, e)
+		if wait != nil {
+			a.callsOut(ctx, c, ref, e, true)
+			select {
+			case <-wait:
+			case <-ctx.Done():
+			}
+		}
+		a.callsOut(ctx, c, ref, e, false)
 	})
 	a.calls.group.Go(func() {
 		// An agent that stops does not stay for it.
@@ -70,13 +82,13 @@ func (a *Agent) callOut(ref moveRef, e *droverv1.EdgeAgent) {
 	})
 }
 
-func (a *Agent) callsOut(ctx context.Context, c *api.PeerClient, ref moveRef, e *droverv1.EdgeAgent) {
+func (a *Agent) callsOut(ctx context.Context, c *api.PeerClient, ref moveRef, e *droverv1.EdgeAgent, routes bool) {
 	began := a.clock()
 	log := a.log.With("move", ref.move, "vm", ref.vm, "edge", e.GetHost())
 	for n := 1; ; n++ {
-		resp, err := c.CutOver(ctx, &droverv1.CutOverRequest{Ref: ref.proto()})
+		resp, err := c.CutOver(ctx, &droverv1.CutOverRequest{Ref: ref.proto(), RoutesOnly: routes})
 		if err == nil {
-			log.Info("edge has cut over", "took", a.clock().Sub(began).Round(time.Microsecond), "at", fromUnixNanos(resp.GetAtUnixNanos()), "attempts", n)
+			log.Info("edge has cut over", "took", a.clock().Sub(began).Round(time.Microsecond), "at", fromUnixNanos(resp.GetAtUnixNanos()), "attempts", n, "routes_only", routes)
 			return
 		}
 		if !drover.KindOf(err).Retryable() || sleep(ctx, callOutRetry, nil) != nil {

@@ -60,7 +60,11 @@ func (e *fakeEdge) CutOver(ctx context.Context, r *droverv1.CutOverRequest) (*dr
 	id, _ := api.Caller(ctx)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.calls = append(e.calls, fmt.Sprintf("%s %s %d", id.Name, r.GetRef().GetVm(), r.GetRef().GetGeneration()))
+	call := fmt.Sprintf("%s %s %d", id.Name, r.GetRef().GetVm(), r.GetRef().GetGeneration())
+	if r.GetRoutesOnly() {
+		call += " routes"
+	}
+	e.calls = append(e.calls, call)
 	if len(e.fails) > 0 {
 		err := e.fails[0]
 		e.fails = e.fails[1:]

@@ -197,6 +197,12 @@ func (a peerService) CutOver(ctx context.Context, req *droverv1.CutOverRequest) 
 		return &droverv1.CutOverResponse{AtUnixNanos: r.Cut.UnixNano()}, nil
 	}
 	began := a.clock()
+	if req.GetRoutesOnly() {
+		routes := slices.DeleteFunc(slices.Clone(r.Staged), func(op drover.EdgeOp) bool {
+			return op.Do != drover.AnnounceRoutes && op.Do != drover.WithdrawRoutes
+		})
+		return &droverv1.CutOverResponse{AtUnixNanos: a.clock().UnixNano()}, e.carryOutAll(ctx, routes)
+	}
 	if err := e.carryOutAll(ctx, r.Staged); err != nil {
 		a.log.Warn("cut-over failed", "move", ref.move, "err", err)
 		return nil, err

@@ -29,10 +29,32 @@ type arrival struct {
 	cool context.CancelFunc
 	// guest is changed when it runs; nil for nothing.
 	guest *guestChange
+	// token and peer are the session's; runs is closed when the guest may run
+	// here, over when this has ended. They are for what is caught for it.
+	token      []byte
+	peer       string
+	runs, over chan struct{}
+	ending     sync.Once
+	arrived    time.Time
+}
+
+func newArrival(peer string, token []byte) *arrival {
+	return &arrival{peer: peer, token: token, runs: make(chan struct{}), over: make(chan struct{})}
+}
+
+// mayRun reports whether the guest has been allowed to run here.
+func (a *arrival) mayRun() bool {
+	select {
+	case <-a.runs:
+		return true
+	default:
+		return false
+	}
 }
 
 // close ends the data path.
 func (a *arrival) close() {
+	a.ending.Do(func() { close(a.over) })
 	if a.cool != nil {
 		a.cool()
 	}
@@ -45,6 +67,9 @@ func (a *arrival) close() {
 type incomings struct {
 	mu sync.Mutex
 	m  map[string]*arrival
+	// late are those whose guest runs here and for which frames may still be
+	// handed over, lateLimit long.
+	late map[string]*arrival
 	// warm are those that keep connections to edges open.
 	warm sync.WaitGroup
 }
@@ -62,6 +87,36 @@ func (i *incomings) get(move string) *arrival {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.m[move]
+}
+
+// lateLimit is longer than a source waits before it hands frames over: it
+// begins with the guest's stop.
+const lateLimit = 10 * time.Second
+
+// keepLate has the arrival of a guest that runs here found by receiving.
+func (i *incomings) keepLate(move string, a *arrival, now time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.late == nil {
+		i.late = make(map[string]*arrival)
+	}
+	for m, old := range i.late {
+		if now.Sub(old.arrived) > lateLimit {
+			delete(i.late, m)
+		}
+	}
+	a.arrived = now
+	i.late[move] = a
+}
+
+// receiving is the arrival that frames may be handed to, nil for none.
+func (i *incomings) receiving(move string) *arrival {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if a := i.m[move]; a != nil {
+		return a
+	}
+	return i.late[move]
 }
 
 func (i *incomings) take(move string) *arrival {
@@ -191,7 +246,8 @@ func (a *Agent) receive(ctx context.Context, ref moveRef, caller string, token [
 	if err != nil {
 		return nil, err
 	}
-	arr := &arrival{edge: req.GetTargetEdge(), guest: guest}
+	arr := newArrival(caller, token)
+	arr.edge, arr.guest = req.GetTargetEdge(), guest
 	subject := wan.Subject{Move: ref.move, VM: ref.uuid, Tenant: req.GetTenant()}
 	if req.GetBase() == 0 && req.GetReplicaOf() != "" {
 		a.knowReplicas(ctx, ref, req.GetReplicaOf(), req.GetTenant())
@@ -360,9 +416,12 @@ func (a *Agent) letRun(ctx context.Context, ref moveRef, cookie []byte) (*drover
 	began := a.clock()
 	arr := a.incoming.get(ref.move)
 	a.remote.open(ref.uuid)
+	// What was caught for it is in its ports when it begins to run. It is let run
+	// once: a Finish that did not come to an end is not begun again.
+	close(arr.runs)
 	confirm, err := arr.in.Finish(ctx, cookie)
 	if err == nil {
-		a.callOut(ref, arr.edge)
+		a.callOut(ref, arr.edge, nil)
 		a.calls.group.Go(func() { a.changeArrived(ref, arr.guest) })
 		resumed := a.observer.resumed(ref.vm, began)
 		err = a.journal.update(ref.move, "running", func(r *record) error {
@@ -410,10 +469,12 @@ func (a *Agent) closeArrival(move string) {
 // keepArrival frees what this process holds of a session whose guest runs here,
 // and makes its memory known for later moves, beside everything else.
 func (a *Agent) keepArrival(move string) {
-	arr := a.incoming.take(move)
+	arr := a.incoming.get(move)
 	if arr == nil {
 		return
 	}
+	a.incoming.keepLate(move, arr, a.clock())
+	a.incoming.take(move)
 	a.calls.group.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), concludeLimit)
 		defer cancel()

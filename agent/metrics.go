@@ -21,6 +21,8 @@ type meter struct {
 	mu sync.Mutex
 	// library tells of what is kept of memories and images; nil: nothing is.
 	library func() libraryFigures
+	// fates are frames by what became of them.
+	fates map[string]int64
 }
 
 // libraryFigures are what the library of known content holds.
@@ -38,6 +40,23 @@ type meterDescs struct {
 	active, job                                               *prometheus.Desc
 	libBytes, libLimit, libSources, libIndex, libLag, libGone *prometheus.Desc
 	remainsCount, remainsBytes, remainsLimit                  *prometheus.Desc
+	frames                                                    *prometheus.Desc
+}
+
+// What became of frames that arrived for a guest while it was paused: caught at
+// its source, given to it at its destination, or dropped at either for want of
+// room or of a guest.
+const (
+	framesCaught  = "caught"
+	framesGiven   = "given"
+	framesDropped = "dropped"
+)
+
+// frames counts frames.
+func (m *meter) frames(fate string, n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fates[fate] += n
 }
 
 func newMeter(a *Agent) *meter {
@@ -45,7 +64,7 @@ func newMeter(a *Agent) *meter {
 		return prometheus.NewDesc("drover_"+name, help, labels, nil)
 	}
 	return &meter{
-		a: a, moves: metrics.NewMoves(func() time.Time { return a.clock() }),
+		a: a, fates: map[string]int64{framesCaught: 0, framesGiven: 0, framesDropped: 0}, moves: metrics.NewMoves(func() time.Time { return a.clock() }),
 		descs: meterDescs{
 			active:       desc("moves_active", "Moves that have a reservation on this host.", "end"),
 			job:          desc("jobs_running", "Actions under way on this host."),
@@ -58,6 +77,7 @@ func newMeter(a *Agent) *meter {
 			remainsCount: desc("remains", "Disks kept of VMs that have left."),
 			remainsBytes: desc("remains_bytes", "What they take."),
 			remainsLimit: desc("remains_limit_bytes", "The most that they may take."),
+			frames:       desc("caught_frames_total", "Frames that arrived for guests while they were paused by a move, by what became of them.", "fate"),
 		},
 	}
 }
@@ -83,7 +103,7 @@ func (m *meter) Describe(ch chan<- *prometheus.Desc) {
 	d := m.descs
 	for _, e := range []*prometheus.Desc{
 		d.active, d.libBytes, d.libLimit, d.libSources, d.libIndex, d.libLag, d.libGone,
-		d.remainsCount, d.remainsBytes, d.remainsLimit, d.job,
+		d.remainsCount, d.remainsBytes, d.remainsLimit, d.job, d.frames,
 	} {
 		ch <- e
 	}
@@ -98,6 +118,9 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 	m.collectHost(ch)
 	m.mu.Lock()
 	library := m.library
+	for fate, n := range m.fates {
+		ch <- prometheus.MustNewConstMetric(m.descs.frames, prometheus.CounterValue, float64(n), fate)
+	}
 	m.mu.Unlock()
 	if library == nil {
 		return

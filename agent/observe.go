@@ -96,6 +96,14 @@ func (o *observer) resumed(vm string, since time.Time) time.Time {
 	return o.when(o.running, vm, since)
 }
 
+// pausedSince is when the VM was paused, if an event since has said so.
+func (o *observer) pausedSince(vm string, since time.Time) (time.Time, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	at, ok := o.paused[vm]
+	return at, ok && !at.Before(since)
+}
+
 func (o *observer) when(of map[string]time.Time, vm string, since time.Time) time.Time {
 	o.mu.Lock()
 	defer o.mu.Unlock()

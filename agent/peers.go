@@ -41,6 +41,13 @@ func newPeers(cfg *tls.Config) *peers {
 	return &peers{tls: cfg, clients: make(map[peerKey]*api.PeerClient), trips: make(map[peerKey]trip)}
 }
 
+// config is what other agents are called with.
+func (p *peers) config() *tls.Config {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tls
+}
+
 // at returns the client of the agent called host at address.
 func (p *peers) at(address, host string) *api.PeerClient {
 	p.mu.Lock()

@@ -301,7 +301,7 @@ func (a *Agent) startVM(ctx context.Context, _ *job, ref moveRef, m *droverv1.St
 	if err := a.hyp.Start(ctx, ref.vm); err != nil {
 		return nil, a.notStarted(ctx, ref, err)
 	}
-	a.callOut(ref, m.GetTargetEdge())
+	a.callOut(ref, m.GetTargetEdge(), nil)
 	return &droverv1.RunResult{ResumedUnixNanos: a.clock().UnixNano()}, nil
 }
 

@@ -155,6 +155,8 @@ type flight struct {
 	out     driver.Outgoing
 	token   []byte
 	memory  drover.Bytes // the guest's
+	nics    []drover.NIC // likewise
+	caught  *catching
 	session *wan.Sender
 	began   time.Time // of Perform
 	stats   driver.MigrationStats
@@ -190,11 +192,19 @@ func (f *flight) run(ctx context.Context) error {
 		return err
 	}
 	// The guest is paused; nothing that can wait is done from here on.
-	return f.switchOver(ctx, cookie)
+	if err := f.switchOver(ctx, cookie); err != nil {
+		return err
+	}
+	if f.msg.GetSourceEdge() != nil {
+		// Whoever is told that this is done has the source's edge cut over.
+		<-f.caught.handedOver()
+	}
+	return nil
 }
 
 // close frees what the flight holds; it decides nothing.
 func (f *flight) close() {
+	f.caught.end()
 	if f.session != nil {
 		_ = f.session.Close()
 		f.a.metrics.end(f.ref, f.session.Figures())
@@ -325,7 +335,7 @@ func (f *flight) plans(ctx context.Context) ([]*droverv1.DiskPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.memory = vm.MemoryBytes
+	f.memory, f.nics = vm.MemoryBytes, vm.NICs
 	backed := make(map[string]bool)
 	for _, d := range vm.Disks {
 		backed[d.Target] = len(d.Backing) > 0
@@ -363,6 +373,7 @@ func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
 	helpers.Go(func() { keepWarm(watch, f.peer) })
 	helpers.Go(func() { f.a.keepEdgeWarm(watch, f.msg.GetSourceEdge()) })
 	f.began = f.a.clock()
+	f.caught = f.catch()
 	// The hypervisor cannot abort a mirror whose socket nobody reads: when this
 	// ends early, so do its connections.
 	unhook := context.AfterFunc(ctx, func() { _ = f.session.Close() })
@@ -371,6 +382,7 @@ func (f *flight) perform(ctx context.Context, prepared []byte) ([]byte, error) {
 	stop()
 	if err == nil {
 		// The helpers end beside the switchover: waiting would lengthen the pause.
+		f.caught.performed()
 		f.a.jobs.group.Go(helpers.Wait)
 		return cookie, nil
 	}
@@ -478,7 +490,12 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	}
 	answered := a.clock()
 	if resp.GetRunning() {
-		a.callOut(f.ref, f.msg.GetSourceEdge())
+		f.caught.arrived()
+		var wait <-chan struct{}
+		if f.caught != nil {
+			wait = f.caught.handedOver()
+		}
+		a.callOut(f.ref, f.msg.GetSourceEdge(), wait)
 	}
 	// Where the pause goes, by this host's clock.
 	f.log.Info("switchover", "running", resp.GetRunning(), "stopped", stopped, "flush", performed.Sub(stopped),

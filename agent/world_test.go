@@ -68,6 +68,7 @@ type host struct {
 	hyp     *memory.Hypervisor
 	volumes *memory.Volumes
 	metrics string // address; empty: none
+	ports   *memory.Ports
 
 	mu     sync.Mutex
 	life   *life
@@ -127,7 +128,7 @@ func newWorld(t *testing.T) *world {
 				HypervisorVersion: "10.0.2", ManagerVersion: "11.3.0", Accelerators: []string{"tcg"},
 				Machines: []string{"pc-q35-10.0"}, Networks: []string{"blue"},
 			}),
-			volumes: memory.NewVolumes(memory.VolumesConfig{Dirs: []string{imgDir}}),
+			volumes: memory.NewVolumes(memory.VolumesConfig{Dirs: []string{imgDir}}), ports: memory.NewPorts(),
 		}
 	}
 	// Both sites hold the golden image.
@@ -201,7 +202,7 @@ func (h *host) start() {
 	}
 	a, err := New(Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
-		Guests: guestGate{h.w.inside.Guests(h.name), l},
+		Guests: guestGate{h.w.inside.Guests(h.name), l}, Catcher: h.ports,
 		Clock: func() time.Time {
 			if h.name != "south1" {
 				return time.Now()

@@ -13,7 +13,7 @@ import (
 
 // maxMessageBytes bounds one message. The largest are Describe answers of a
 // host with many VMs (some KiB each) and domain definitions (tens of KiB);
-// guest bytes never come this way.
+// a guest's memory and disks never come this way.
 const maxMessageBytes = 16 << 20
 
 const (

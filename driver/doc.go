@@ -1,6 +1,6 @@
 // Package driver holds the small contracts behind which one technology each
 // lives. On a host: Hypervisor and Backuper (libvirt), Guests (the inside of
-// its VMs), Volumes (disk images). At a site's edge: Tunnels (the mesh),
+// its VMs), Catcher (their ports), Volumes (disk images). At a site's edge: Tunnels (the mesh),
 // Segments (layer 2 extended over it), Routes (BGP), Addresses (the edge's own
 // kernel), Names (DNS), Leases (DHCP), Balancer (HAProxy). A contract's comment
 // says what is repeatable, what "missing" returns, what cancelling leaves

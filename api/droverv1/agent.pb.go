@@ -5324,8 +5324,11 @@ func (x *DigestResponse) GetDigest() []byte {
 }
 
 type CutOverRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Only what tells routers, so that they begin to agree on the new way while
+	// the old one still leads to the guest. The rest stays staged.
+	RoutesOnly    bool `protobuf:"varint,2,opt,name=routes_only,json=routesOnly,proto3" json:"routes_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5365,6 +5368,13 @@ func (x *CutOverRequest) GetRef() *MoveRef {
 		return x.Ref
 	}
 	return nil
+}
+
+func (x *CutOverRequest) GetRoutesOnly() bool {
+	if x != nil {
+		return x.RoutesOnly
+	}
+	return false
 }
 
 type CutOverResponse struct {
@@ -5412,6 +5422,193 @@ func (x *CutOverResponse) GetAtUnixNanos() int64 {
 	return 0
 }
 
+type HandFramesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   *MoveRef               `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Of the answer to Prepare.
+	Token []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// The guest's network cards, by MAC.
+	Macs          []string       `protobuf:"bytes,3,rep,name=macs,proto3" json:"macs,omitempty"`
+	Frames        []*CaughtFrame `protobuf:"bytes,4,rep,name=frames,proto3" json:"frames,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandFramesRequest) Reset() {
+	*x = HandFramesRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandFramesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandFramesRequest) ProtoMessage() {}
+
+func (x *HandFramesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandFramesRequest.ProtoReflect.Descriptor instead.
+func (*HandFramesRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *HandFramesRequest) GetRef() *MoveRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *HandFramesRequest) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *HandFramesRequest) GetMacs() []string {
+	if x != nil {
+		return x.Macs
+	}
+	return nil
+}
+
+func (x *HandFramesRequest) GetFrames() []*CaughtFrame {
+	if x != nil {
+		return x.Frames
+	}
+	return nil
+}
+
+type CaughtFrame struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The network card's place in macs.
+	Card uint32 `protobuf:"varint,1,opt,name=card,proto3" json:"card,omitempty"`
+	// A struct virtio_net_hdr of 10 bytes, little endian, and the frame from its
+	// destination's MAC on.
+	Offload       []byte `protobuf:"bytes,2,opt,name=offload,proto3" json:"offload,omitempty"`
+	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CaughtFrame) Reset() {
+	*x = CaughtFrame{}
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CaughtFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CaughtFrame) ProtoMessage() {}
+
+func (x *CaughtFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CaughtFrame.ProtoReflect.Descriptor instead.
+func (*CaughtFrame) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *CaughtFrame) GetCard() uint32 {
+	if x != nil {
+		return x.Card
+	}
+	return 0
+}
+
+func (x *CaughtFrame) GetOffload() []byte {
+	if x != nil {
+		return x.Offload
+	}
+	return nil
+}
+
+func (x *CaughtFrame) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type HandFramesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Frames that the guest's ports took, and those that they did not: there was
+	// no room, or the guest does not run here.
+	Given         int64 `protobuf:"varint,1,opt,name=given,proto3" json:"given,omitempty"`
+	Dropped       int64 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandFramesResponse) Reset() {
+	*x = HandFramesResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandFramesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandFramesResponse) ProtoMessage() {}
+
+func (x *HandFramesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandFramesResponse.ProtoReflect.Descriptor instead.
+func (*HandFramesResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *HandFramesResponse) GetGiven() int64 {
+	if x != nil {
+		return x.Given
+	}
+	return 0
+}
+
+func (x *HandFramesResponse) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 type EdgeStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only the mesh and its peers: nothing else is asked then.
@@ -5422,7 +5619,7 @@ type EdgeStatusRequest struct {
 
 func (x *EdgeStatusRequest) Reset() {
 	*x = EdgeStatusRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5434,7 +5631,7 @@ func (x *EdgeStatusRequest) String() string {
 func (*EdgeStatusRequest) ProtoMessage() {}
 
 func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[78]
+	mi := &file_drover_v1_agent_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5447,7 +5644,7 @@ func (x *EdgeStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusRequest.ProtoReflect.Descriptor instead.
 func (*EdgeStatusRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{78}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *EdgeStatusRequest) GetBrief() bool {
@@ -5466,7 +5663,7 @@ type EdgeStatusResponse struct {
 
 func (x *EdgeStatusResponse) Reset() {
 	*x = EdgeStatusResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5478,7 +5675,7 @@ func (x *EdgeStatusResponse) String() string {
 func (*EdgeStatusResponse) ProtoMessage() {}
 
 func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[79]
+	mi := &file_drover_v1_agent_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5491,7 +5688,7 @@ func (x *EdgeStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeStatusResponse.ProtoReflect.Descriptor instead.
 func (*EdgeStatusResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{79}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *EdgeStatusResponse) GetState() *EdgeState {
@@ -5510,7 +5707,7 @@ type SetMeshRequest struct {
 
 func (x *SetMeshRequest) Reset() {
 	*x = SetMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5522,7 +5719,7 @@ func (x *SetMeshRequest) String() string {
 func (*SetMeshRequest) ProtoMessage() {}
 
 func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[80]
+	mi := &file_drover_v1_agent_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5535,7 +5732,7 @@ func (x *SetMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshRequest.ProtoReflect.Descriptor instead.
 func (*SetMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{80}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *SetMeshRequest) GetPeers() []*MeshPeer {
@@ -5553,7 +5750,7 @@ type SetMeshResponse struct {
 
 func (x *SetMeshResponse) Reset() {
 	*x = SetMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5565,7 +5762,7 @@ func (x *SetMeshResponse) String() string {
 func (*SetMeshResponse) ProtoMessage() {}
 
 func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[81]
+	mi := &file_drover_v1_agent_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5578,7 +5775,7 @@ func (x *SetMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMeshResponse.ProtoReflect.Descriptor instead.
 func (*SetMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{81}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{84}
 }
 
 type RotateMeshRequest struct {
@@ -5592,7 +5789,7 @@ type RotateMeshRequest struct {
 
 func (x *RotateMeshRequest) Reset() {
 	*x = RotateMeshRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[82]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5604,7 +5801,7 @@ func (x *RotateMeshRequest) String() string {
 func (*RotateMeshRequest) ProtoMessage() {}
 
 func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[82]
+	mi := &file_drover_v1_agent_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5617,7 +5814,7 @@ func (x *RotateMeshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshRequest.ProtoReflect.Descriptor instead.
 func (*RotateMeshRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{82}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *RotateMeshRequest) GetAdopt() string {
@@ -5636,7 +5833,7 @@ type RotateMeshResponse struct {
 
 func (x *RotateMeshResponse) Reset() {
 	*x = RotateMeshResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[83]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5648,7 +5845,7 @@ func (x *RotateMeshResponse) String() string {
 func (*RotateMeshResponse) ProtoMessage() {}
 
 func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[83]
+	mi := &file_drover_v1_agent_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5661,7 +5858,7 @@ func (x *RotateMeshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateMeshResponse.ProtoReflect.Descriptor instead.
 func (*RotateMeshResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{83}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RotateMeshResponse) GetMesh() *Mesh {
@@ -5685,7 +5882,7 @@ type CheckEdgeRequest struct {
 
 func (x *CheckEdgeRequest) Reset() {
 	*x = CheckEdgeRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[84]
+	mi := &file_drover_v1_agent_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5697,7 +5894,7 @@ func (x *CheckEdgeRequest) String() string {
 func (*CheckEdgeRequest) ProtoMessage() {}
 
 func (x *CheckEdgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[84]
+	mi := &file_drover_v1_agent_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5710,7 +5907,7 @@ func (x *CheckEdgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEdgeRequest.ProtoReflect.Descriptor instead.
 func (*CheckEdgeRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{84}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CheckEdgeRequest) GetBackend() string {
@@ -5752,7 +5949,7 @@ type CheckEdgeResponse struct {
 
 func (x *CheckEdgeResponse) Reset() {
 	*x = CheckEdgeResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[85]
+	mi := &file_drover_v1_agent_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5764,7 +5961,7 @@ func (x *CheckEdgeResponse) String() string {
 func (*CheckEdgeResponse) ProtoMessage() {}
 
 func (x *CheckEdgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[85]
+	mi := &file_drover_v1_agent_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5777,7 +5974,7 @@ func (x *CheckEdgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEdgeResponse.ProtoReflect.Descriptor instead.
 func (*CheckEdgeResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{85}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CheckEdgeResponse) GetChecks() []*Check {
@@ -5805,7 +6002,7 @@ type CheckOpsRequest struct {
 
 func (x *CheckOpsRequest) Reset() {
 	*x = CheckOpsRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[86]
+	mi := &file_drover_v1_agent_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5817,7 +6014,7 @@ func (x *CheckOpsRequest) String() string {
 func (*CheckOpsRequest) ProtoMessage() {}
 
 func (x *CheckOpsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[86]
+	mi := &file_drover_v1_agent_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5830,7 +6027,7 @@ func (x *CheckOpsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckOpsRequest.ProtoReflect.Descriptor instead.
 func (*CheckOpsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{86}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CheckOpsRequest) GetOps() []*EdgeOp {
@@ -5857,7 +6054,7 @@ type CheckOpsResponse struct {
 
 func (x *CheckOpsResponse) Reset() {
 	*x = CheckOpsResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[87]
+	mi := &file_drover_v1_agent_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5869,7 +6066,7 @@ func (x *CheckOpsResponse) String() string {
 func (*CheckOpsResponse) ProtoMessage() {}
 
 func (x *CheckOpsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[87]
+	mi := &file_drover_v1_agent_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5882,7 +6079,7 @@ func (x *CheckOpsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckOpsResponse.ProtoReflect.Descriptor instead.
 func (*CheckOpsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{87}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CheckOpsResponse) GetChecks() []*Check {
@@ -5914,7 +6111,7 @@ type HeldLease struct {
 
 func (x *HeldLease) Reset() {
 	*x = HeldLease{}
-	mi := &file_drover_v1_agent_proto_msgTypes[88]
+	mi := &file_drover_v1_agent_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5926,7 +6123,7 @@ func (x *HeldLease) String() string {
 func (*HeldLease) ProtoMessage() {}
 
 func (x *HeldLease) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[88]
+	mi := &file_drover_v1_agent_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5939,7 +6136,7 @@ func (x *HeldLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldLease.ProtoReflect.Descriptor instead.
 func (*HeldLease) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{88}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *HeldLease) GetSegment() string {
@@ -5985,7 +6182,7 @@ type OwnedRequest struct {
 
 func (x *OwnedRequest) Reset() {
 	*x = OwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[89]
+	mi := &file_drover_v1_agent_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5997,7 +6194,7 @@ func (x *OwnedRequest) String() string {
 func (*OwnedRequest) ProtoMessage() {}
 
 func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[89]
+	mi := &file_drover_v1_agent_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6010,7 +6207,7 @@ func (x *OwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedRequest.ProtoReflect.Descriptor instead.
 func (*OwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{89}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{92}
 }
 
 type OwnedResponse struct {
@@ -6024,7 +6221,7 @@ type OwnedResponse struct {
 
 func (x *OwnedResponse) Reset() {
 	*x = OwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[90]
+	mi := &file_drover_v1_agent_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6036,7 +6233,7 @@ func (x *OwnedResponse) String() string {
 func (*OwnedResponse) ProtoMessage() {}
 
 func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[90]
+	mi := &file_drover_v1_agent_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6049,7 +6246,7 @@ func (x *OwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedResponse.ProtoReflect.Descriptor instead.
 func (*OwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{90}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *OwnedResponse) GetThings() []*OwnedThing {
@@ -6083,7 +6280,7 @@ type OwnedThing struct {
 
 func (x *OwnedThing) Reset() {
 	*x = OwnedThing{}
-	mi := &file_drover_v1_agent_proto_msgTypes[91]
+	mi := &file_drover_v1_agent_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6095,7 +6292,7 @@ func (x *OwnedThing) String() string {
 func (*OwnedThing) ProtoMessage() {}
 
 func (x *OwnedThing) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[91]
+	mi := &file_drover_v1_agent_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6108,7 +6305,7 @@ func (x *OwnedThing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OwnedThing.ProtoReflect.Descriptor instead.
 func (*OwnedThing) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{91}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *OwnedThing) GetKind() string {
@@ -6157,7 +6354,7 @@ type RemoveOwnedRequest struct {
 
 func (x *RemoveOwnedRequest) Reset() {
 	*x = RemoveOwnedRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[92]
+	mi := &file_drover_v1_agent_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6169,7 +6366,7 @@ func (x *RemoveOwnedRequest) String() string {
 func (*RemoveOwnedRequest) ProtoMessage() {}
 
 func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[92]
+	mi := &file_drover_v1_agent_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6182,7 +6379,7 @@ func (x *RemoveOwnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{92}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RemoveOwnedRequest) GetOwner() string {
@@ -6207,7 +6404,7 @@ type RemoveOwnedResponse struct {
 
 func (x *RemoveOwnedResponse) Reset() {
 	*x = RemoveOwnedResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[93]
+	mi := &file_drover_v1_agent_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6219,7 +6416,7 @@ func (x *RemoveOwnedResponse) String() string {
 func (*RemoveOwnedResponse) ProtoMessage() {}
 
 func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[93]
+	mi := &file_drover_v1_agent_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6232,7 +6429,7 @@ func (x *RemoveOwnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOwnedResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOwnedResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{93}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{96}
 }
 
 type RemoveVMRequest struct {
@@ -6246,7 +6443,7 @@ type RemoveVMRequest struct {
 
 func (x *RemoveVMRequest) Reset() {
 	*x = RemoveVMRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[94]
+	mi := &file_drover_v1_agent_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6258,7 +6455,7 @@ func (x *RemoveVMRequest) String() string {
 func (*RemoveVMRequest) ProtoMessage() {}
 
 func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[94]
+	mi := &file_drover_v1_agent_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6271,7 +6468,7 @@ func (x *RemoveVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVMRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{94}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *RemoveVMRequest) GetVm() string {
@@ -6296,7 +6493,7 @@ type RemoveVMResponse struct {
 
 func (x *RemoveVMResponse) Reset() {
 	*x = RemoveVMResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[95]
+	mi := &file_drover_v1_agent_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6308,7 +6505,7 @@ func (x *RemoveVMResponse) String() string {
 func (*RemoveVMResponse) ProtoMessage() {}
 
 func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[95]
+	mi := &file_drover_v1_agent_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6321,7 +6518,7 @@ func (x *RemoveVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{95}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{98}
 }
 
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
@@ -6738,11 +6935,25 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\"(\n" +
 	"\x0eDigestResponse\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\fR\x06digest\"6\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"W\n" +
 	"\x0eCutOverRequest\x12$\n" +
-	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\"5\n" +
+	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x1f\n" +
+	"\vroutes_only\x18\x02 \x01(\bR\n" +
+	"routesOnly\"5\n" +
 	"\x0fCutOverResponse\x12\"\n" +
-	"\rat_unix_nanos\x18\x01 \x01(\x03R\vatUnixNanos\")\n" +
+	"\rat_unix_nanos\x18\x01 \x01(\x03R\vatUnixNanos\"\x93\x01\n" +
+	"\x11HandFramesRequest\x12$\n" +
+	"\x03ref\x18\x01 \x01(\v2\x12.drover.v1.MoveRefR\x03ref\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\x12\x12\n" +
+	"\x04macs\x18\x03 \x03(\tR\x04macs\x12.\n" +
+	"\x06frames\x18\x04 \x03(\v2\x16.drover.v1.CaughtFrameR\x06frames\"O\n" +
+	"\vCaughtFrame\x12\x12\n" +
+	"\x04card\x18\x01 \x01(\rR\x04card\x12\x18\n" +
+	"\aoffload\x18\x02 \x01(\fR\aoffload\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\"D\n" +
+	"\x12HandFramesResponse\x12\x14\n" +
+	"\x05given\x18\x01 \x01(\x03R\x05given\x12\x18\n" +
+	"\adropped\x18\x02 \x01(\x03R\adropped\")\n" +
 	"\x11EdgeStatusRequest\x12\x14\n" +
 	"\x05brief\x18\x01 \x01(\bR\x05brief\"@\n" +
 	"\x12EdgeStatusResponse\x12*\n" +
@@ -6813,7 +7024,7 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\bCheckOps\x12\x1a.drover.v1.CheckOpsRequest\x1a\x1b.drover.v1.CheckOpsResponse\x12:\n" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
 	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse\x12C\n" +
-	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse2\xc3\x03\n" +
+	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse2\x90\x04\n" +
 	"\vPeerService\x127\n" +
 	"\x04Ping\x12\x16.drover.v1.PingRequest\x1a\x17.drover.v1.PingResponse\x12@\n" +
 	"\aPrepare\x12\x19.drover.v1.PrepareRequest\x1a\x1a.drover.v1.PrepareResponse\x12=\n" +
@@ -6821,7 +7032,9 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x04Fate\x12\x16.drover.v1.FateRequest\x1a\x17.drover.v1.FateResponse\x12@\n" +
 	"\aAbandon\x12\x19.drover.v1.AbandonRequest\x1a\x1a.drover.v1.AbandonResponse\x12=\n" +
 	"\x06Digest\x12\x18.drover.v1.DigestRequest\x1a\x19.drover.v1.DigestResponse\x12@\n" +
-	"\aCutOver\x12\x19.drover.v1.CutOverRequest\x1a\x1a.drover.v1.CutOverResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\aCutOver\x12\x19.drover.v1.CutOverRequest\x1a\x1a.drover.v1.CutOverResponse\x12K\n" +
+	"\n" +
+	"HandFrames\x12\x1c.drover.v1.HandFramesRequest\x1a\x1d.drover.v1.HandFramesResponse(\x01B3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_agent_proto_rawDescOnce sync.Once
@@ -6835,7 +7048,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -6915,63 +7128,66 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*DigestResponse)(nil),      // 75: drover.v1.DigestResponse
 	(*CutOverRequest)(nil),      // 76: drover.v1.CutOverRequest
 	(*CutOverResponse)(nil),     // 77: drover.v1.CutOverResponse
-	(*EdgeStatusRequest)(nil),   // 78: drover.v1.EdgeStatusRequest
-	(*EdgeStatusResponse)(nil),  // 79: drover.v1.EdgeStatusResponse
-	(*SetMeshRequest)(nil),      // 80: drover.v1.SetMeshRequest
-	(*SetMeshResponse)(nil),     // 81: drover.v1.SetMeshResponse
-	(*RotateMeshRequest)(nil),   // 82: drover.v1.RotateMeshRequest
-	(*RotateMeshResponse)(nil),  // 83: drover.v1.RotateMeshResponse
-	(*CheckEdgeRequest)(nil),    // 84: drover.v1.CheckEdgeRequest
-	(*CheckEdgeResponse)(nil),   // 85: drover.v1.CheckEdgeResponse
-	(*CheckOpsRequest)(nil),     // 86: drover.v1.CheckOpsRequest
-	(*CheckOpsResponse)(nil),    // 87: drover.v1.CheckOpsResponse
-	(*HeldLease)(nil),           // 88: drover.v1.HeldLease
-	(*OwnedRequest)(nil),        // 89: drover.v1.OwnedRequest
-	(*OwnedResponse)(nil),       // 90: drover.v1.OwnedResponse
-	(*OwnedThing)(nil),          // 91: drover.v1.OwnedThing
-	(*RemoveOwnedRequest)(nil),  // 92: drover.v1.RemoveOwnedRequest
-	(*RemoveOwnedResponse)(nil), // 93: drover.v1.RemoveOwnedResponse
-	(*RemoveVMRequest)(nil),     // 94: drover.v1.RemoveVMRequest
-	(*RemoveVMResponse)(nil),    // 95: drover.v1.RemoveVMResponse
-	nil,                         // 96: drover.v1.DescribeResponse.MeshRttMsEntry
-	nil,                         // 97: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 98: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 99: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 100: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 101: drover.v1.Host
-	(*VM)(nil),                  // 102: drover.v1.VM
-	(*Segment)(nil),             // 103: drover.v1.Segment
-	(*Mesh)(nil),                // 104: drover.v1.Mesh
-	(*EdgePassage)(nil),         // 105: drover.v1.EdgePassage
-	(*Check)(nil),               // 106: drover.v1.Check
-	(*ProbeTarget)(nil),         // 107: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 108: drover.v1.EdgeOp
-	(*Progress)(nil),            // 109: drover.v1.Progress
-	(*PathFigures)(nil),         // 110: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 111: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 112: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 113: drover.v1.BackendServer
+	(*HandFramesRequest)(nil),   // 78: drover.v1.HandFramesRequest
+	(*CaughtFrame)(nil),         // 79: drover.v1.CaughtFrame
+	(*HandFramesResponse)(nil),  // 80: drover.v1.HandFramesResponse
+	(*EdgeStatusRequest)(nil),   // 81: drover.v1.EdgeStatusRequest
+	(*EdgeStatusResponse)(nil),  // 82: drover.v1.EdgeStatusResponse
+	(*SetMeshRequest)(nil),      // 83: drover.v1.SetMeshRequest
+	(*SetMeshResponse)(nil),     // 84: drover.v1.SetMeshResponse
+	(*RotateMeshRequest)(nil),   // 85: drover.v1.RotateMeshRequest
+	(*RotateMeshResponse)(nil),  // 86: drover.v1.RotateMeshResponse
+	(*CheckEdgeRequest)(nil),    // 87: drover.v1.CheckEdgeRequest
+	(*CheckEdgeResponse)(nil),   // 88: drover.v1.CheckEdgeResponse
+	(*CheckOpsRequest)(nil),     // 89: drover.v1.CheckOpsRequest
+	(*CheckOpsResponse)(nil),    // 90: drover.v1.CheckOpsResponse
+	(*HeldLease)(nil),           // 91: drover.v1.HeldLease
+	(*OwnedRequest)(nil),        // 92: drover.v1.OwnedRequest
+	(*OwnedResponse)(nil),       // 93: drover.v1.OwnedResponse
+	(*OwnedThing)(nil),          // 94: drover.v1.OwnedThing
+	(*RemoveOwnedRequest)(nil),  // 95: drover.v1.RemoveOwnedRequest
+	(*RemoveOwnedResponse)(nil), // 96: drover.v1.RemoveOwnedResponse
+	(*RemoveVMRequest)(nil),     // 97: drover.v1.RemoveVMRequest
+	(*RemoveVMResponse)(nil),    // 98: drover.v1.RemoveVMResponse
+	nil,                         // 99: drover.v1.DescribeResponse.MeshRttMsEntry
+	nil,                         // 100: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 101: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 102: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 103: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 104: drover.v1.Host
+	(*VM)(nil),                  // 105: drover.v1.VM
+	(*Segment)(nil),             // 106: drover.v1.Segment
+	(*Mesh)(nil),                // 107: drover.v1.Mesh
+	(*EdgePassage)(nil),         // 108: drover.v1.EdgePassage
+	(*Check)(nil),               // 109: drover.v1.Check
+	(*ProbeTarget)(nil),         // 110: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 111: drover.v1.EdgeOp
+	(*Progress)(nil),            // 112: drover.v1.Progress
+	(*PathFigures)(nil),         // 113: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 114: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 115: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 116: drover.v1.BackendServer
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	101, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	102, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	104, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	105, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	103, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	104, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	105, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
-	96,  // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
+	106, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	107, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	108, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
+	99,  // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
 	22,  // 7: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	106, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	102, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	101, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	97,  // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	102, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	101, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	98,  // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	109, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	105, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	104, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	100, // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	105, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	104, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	101, // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
 	46,  // 15: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	106, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	101, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	99,  // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	109, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	104, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	102, // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,   // 19: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,   // 20: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10,  // 21: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -7018,26 +7234,26 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13,  // 62: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 63: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 64: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
-	107, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	110, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
 	23,  // 66: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
 	13,  // 67: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13,  // 68: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
 	26,  // 69: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
 	13,  // 70: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	108, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	108, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	111, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	111, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
 	47,  // 73: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	100, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	107, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	103, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	110, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
 	46,  // 76: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
 	13,  // 77: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	109, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	112, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	52,  // 79: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	110, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	113, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	15,  // 81: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
 	7,   // 82: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 83: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	107, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	110, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	61,  // 85: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,   // 86: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13,  // 87: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
@@ -7050,68 +7266,72 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	7,   // 94: drover.v1.AbandonRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 95: drover.v1.DigestRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 96: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
-	111, // 97: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	112, // 98: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	104, // 99: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	106, // 100: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	113, // 101: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	108, // 102: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	106, // 103: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
-	88,  // 104: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
-	91,  // 105: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,   // 106: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,   // 107: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,   // 108: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,   // 109: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,   // 110: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	53,  // 111: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	55,  // 112: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	57,  // 113: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	59,  // 114: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	78,  // 115: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	80,  // 116: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	82,  // 117: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
-	84,  // 118: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
-	86,  // 119: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
-	89,  // 120: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	92,  // 121: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	94,  // 122: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
-	62,  // 123: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	64,  // 124: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	67,  // 125: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	70,  // 126: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	72,  // 127: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	74,  // 128: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	76,  // 129: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	1,   // 130: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 131: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 132: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 133: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	51,  // 134: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	54,  // 135: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	56,  // 136: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	58,  // 137: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	60,  // 138: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	79,  // 139: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	81,  // 140: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	83,  // 141: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	85,  // 142: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	87,  // 143: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	90,  // 144: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	93,  // 145: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	95,  // 146: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
-	63,  // 147: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	65,  // 148: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	69,  // 149: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	71,  // 150: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	73,  // 151: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	75,  // 152: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	77,  // 153: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	130, // [130:154] is the sub-list for method output_type
-	106, // [106:130] is the sub-list for method input_type
-	106, // [106:106] is the sub-list for extension type_name
-	106, // [106:106] is the sub-list for extension extendee
-	0,   // [0:106] is the sub-list for field type_name
+	7,   // 97: drover.v1.HandFramesRequest.ref:type_name -> drover.v1.MoveRef
+	79,  // 98: drover.v1.HandFramesRequest.frames:type_name -> drover.v1.CaughtFrame
+	114, // 99: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	115, // 100: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	107, // 101: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	109, // 102: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	116, // 103: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	111, // 104: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	109, // 105: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	91,  // 106: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
+	94,  // 107: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
+	0,   // 108: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,   // 109: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,   // 110: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,   // 111: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,   // 112: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	53,  // 113: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	55,  // 114: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	57,  // 115: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	59,  // 116: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	81,  // 117: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	83,  // 118: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	85,  // 119: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	87,  // 120: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
+	89,  // 121: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
+	92,  // 122: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	95,  // 123: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	97,  // 124: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
+	62,  // 125: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 126: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 127: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 128: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 129: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 130: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 131: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	78,  // 132: drover.v1.PeerService.HandFrames:input_type -> drover.v1.HandFramesRequest
+	1,   // 133: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 134: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 135: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 136: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 137: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 138: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 139: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 140: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 141: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	82,  // 142: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	84,  // 143: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	86,  // 144: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	88,  // 145: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	90,  // 146: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	93,  // 147: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	96,  // 148: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	98,  // 149: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
+	63,  // 150: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 151: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 152: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 153: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 154: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 155: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 156: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	80,  // 157: drover.v1.PeerService.HandFrames:output_type -> drover.v1.HandFramesResponse
+	133, // [133:158] is the sub-list for method output_type
+	108, // [108:133] is the sub-list for method input_type
+	108, // [108:108] is the sub-list for extension type_name
+	108, // [108:108] is the sub-list for extension extendee
+	0,   // [0:108] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -7163,7 +7383,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   101,
+			NumMessages:   104,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

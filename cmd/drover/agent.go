@@ -19,6 +19,7 @@ import (
 	"github.com/drover-vm/drover/agent"
 	"github.com/drover-vm/drover/driver/disk"
 	"github.com/drover-vm/drover/driver/libvirt"
+	"github.com/drover-vm/drover/driver/tap"
 	"github.com/drover-vm/drover/lab/wanem"
 	"github.com/drover-vm/drover/pki"
 	"github.com/drover-vm/drover/probe"
@@ -83,7 +84,7 @@ func (a *app) runAgent(ctx context.Context, path string, cfg agent.Config) (err 
 		defer func() { _ = volumes.Close() }()
 		guests := libvirt.NewGuests(log, cfg.Libvirt)
 		defer func() { err = errors.Join(err, guests.Close()) }()
-		deps.Hypervisor, deps.Volumes, deps.Guests = hyp, volumes, guests
+		deps.Hypervisor, deps.Volumes, deps.Guests, deps.Catcher = hyp, volumes, guests, tap.New(log)
 	}
 	if cfg.Edge != nil {
 		edge, err := openEdge(ctx, log, cfg)

@@ -195,7 +195,9 @@ func tcpPacket(payload int) []byte {
 }
 
 // tcpSum is 0xffff where the checksum of a TCP packet is right.
-func tcpSum(f []byte) uint16 { return sum16(append(bytes.Clone(f[26:34]), f[34:]...), uint32(6+len(f)-34)) }
+func tcpSum(f []byte) uint16 {
+	return sum16(append(bytes.Clone(f[26:34]), f[34:]...), uint32(6+len(f)-34))
+}
 
 func sum16(b []byte, sum uint32) uint16 {
 	for i := 0; i+1 < len(b); i += 2 {
@@ -214,7 +216,7 @@ func sum16(b []byte, sum uint32) uint16 {
 func TestNothingStays(t *testing.T) {
 	newHost(t)
 	look := func() string {
-		return run(t, "ip -d link show br0 | grep -o 'promiscuity [0-9]*'; ip -br link show; bridge fdb show br br0 | grep -v '^33:33\\|^01:00'")
+		return run(t, "ip -d link show br0 | grep -o 'promiscuity [0-9]*'; ls /sys/class/net; bridge fdb show br br0 | grep -v '^33:33\\|^01:00'")
 	}
 	before := look()
 	c, err := New(nil).Catch(t.Context(), driver.CaughtStation{MAC: drivertest.CatchMAC})

@@ -89,6 +89,8 @@ const (
 	PeerServiceDigestProcedure = "/drover.v1.PeerService/Digest"
 	// PeerServiceCutOverProcedure is the fully-qualified name of the PeerService's CutOver RPC.
 	PeerServiceCutOverProcedure = "/drover.v1.PeerService/CutOver"
+	// PeerServiceHandFramesProcedure is the fully-qualified name of the PeerService's HandFrames RPC.
+	PeerServiceHandFramesProcedure = "/drover.v1.PeerService/HandFrames"
 )
 
 // AgentServiceClient is a client for the drover.v1.AgentService service.
@@ -703,6 +705,12 @@ type PeerServiceClient interface {
 	// carries out what StageEdge has staged for the move. Repeatable; a move
 	// with nothing staged is not found.
 	CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error)
+	// HandFrames gives the destination what the source has caught for the guest
+	// while it is paused, and what still comes after. The destination holds it
+	// until it lets the guest run and then puts it into the guest's ports; where
+	// it never does, it is dropped. The first message names the move and its
+	// session, the others carry frames, in their order.
+	HandFrames(context.Context) (*connect.ClientStreamForClientSimple[droverv1.HandFramesRequest, droverv1.HandFramesResponse], error)
 }
 
 // NewPeerServiceClient constructs a client for the drover.v1.PeerService service. By default, it
@@ -758,18 +766,25 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("CutOver")),
 			connect.WithClientOptions(opts...),
 		),
+		handFrames: connect.NewClient[droverv1.HandFramesRequest, droverv1.HandFramesResponse](
+			httpClient,
+			baseURL+PeerServiceHandFramesProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("HandFrames")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // peerServiceClient implements PeerServiceClient.
 type peerServiceClient struct {
-	ping    *connect.Client[droverv1.PingRequest, droverv1.PingResponse]
-	prepare *connect.Client[droverv1.PrepareRequest, droverv1.PrepareResponse]
-	finish  *connect.Client[droverv1.FinishRequest, droverv1.FinishResponse]
-	fate    *connect.Client[droverv1.FateRequest, droverv1.FateResponse]
-	abandon *connect.Client[droverv1.AbandonRequest, droverv1.AbandonResponse]
-	digest  *connect.Client[droverv1.DigestRequest, droverv1.DigestResponse]
-	cutOver *connect.Client[droverv1.CutOverRequest, droverv1.CutOverResponse]
+	ping       *connect.Client[droverv1.PingRequest, droverv1.PingResponse]
+	prepare    *connect.Client[droverv1.PrepareRequest, droverv1.PrepareResponse]
+	finish     *connect.Client[droverv1.FinishRequest, droverv1.FinishResponse]
+	fate       *connect.Client[droverv1.FateRequest, droverv1.FateResponse]
+	abandon    *connect.Client[droverv1.AbandonRequest, droverv1.AbandonResponse]
+	digest     *connect.Client[droverv1.DigestRequest, droverv1.DigestResponse]
+	cutOver    *connect.Client[droverv1.CutOverRequest, droverv1.CutOverResponse]
+	handFrames *connect.Client[droverv1.HandFramesRequest, droverv1.HandFramesResponse]
 }
 
 // Ping calls drover.v1.PeerService.Ping.
@@ -835,6 +850,11 @@ func (c *peerServiceClient) CutOver(ctx context.Context, req *droverv1.CutOverRe
 	return nil, err
 }
 
+// HandFrames calls drover.v1.PeerService.HandFrames.
+func (c *peerServiceClient) HandFrames(ctx context.Context) (*connect.ClientStreamForClientSimple[droverv1.HandFramesRequest, droverv1.HandFramesResponse], error) {
+	return c.handFrames.CallClientStreamSimple(ctx)
+}
+
 // PeerServiceHandler is an implementation of the drover.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Ping proves reachability, certificates and the clock.
@@ -855,6 +875,12 @@ type PeerServiceHandler interface {
 	// carries out what StageEdge has staged for the move. Repeatable; a move
 	// with nothing staged is not found.
 	CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error)
+	// HandFrames gives the destination what the source has caught for the guest
+	// while it is paused, and what still comes after. The destination holds it
+	// until it lets the guest run and then puts it into the guest's ports; where
+	// it never does, it is dropped. The first message names the move and its
+	// session, the others carry frames, in their order.
+	HandFrames(context.Context, *connect.ClientStream[droverv1.HandFramesRequest]) (*droverv1.HandFramesResponse, error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -906,6 +932,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("CutOver")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceHandFramesHandler := connect.NewClientStreamHandlerSimple(
+		PeerServiceHandFramesProcedure,
+		svc.HandFrames,
+		connect.WithSchema(peerServiceMethods.ByName("HandFrames")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServicePingProcedure:
@@ -922,6 +954,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceDigestHandler.ServeHTTP(w, r)
 		case PeerServiceCutOverProcedure:
 			peerServiceCutOverHandler.ServeHTTP(w, r)
+		case PeerServiceHandFramesProcedure:
+			peerServiceHandFramesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -957,4 +991,8 @@ func (UnimplementedPeerServiceHandler) Digest(context.Context, *droverv1.DigestR
 
 func (UnimplementedPeerServiceHandler) CutOver(context.Context, *droverv1.CutOverRequest) (*droverv1.CutOverResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.CutOver is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) HandFrames(context.Context, *connect.ClientStream[droverv1.HandFramesRequest]) (*droverv1.HandFramesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.HandFrames is not implemented"))
 }
