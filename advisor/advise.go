@@ -22,6 +22,7 @@ func Advise(q Question, p Policy) drover.Advice {
 			c.advice.Meets = false
 			c.miss("%s", o.why)
 		}
+		c.weighty()
 	}
 	slices.SortStableFunc(found, func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(a.class(), b.class()), cmp.Compare(a.missed(), b.missed()),
@@ -86,8 +87,7 @@ func (c *candidate) missed() int {
 // why says why the method is the advice: what it is, that it is the simplest, and
 // what speaks against those that are simpler.
 func (c *candidate) why(all []*candidate) []string {
-	m := c.advice.Method
-	reasons := []string{fmt.Sprintf("%s: %s", m, c.nature.does)}
+	reasons := []string{c.nature.does}
 	if c.class() == classRight {
 		reasons[0] += "; the simplest that meets all it needs"
 	} else {
@@ -140,6 +140,9 @@ func staying(q *Question, all []*candidate, against []objection) (reasons, chang
 		return reasons, changes
 	}
 	reasons = []string{fmt.Sprintf("no method takes it to %s and gives it all that it needs", q.To.Name)}
+	// That no other VM would do is the least of reasons to stay: most would not.
+	all = slices.Clone(all)
+	slices.SortStableFunc(all, func(a, b *candidate) int { return cmp.Compare(a.makes(), b.makes()) })
 	for _, c := range all {
 		if why := c.first(); why != "" {
 			reasons = append(reasons, fmt.Sprintf("not %s: %s", c.advice.Method, why))
@@ -149,6 +152,21 @@ func staying(q *Question, all []*candidate, against []objection) (reasons, chang
 		}
 	}
 	return reasons, changes
+}
+
+// weighty puts what keeps a method from being right before what only speaks
+// against it.
+func (c *candidate) weighty() {
+	rest := slices.DeleteFunc(slices.Clone(c.advice.Against), func(s string) bool { return slices.Contains(c.decisive, s) })
+	c.advice.Against = append(slices.Clone(c.decisive), rest...)
+}
+
+// makes is 1 for methods that make another VM.
+func (c *candidate) makes() int {
+	if c.advice.Method.Makes() {
+		return 1
+	}
+	return 0
 }
 
 // first is what weighs most against it; empty where nothing does.

@@ -200,10 +200,7 @@ func (c *candidate) rules() {
 			continue
 		}
 		v := r.judge(c.way)
-		name := "rule " + r.Name
-		if r.Source != "" {
-			name += " (" + r.Source + ")"
-		}
+		name := r.title()
 		switch {
 		case len(v.broken) > 0 && r.Refuse:
 			c.impossible("%s forbids it: %s", name, sentence(v.broken))

@@ -100,3 +100,26 @@ func (r RuleSet) judge(w way) verdict {
 	}
 	return v
 }
+
+// Forbidden says which rule forbids a method for the way, and with which figures;
+// empty where none does.
+func Forbidden(q Question, p Policy, m drover.Method) string {
+	if q.From.Name == q.To.Name {
+		return ""
+	}
+	w := wayOf(&q)
+	for _, r := range p.Rules {
+		if v := r.judge(w); r.Refuse && r.applies(m) && len(v.broken) > 0 {
+			return fmt.Sprintf("%s forbids %s: %s", r.title(), m, sentence(v.broken))
+		}
+	}
+	return ""
+}
+
+// title is how a rule set is quoted.
+func (r RuleSet) title() string {
+	if r.Source == "" {
+		return "rule " + r.Name
+	}
+	return "rule " + r.Name + " (" + r.Source + ")"
+}

@@ -67,6 +67,7 @@ func roundTrip[D any, P proto.Message](t *testing.T, to func(D) P, from func(P) 
 
 func TestRoundTrip(t *testing.T) {
 	roundTrip(t, api.SiteToProto, api.SiteFromProto)
+	roundTrip(t, api.AdviceToProto, api.AdviceFromProto)
 	roundTrip(t, api.HostToProto, api.HostFromProto)
 	roundTrip(t, api.LinkToProto, api.LinkFromProto)
 	roundTrip(t, api.VMToProto, api.VMFromProto)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -38,6 +39,8 @@ type Config struct {
 	Sites  []SiteConfig  `yaml:"sites"`
 	Agents []AgentConfig `yaml:"agents"`
 	Links  []LinkConfig  `yaml:"links"`
+	// Advice is what the adviser goes by; empty: what it goes by itself.
+	Advice AdviceConfig `yaml:"advice,omitempty"`
 }
 
 // SiteConfig is a data center.
@@ -154,6 +157,7 @@ func (c Config) Validate() error {
 			v.add(at+"rtt", "%s: want a time of at least zero, such as 50ms", time.Duration(l.RTT))
 		}
 	}
+	c.Advice.validate(v)
 	return v.err()
 }
 
@@ -249,4 +253,16 @@ func (d *Duration) UnmarshalYAML(n ast.Node) error {
 	}
 	*d = Duration(v)
 	return nil
+}
+
+func (d Duration) millis() float64 { return float64(d) / float64(time.Millisecond) }
+
+// parsePercent reads "0.1%" as a share between 0 and 1.
+func parsePercent(text string) (float64, error) {
+	number, ok := strings.CutSuffix(strings.TrimSpace(text), "%")
+	v, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if !ok || err != nil || math.IsNaN(v) || v < 0 || v > 100 {
+		return 0, fmt.Errorf("%q: want percent from 0%% to 100%%, such as 0.1%%", text)
+	}
+	return v / 100, nil
 }

@@ -312,7 +312,7 @@ func sameVM(a, b drover.VM) bool {
 	}
 	return slices.EqualFunc(a.Disks, b.Disks, func(x, y drover.Disk) bool {
 		return x.Path == y.Path && x.VirtualBytes == y.VirtualBytes
-	}) && slices.EqualFunc(a.NICs, b.NICs, sameNIC) && maps.Equal(a.Labels, b.Labels)
+	}) && slices.EqualFunc(a.NICs, b.NICs, sameNIC) && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.Requirements, b.Requirements)
 }
 
 func sameNIC(a, b drover.NIC) bool {

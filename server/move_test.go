@@ -83,6 +83,12 @@ func TestPreflight(t *testing.T) {
 				t.Errorf("got OK %v, method %q, to %s, failed %v; want %v, %q, %s, %v\n%+v",
 					p.OK, p.Method, p.To, bad, tt.wantOK, tt.wantMethod, tt.wantTo, tt.wantBad, p.Checks)
 			}
+			if last := len(p.Checks) - 1; p.OK && tt.method == "cold" {
+				if c := p.Checks[last]; c.Name != "advice" || !c.Warning || !strings.Contains(c.Detail, "live is advised; of cold: open sessions would be lost") {
+					t.Errorf("the adviser says %+v of what is not advised", c)
+				}
+				p.Checks = p.Checks[:last]
+			}
 			if p.OK && (p.Checks[len(p.Checks)-3].Name != "reach" || p.Checks[len(p.Checks)-1].Name != "cpu") {
 				t.Errorf("order: %+v, want the server's own, the source's, the target's", p.Checks)
 			}

@@ -18,7 +18,9 @@ import (
 
 // asked is what a caller wants of a move's network, beside where it goes.
 type asked struct {
-	method      drover.Method
+	method drover.Method
+	// why the method was chosen; nil: it was asked for.
+	why         []string
 	localEgress bool
 	// renumber is for the method renumber.
 	renumber drover.RenumberWish

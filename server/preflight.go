@@ -50,7 +50,7 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 		return s.preflightDisks(vm, moves), nil
 	}
 	if ask.makes != nil {
-		return s.preflightClone(ctx, vm, moves, to, ask.method, ask.makes)
+		return s.preflightClone(ctx, vm, moves, to, ask)
 	}
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
@@ -58,7 +58,7 @@ func (s *Server) preflight(ctx context.Context, name string, to drover.Place, as
 	to, kept := s.nearReplica(vm, to)
 	target, chosen := s.checkTarget(&checks, vm, to)
 	chosen = append(chosen, kept...)
-	way, reasons := s.checkMethod(&checks, vm, source, target, ask.method)
+	way, reasons := s.checkMethod(&checks, vm, source, target, ask)
 	p := plan{
 		request: executor.Request{
 			VM: vm, From: drover.Place{Site: vm.Site, Host: vm.Host}, To: drover.Place{Site: to.Site, Host: to.Host},
@@ -203,14 +203,14 @@ func orNone(names []string) string {
 
 // checkMethod settles the method: the one asked for, or live where the VM
 // runs and both ends have its segments, else cold.
-func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Host, method drover.Method) (drover.Method, []string) {
-	var reasons []string
+func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Host, ask asked) (drover.Method, []string) {
+	method, reasons := ask.method, ask.why
 	if method == "" {
 		if target.Name == "" {
 			return "", nil // cannot be told without a target, which is what is wrong
 		}
 		method, reasons = s.defaultMethod(vm, source, target)
-	} else {
+	} else if reasons == nil {
 		reasons = []string{fmt.Sprintf("method %s was asked for", method)}
 	}
 	switch {
@@ -219,7 +219,7 @@ func (s *Server) checkMethod(c *findings, vm drover.VM, source, target drover.Ho
 	case method != drover.Cold && vm.State != drover.VMRunning:
 		c.bad("method", "take cold", "%s is %s, and only a running VM moves %s", vm.Name, vm.State, method)
 	default:
-		c.ok("method", "%s: %s", method, strings.Join(reasons, ", "))
+		c.ok("method", "%s: %s", method, strings.Join(reasons, "; "))
 	}
 	return method, reasons
 }

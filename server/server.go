@@ -68,6 +68,8 @@ type Server struct {
 	exec  *executor.Executor
 	truth *truth
 	meter *meter
+	// settingNeeds is held while requirements of a VM are read, changed and kept.
+	settingNeeds sync.Mutex
 
 	protector *protector
 

@@ -97,11 +97,7 @@ func (s service) Preflight(ctx context.Context, r *droverv1.PreflightRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	ask, err := newAsked(method, r)
-	if err != nil {
-		return nil, err
-	}
-	p, err := s.preflight(ctx, r.GetVm(), to, ask)
+	p, err := s.preflightAsked(ctx, r.GetVm(), to, method, r)
 	if err != nil {
 		return nil, err
 	}
@@ -192,14 +188,11 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 	case found:
 		return &droverv1.StartMoveResponse{Move: api.MoveToProto(m)}, nil
 	}
-	ask, err := newAsked(method, r)
+	p, err := s.preflightAsked(ctx, r.GetVm(), to, method, r)
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.preflight(ctx, r.GetVm(), to, ask)
-	if err != nil {
-		return nil, err
-	}
+	method = p.report.Method
 	resp := &droverv1.StartMoveResponse{Preflight: api.PreflightToProto(p.report)}
 	if !p.report.OK {
 		return resp, nil

@@ -64,7 +64,11 @@ type cloneCheck struct {
 }
 
 // preflightClone checks a move that makes another VM, and decides all of it.
-func (s *Server) preflightClone(ctx context.Context, vm drover.VM, moves movesByVM, to drover.Place, method drover.Method, wish *makes) (plan, error) {
+func (s *Server) preflightClone(ctx context.Context, vm drover.VM, moves movesByVM, to drover.Place, ask asked) (plan, error) {
+	method, wish, reasons := ask.method, ask.makes, ask.why
+	if reasons == nil {
+		reasons = []string{fmt.Sprintf("method %s was asked for", method)}
+	}
 	var checks findings
 	source := s.checkVM(&checks, vm, moves)
 	if method == drover.Redirect {
@@ -74,11 +78,11 @@ func (s *Server) preflightClone(ctx context.Context, vm drover.VM, moves movesBy
 	if method == drover.Redirect && vm.State != drover.VMRunning {
 		checks.bad("method", "take spawn", "%s is %s: there are no sessions to redirect", vm.Name, vm.State)
 	} else {
-		checks.ok("method", "method %s was asked for", method)
+		checks.ok("method", "%s", strings.Join(reasons, "; "))
 	}
 	p := plan{request: executor.Request{
 		VM: vm, From: drover.Place{Site: vm.Site, Host: vm.Host}, To: drover.Place{Site: to.Site, Host: to.Host},
-		Method: method, Reasons: append([]string{fmt.Sprintf("method %s was asked for", method)}, chosen...),
+		Method: method, Reasons: append(reasons, chosen...),
 	}}
 	if checks.holds() {
 		p.request.To = drover.Place{Site: target.Site, Host: target.Name}

@@ -1105,6 +1105,396 @@ func (x *PreflightResponse) GetPreflight() *Preflight {
 	return nil
 }
 
+type AdviseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Absent: the best site.
+	To *Place `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Do not have the agents check what is advised.
+	NoPreflight   bool `protobuf:"varint,3,opt,name=no_preflight,json=noPreflight,proto3" json:"no_preflight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdviseRequest) Reset() {
+	*x = AdviseRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdviseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdviseRequest) ProtoMessage() {}
+
+func (x *AdviseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdviseRequest.ProtoReflect.Descriptor instead.
+func (*AdviseRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AdviseRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *AdviseRequest) GetTo() *Place {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AdviseRequest) GetNoPreflight() bool {
+	if x != nil {
+		return x.NoPreflight
+	}
+	return false
+}
+
+type AdviseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Advice        *Advice                `protobuf:"bytes,1,opt,name=advice,proto3" json:"advice,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdviseResponse) Reset() {
+	*x = AdviseResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdviseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdviseResponse) ProtoMessage() {}
+
+func (x *AdviseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdviseResponse.ProtoReflect.Descriptor instead.
+func (*AdviseResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *AdviseResponse) GetAdvice() *Advice {
+	if x != nil {
+		return x.Advice
+	}
+	return nil
+}
+
+type AdviseAllRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The site.
+	To            string `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdviseAllRequest) Reset() {
+	*x = AdviseAllRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdviseAllRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdviseAllRequest) ProtoMessage() {}
+
+func (x *AdviseAllRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdviseAllRequest.ProtoReflect.Descriptor instead.
+func (*AdviseAllRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *AdviseAllRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+type AdviseAllResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of their methods only the one that is advised, and of that the forecast.
+	Advices       []*Advice `protobuf:"bytes,1,rep,name=advices,proto3" json:"advices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdviseAllResponse) Reset() {
+	*x = AdviseAllResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdviseAllResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdviseAllResponse) ProtoMessage() {}
+
+func (x *AdviseAllResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdviseAllResponse.ProtoReflect.Descriptor instead.
+func (*AdviseAllResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *AdviseAllResponse) GetAdvices() []*Advice {
+	if x != nil {
+		return x.Advices
+	}
+	return nil
+}
+
+type GetRequirementsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRequirementsRequest) Reset() {
+	*x = GetRequirementsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRequirementsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRequirementsRequest) ProtoMessage() {}
+
+func (x *GetRequirementsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRequirementsRequest.ProtoReflect.Descriptor instead.
+func (*GetRequirementsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GetRequirementsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type GetRequirementsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requirements  *Requirements          `protobuf:"bytes,1,opt,name=requirements,proto3" json:"requirements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRequirementsResponse) Reset() {
+	*x = GetRequirementsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRequirementsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRequirementsResponse) ProtoMessage() {}
+
+func (x *GetRequirementsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRequirementsResponse.ProtoReflect.Descriptor instead.
+func (*GetRequirementsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *GetRequirementsResponse) GetRequirements() *Requirements {
+	if x != nil {
+		return x.Requirements
+	}
+	return nil
+}
+
+type SetRequirementsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// By their names; an empty value takes one back.
+	Values map[string]string `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Forget all that were set before.
+	Clear         bool `protobuf:"varint,3,opt,name=clear,proto3" json:"clear,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequirementsRequest) Reset() {
+	*x = SetRequirementsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequirementsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequirementsRequest) ProtoMessage() {}
+
+func (x *SetRequirementsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequirementsRequest.ProtoReflect.Descriptor instead.
+func (*SetRequirementsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SetRequirementsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetRequirementsRequest) GetValues() map[string]string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *SetRequirementsRequest) GetClear() bool {
+	if x != nil {
+		return x.Clear
+	}
+	return false
+}
+
+type SetRequirementsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requirements  *Requirements          `protobuf:"bytes,1,opt,name=requirements,proto3" json:"requirements,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequirementsResponse) Reset() {
+	*x = SetRequirementsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequirementsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequirementsResponse) ProtoMessage() {}
+
+func (x *SetRequirementsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequirementsResponse.ProtoReflect.Descriptor instead.
+func (*SetRequirementsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetRequirementsResponse) GetRequirements() *Requirements {
+	if x != nil {
+		return x.Requirements
+	}
+	return nil
+}
+
 type StartMoveRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Vm             string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1146,7 +1536,7 @@ type StartMoveRequest struct {
 
 func (x *StartMoveRequest) Reset() {
 	*x = StartMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1548,7 @@ func (x *StartMoveRequest) String() string {
 func (*StartMoveRequest) ProtoMessage() {}
 
 func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[24]
+	mi := &file_drover_v1_drover_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1561,7 @@ func (x *StartMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveRequest.ProtoReflect.Descriptor instead.
 func (*StartMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{24}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StartMoveRequest) GetVm() string {
@@ -1311,7 +1701,7 @@ type StartMoveResponse struct {
 
 func (x *StartMoveResponse) Reset() {
 	*x = StartMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1713,7 @@ func (x *StartMoveResponse) String() string {
 func (*StartMoveResponse) ProtoMessage() {}
 
 func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[25]
+	mi := &file_drover_v1_drover_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1726,7 @@ func (x *StartMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartMoveResponse.ProtoReflect.Descriptor instead.
 func (*StartMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{25}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StartMoveResponse) GetMove() *Move {
@@ -1362,7 +1752,7 @@ type WatchMoveRequest struct {
 
 func (x *WatchMoveRequest) Reset() {
 	*x = WatchMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1764,7 @@ func (x *WatchMoveRequest) String() string {
 func (*WatchMoveRequest) ProtoMessage() {}
 
 func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[26]
+	mi := &file_drover_v1_drover_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1777,7 @@ func (x *WatchMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveRequest.ProtoReflect.Descriptor instead.
 func (*WatchMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{26}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WatchMoveRequest) GetName() string {
@@ -1406,7 +1796,7 @@ type WatchMoveResponse struct {
 
 func (x *WatchMoveResponse) Reset() {
 	*x = WatchMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1808,7 @@ func (x *WatchMoveResponse) String() string {
 func (*WatchMoveResponse) ProtoMessage() {}
 
 func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[27]
+	mi := &file_drover_v1_drover_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1821,7 @@ func (x *WatchMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchMoveResponse.ProtoReflect.Descriptor instead.
 func (*WatchMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{27}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WatchMoveResponse) GetMove() *Move {
@@ -1450,7 +1840,7 @@ type CancelMoveRequest struct {
 
 func (x *CancelMoveRequest) Reset() {
 	*x = CancelMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	mi := &file_drover_v1_drover_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1852,7 @@ func (x *CancelMoveRequest) String() string {
 func (*CancelMoveRequest) ProtoMessage() {}
 
 func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[28]
+	mi := &file_drover_v1_drover_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1865,7 @@ func (x *CancelMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveRequest.ProtoReflect.Descriptor instead.
 func (*CancelMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{28}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CancelMoveRequest) GetName() string {
@@ -1494,7 +1884,7 @@ type CancelMoveResponse struct {
 
 func (x *CancelMoveResponse) Reset() {
 	*x = CancelMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	mi := &file_drover_v1_drover_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1896,7 @@ func (x *CancelMoveResponse) String() string {
 func (*CancelMoveResponse) ProtoMessage() {}
 
 func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[29]
+	mi := &file_drover_v1_drover_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1909,7 @@ func (x *CancelMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelMoveResponse.ProtoReflect.Descriptor instead.
 func (*CancelMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{29}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CancelMoveResponse) GetMove() *Move {
@@ -1538,7 +1928,7 @@ type EndOldSessionsRequest struct {
 
 func (x *EndOldSessionsRequest) Reset() {
 	*x = EndOldSessionsRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1940,7 @@ func (x *EndOldSessionsRequest) String() string {
 func (*EndOldSessionsRequest) ProtoMessage() {}
 
 func (x *EndOldSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[30]
+	mi := &file_drover_v1_drover_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1953,7 @@ func (x *EndOldSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndOldSessionsRequest.ProtoReflect.Descriptor instead.
 func (*EndOldSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{30}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EndOldSessionsRequest) GetName() string {
@@ -1582,7 +1972,7 @@ type EndOldSessionsResponse struct {
 
 func (x *EndOldSessionsResponse) Reset() {
 	*x = EndOldSessionsResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1984,7 @@ func (x *EndOldSessionsResponse) String() string {
 func (*EndOldSessionsResponse) ProtoMessage() {}
 
 func (x *EndOldSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[31]
+	mi := &file_drover_v1_drover_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1997,7 @@ func (x *EndOldSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndOldSessionsResponse.ProtoReflect.Descriptor instead.
 func (*EndOldSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{31}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *EndOldSessionsResponse) GetMove() *Move {
@@ -1628,7 +2018,7 @@ type SetMoveRateRequest struct {
 
 func (x *SetMoveRateRequest) Reset() {
 	*x = SetMoveRateRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +2030,7 @@ func (x *SetMoveRateRequest) String() string {
 func (*SetMoveRateRequest) ProtoMessage() {}
 
 func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[32]
+	mi := &file_drover_v1_drover_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +2043,7 @@ func (x *SetMoveRateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateRequest.ProtoReflect.Descriptor instead.
 func (*SetMoveRateRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{32}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetMoveRateRequest) GetName() string {
@@ -1679,7 +2069,7 @@ type SetMoveRateResponse struct {
 
 func (x *SetMoveRateResponse) Reset() {
 	*x = SetMoveRateResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +2081,7 @@ func (x *SetMoveRateResponse) String() string {
 func (*SetMoveRateResponse) ProtoMessage() {}
 
 func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[33]
+	mi := &file_drover_v1_drover_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +2094,7 @@ func (x *SetMoveRateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMoveRateResponse.ProtoReflect.Descriptor instead.
 func (*SetMoveRateResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{33}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SetMoveRateResponse) GetMove() *Move {
@@ -1723,7 +2113,7 @@ type CommitMoveRequest struct {
 
 func (x *CommitMoveRequest) Reset() {
 	*x = CommitMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[34]
+	mi := &file_drover_v1_drover_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2125,7 @@ func (x *CommitMoveRequest) String() string {
 func (*CommitMoveRequest) ProtoMessage() {}
 
 func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[34]
+	mi := &file_drover_v1_drover_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2138,7 @@ func (x *CommitMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveRequest.ProtoReflect.Descriptor instead.
 func (*CommitMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{34}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CommitMoveRequest) GetName() string {
@@ -1767,7 +2157,7 @@ type CommitMoveResponse struct {
 
 func (x *CommitMoveResponse) Reset() {
 	*x = CommitMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[35]
+	mi := &file_drover_v1_drover_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +2169,7 @@ func (x *CommitMoveResponse) String() string {
 func (*CommitMoveResponse) ProtoMessage() {}
 
 func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[35]
+	mi := &file_drover_v1_drover_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +2182,7 @@ func (x *CommitMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitMoveResponse.ProtoReflect.Descriptor instead.
 func (*CommitMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{35}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CommitMoveResponse) GetMove() *Move {
@@ -1811,7 +2201,7 @@ type ReturnMoveRequest struct {
 
 func (x *ReturnMoveRequest) Reset() {
 	*x = ReturnMoveRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[36]
+	mi := &file_drover_v1_drover_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +2213,7 @@ func (x *ReturnMoveRequest) String() string {
 func (*ReturnMoveRequest) ProtoMessage() {}
 
 func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[36]
+	mi := &file_drover_v1_drover_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +2226,7 @@ func (x *ReturnMoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveRequest.ProtoReflect.Descriptor instead.
 func (*ReturnMoveRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{36}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReturnMoveRequest) GetName() string {
@@ -1855,7 +2245,7 @@ type ReturnMoveResponse struct {
 
 func (x *ReturnMoveResponse) Reset() {
 	*x = ReturnMoveResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[37]
+	mi := &file_drover_v1_drover_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +2257,7 @@ func (x *ReturnMoveResponse) String() string {
 func (*ReturnMoveResponse) ProtoMessage() {}
 
 func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[37]
+	mi := &file_drover_v1_drover_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +2270,7 @@ func (x *ReturnMoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnMoveResponse.ProtoReflect.Descriptor instead.
 func (*ReturnMoveResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{37}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReturnMoveResponse) GetMove() *Move {
@@ -1903,7 +2293,7 @@ type ProtectRequest struct {
 
 func (x *ProtectRequest) Reset() {
 	*x = ProtectRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[38]
+	mi := &file_drover_v1_drover_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +2305,7 @@ func (x *ProtectRequest) String() string {
 func (*ProtectRequest) ProtoMessage() {}
 
 func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[38]
+	mi := &file_drover_v1_drover_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +2318,7 @@ func (x *ProtectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectRequest.ProtoReflect.Descriptor instead.
 func (*ProtectRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{38}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProtectRequest) GetVm() string {
@@ -1970,7 +2360,7 @@ type ProtectResponse struct {
 
 func (x *ProtectResponse) Reset() {
 	*x = ProtectResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[39]
+	mi := &file_drover_v1_drover_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2372,7 @@ func (x *ProtectResponse) String() string {
 func (*ProtectResponse) ProtoMessage() {}
 
 func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[39]
+	mi := &file_drover_v1_drover_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2385,7 @@ func (x *ProtectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProtectResponse.ProtoReflect.Descriptor instead.
 func (*ProtectResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{39}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ProtectResponse) GetProtection() *Protection {
@@ -2021,7 +2411,7 @@ type EndProtectionRequest struct {
 
 func (x *EndProtectionRequest) Reset() {
 	*x = EndProtectionRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[40]
+	mi := &file_drover_v1_drover_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2423,7 @@ func (x *EndProtectionRequest) String() string {
 func (*EndProtectionRequest) ProtoMessage() {}
 
 func (x *EndProtectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[40]
+	mi := &file_drover_v1_drover_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2436,7 @@ func (x *EndProtectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProtectionRequest.ProtoReflect.Descriptor instead.
 func (*EndProtectionRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{40}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *EndProtectionRequest) GetVm() string {
@@ -2066,7 +2456,7 @@ type EndProtectionResponse struct {
 
 func (x *EndProtectionResponse) Reset() {
 	*x = EndProtectionResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[41]
+	mi := &file_drover_v1_drover_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2468,7 @@ func (x *EndProtectionResponse) String() string {
 func (*EndProtectionResponse) ProtoMessage() {}
 
 func (x *EndProtectionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[41]
+	mi := &file_drover_v1_drover_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2481,7 @@ func (x *EndProtectionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndProtectionResponse.ProtoReflect.Descriptor instead.
 func (*EndProtectionResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{41}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *EndProtectionResponse) GetProtection() *Protection {
@@ -2109,7 +2499,7 @@ type ListProtectionsRequest struct {
 
 func (x *ListProtectionsRequest) Reset() {
 	*x = ListProtectionsRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[42]
+	mi := &file_drover_v1_drover_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2511,7 @@ func (x *ListProtectionsRequest) String() string {
 func (*ListProtectionsRequest) ProtoMessage() {}
 
 func (x *ListProtectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[42]
+	mi := &file_drover_v1_drover_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2524,7 @@ func (x *ListProtectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProtectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListProtectionsRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{42}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{50}
 }
 
 type ListProtectionsResponse struct {
@@ -2146,7 +2536,7 @@ type ListProtectionsResponse struct {
 
 func (x *ListProtectionsResponse) Reset() {
 	*x = ListProtectionsResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[43]
+	mi := &file_drover_v1_drover_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2548,7 @@ func (x *ListProtectionsResponse) String() string {
 func (*ListProtectionsResponse) ProtoMessage() {}
 
 func (x *ListProtectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[43]
+	mi := &file_drover_v1_drover_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2561,7 @@ func (x *ListProtectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProtectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListProtectionsResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{43}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListProtectionsResponse) GetProtections() []*Protection {
@@ -2192,7 +2582,7 @@ type RemoveMadeVMRequest struct {
 
 func (x *RemoveMadeVMRequest) Reset() {
 	*x = RemoveMadeVMRequest{}
-	mi := &file_drover_v1_drover_proto_msgTypes[44]
+	mi := &file_drover_v1_drover_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2594,7 @@ func (x *RemoveMadeVMRequest) String() string {
 func (*RemoveMadeVMRequest) ProtoMessage() {}
 
 func (x *RemoveMadeVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[44]
+	mi := &file_drover_v1_drover_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2607,7 @@ func (x *RemoveMadeVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMadeVMRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMadeVMRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{44}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveMadeVMRequest) GetVm() string {
@@ -2245,7 +2635,7 @@ type RemoveMadeVMResponse struct {
 
 func (x *RemoveMadeVMResponse) Reset() {
 	*x = RemoveMadeVMResponse{}
-	mi := &file_drover_v1_drover_proto_msgTypes[45]
+	mi := &file_drover_v1_drover_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2647,7 @@ func (x *RemoveMadeVMResponse) String() string {
 func (*RemoveMadeVMResponse) ProtoMessage() {}
 
 func (x *RemoveMadeVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_drover_proto_msgTypes[45]
+	mi := &file_drover_v1_drover_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2660,7 @@ func (x *RemoveMadeVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMadeVMResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMadeVMResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_drover_proto_rawDescGZIP(), []int{45}
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *RemoveMadeVMResponse) GetVm() *VM {
@@ -2291,7 +2681,7 @@ var File_drover_v1_drover_proto protoreflect.FileDescriptor
 
 const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\"\x12\n" +
+	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x16drover/v1/advice.proto\x1a\x15drover/v1/types.proto\"\x12\n" +
 	"\x10ListSitesRequest\":\n" +
 	"\x11ListSitesResponse\x12%\n" +
 	"\x05sites\x18\x01 \x03(\v2\x0f.drover.v1.SiteR\x05sites\"\x12\n" +
@@ -2342,7 +2732,30 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
 	"disks_only\x18o \x01(\bR\tdisksOnly\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"\x97\x05\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"d\n" +
+	"\rAdviseRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
+	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12!\n" +
+	"\fno_preflight\x18\x03 \x01(\bR\vnoPreflight\";\n" +
+	"\x0eAdviseResponse\x12)\n" +
+	"\x06advice\x18\x01 \x01(\v2\x11.drover.v1.AdviceR\x06advice\"\"\n" +
+	"\x10AdviseAllRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\"@\n" +
+	"\x11AdviseAllResponse\x12+\n" +
+	"\aadvices\x18\x01 \x03(\v2\x11.drover.v1.AdviceR\aadvices\"(\n" +
+	"\x16GetRequirementsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"V\n" +
+	"\x17GetRequirementsResponse\x12;\n" +
+	"\frequirements\x18\x01 \x01(\v2\x17.drover.v1.RequirementsR\frequirements\"\xc0\x01\n" +
+	"\x16SetRequirementsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12E\n" +
+	"\x06values\x18\x02 \x03(\v2-.drover.v1.SetRequirementsRequest.ValuesEntryR\x06values\x12\x14\n" +
+	"\x05clear\x18\x03 \x01(\bR\x05clear\x1a9\n" +
+	"\vValuesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
+	"\x17SetRequirementsResponse\x12;\n" +
+	"\frequirements\x18\x01 \x01(\v2\x17.drover.v1.RequirementsR\frequirements\"\x97\x05\n" +
 	"\x10StartMoveRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12\x16\n" +
@@ -2420,7 +2833,7 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"O\n" +
 	"\x14RemoveMadeVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\tR\aremoved2\xca\r\n" +
+	"\aremoved\x18\x02 \x03(\tR\aremoved2\x85\x10\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -2434,7 +2847,11 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\bDiagnose\x12\x1a.drover.v1.DiagnoseRequest\x1a\x1b.drover.v1.DiagnoseResponse\x12F\n" +
 	"\tListMoves\x12\x1b.drover.v1.ListMovesRequest\x1a\x1c.drover.v1.ListMovesResponse\x12@\n" +
 	"\aGetMove\x12\x19.drover.v1.GetMoveRequest\x1a\x1a.drover.v1.GetMoveResponse\x12F\n" +
-	"\tPreflight\x12\x1b.drover.v1.PreflightRequest\x1a\x1c.drover.v1.PreflightResponse\x12F\n" +
+	"\tPreflight\x12\x1b.drover.v1.PreflightRequest\x1a\x1c.drover.v1.PreflightResponse\x12=\n" +
+	"\x06Advise\x12\x18.drover.v1.AdviseRequest\x1a\x19.drover.v1.AdviseResponse\x12F\n" +
+	"\tAdviseAll\x12\x1b.drover.v1.AdviseAllRequest\x1a\x1c.drover.v1.AdviseAllResponse\x12X\n" +
+	"\x0fGetRequirements\x12!.drover.v1.GetRequirementsRequest\x1a\".drover.v1.GetRequirementsResponse\x12X\n" +
+	"\x0fSetRequirements\x12!.drover.v1.SetRequirementsRequest\x1a\".drover.v1.SetRequirementsResponse\x12F\n" +
 	"\tStartMove\x12\x1b.drover.v1.StartMoveRequest\x1a\x1c.drover.v1.StartMoveResponse\x12H\n" +
 	"\tWatchMove\x12\x1b.drover.v1.WatchMoveRequest\x1a\x1c.drover.v1.WatchMoveResponse0\x01\x12I\n" +
 	"\n" +
@@ -2462,7 +2879,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),        // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),       // 1: drover.v1.ListSitesResponse
@@ -2488,130 +2905,155 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*GetMoveResponse)(nil),         // 21: drover.v1.GetMoveResponse
 	(*PreflightRequest)(nil),        // 22: drover.v1.PreflightRequest
 	(*PreflightResponse)(nil),       // 23: drover.v1.PreflightResponse
-	(*StartMoveRequest)(nil),        // 24: drover.v1.StartMoveRequest
-	(*StartMoveResponse)(nil),       // 25: drover.v1.StartMoveResponse
-	(*WatchMoveRequest)(nil),        // 26: drover.v1.WatchMoveRequest
-	(*WatchMoveResponse)(nil),       // 27: drover.v1.WatchMoveResponse
-	(*CancelMoveRequest)(nil),       // 28: drover.v1.CancelMoveRequest
-	(*CancelMoveResponse)(nil),      // 29: drover.v1.CancelMoveResponse
-	(*EndOldSessionsRequest)(nil),   // 30: drover.v1.EndOldSessionsRequest
-	(*EndOldSessionsResponse)(nil),  // 31: drover.v1.EndOldSessionsResponse
-	(*SetMoveRateRequest)(nil),      // 32: drover.v1.SetMoveRateRequest
-	(*SetMoveRateResponse)(nil),     // 33: drover.v1.SetMoveRateResponse
-	(*CommitMoveRequest)(nil),       // 34: drover.v1.CommitMoveRequest
-	(*CommitMoveResponse)(nil),      // 35: drover.v1.CommitMoveResponse
-	(*ReturnMoveRequest)(nil),       // 36: drover.v1.ReturnMoveRequest
-	(*ReturnMoveResponse)(nil),      // 37: drover.v1.ReturnMoveResponse
-	(*ProtectRequest)(nil),          // 38: drover.v1.ProtectRequest
-	(*ProtectResponse)(nil),         // 39: drover.v1.ProtectResponse
-	(*EndProtectionRequest)(nil),    // 40: drover.v1.EndProtectionRequest
-	(*EndProtectionResponse)(nil),   // 41: drover.v1.EndProtectionResponse
-	(*ListProtectionsRequest)(nil),  // 42: drover.v1.ListProtectionsRequest
-	(*ListProtectionsResponse)(nil), // 43: drover.v1.ListProtectionsResponse
-	(*RemoveMadeVMRequest)(nil),     // 44: drover.v1.RemoveMadeVMRequest
-	(*RemoveMadeVMResponse)(nil),    // 45: drover.v1.RemoveMadeVMResponse
-	(*Site)(nil),                    // 46: drover.v1.Site
-	(*Host)(nil),                    // 47: drover.v1.Host
-	(*Link)(nil),                    // 48: drover.v1.Link
-	(*VM)(nil),                      // 49: drover.v1.VM
-	(*Service)(nil),                 // 50: drover.v1.Service
-	(*Segment)(nil),                 // 51: drover.v1.Segment
-	(*EdgeState)(nil),               // 52: drover.v1.EdgeState
-	(*Mesh)(nil),                    // 53: drover.v1.Mesh
-	(*Finding)(nil),                 // 54: drover.v1.Finding
-	(*Move)(nil),                    // 55: drover.v1.Move
-	(*Place)(nil),                   // 56: drover.v1.Place
-	(*CloneWish)(nil),               // 57: drover.v1.CloneWish
-	(*RenumberWish)(nil),            // 58: drover.v1.RenumberWish
-	(*Preflight)(nil),               // 59: drover.v1.Preflight
-	(*Gate)(nil),                    // 60: drover.v1.Gate
-	(*Protection)(nil),              // 61: drover.v1.Protection
+	(*AdviseRequest)(nil),           // 24: drover.v1.AdviseRequest
+	(*AdviseResponse)(nil),          // 25: drover.v1.AdviseResponse
+	(*AdviseAllRequest)(nil),        // 26: drover.v1.AdviseAllRequest
+	(*AdviseAllResponse)(nil),       // 27: drover.v1.AdviseAllResponse
+	(*GetRequirementsRequest)(nil),  // 28: drover.v1.GetRequirementsRequest
+	(*GetRequirementsResponse)(nil), // 29: drover.v1.GetRequirementsResponse
+	(*SetRequirementsRequest)(nil),  // 30: drover.v1.SetRequirementsRequest
+	(*SetRequirementsResponse)(nil), // 31: drover.v1.SetRequirementsResponse
+	(*StartMoveRequest)(nil),        // 32: drover.v1.StartMoveRequest
+	(*StartMoveResponse)(nil),       // 33: drover.v1.StartMoveResponse
+	(*WatchMoveRequest)(nil),        // 34: drover.v1.WatchMoveRequest
+	(*WatchMoveResponse)(nil),       // 35: drover.v1.WatchMoveResponse
+	(*CancelMoveRequest)(nil),       // 36: drover.v1.CancelMoveRequest
+	(*CancelMoveResponse)(nil),      // 37: drover.v1.CancelMoveResponse
+	(*EndOldSessionsRequest)(nil),   // 38: drover.v1.EndOldSessionsRequest
+	(*EndOldSessionsResponse)(nil),  // 39: drover.v1.EndOldSessionsResponse
+	(*SetMoveRateRequest)(nil),      // 40: drover.v1.SetMoveRateRequest
+	(*SetMoveRateResponse)(nil),     // 41: drover.v1.SetMoveRateResponse
+	(*CommitMoveRequest)(nil),       // 42: drover.v1.CommitMoveRequest
+	(*CommitMoveResponse)(nil),      // 43: drover.v1.CommitMoveResponse
+	(*ReturnMoveRequest)(nil),       // 44: drover.v1.ReturnMoveRequest
+	(*ReturnMoveResponse)(nil),      // 45: drover.v1.ReturnMoveResponse
+	(*ProtectRequest)(nil),          // 46: drover.v1.ProtectRequest
+	(*ProtectResponse)(nil),         // 47: drover.v1.ProtectResponse
+	(*EndProtectionRequest)(nil),    // 48: drover.v1.EndProtectionRequest
+	(*EndProtectionResponse)(nil),   // 49: drover.v1.EndProtectionResponse
+	(*ListProtectionsRequest)(nil),  // 50: drover.v1.ListProtectionsRequest
+	(*ListProtectionsResponse)(nil), // 51: drover.v1.ListProtectionsResponse
+	(*RemoveMadeVMRequest)(nil),     // 52: drover.v1.RemoveMadeVMRequest
+	(*RemoveMadeVMResponse)(nil),    // 53: drover.v1.RemoveMadeVMResponse
+	nil,                             // 54: drover.v1.SetRequirementsRequest.ValuesEntry
+	(*Site)(nil),                    // 55: drover.v1.Site
+	(*Host)(nil),                    // 56: drover.v1.Host
+	(*Link)(nil),                    // 57: drover.v1.Link
+	(*VM)(nil),                      // 58: drover.v1.VM
+	(*Service)(nil),                 // 59: drover.v1.Service
+	(*Segment)(nil),                 // 60: drover.v1.Segment
+	(*EdgeState)(nil),               // 61: drover.v1.EdgeState
+	(*Mesh)(nil),                    // 62: drover.v1.Mesh
+	(*Finding)(nil),                 // 63: drover.v1.Finding
+	(*Move)(nil),                    // 64: drover.v1.Move
+	(*Place)(nil),                   // 65: drover.v1.Place
+	(*CloneWish)(nil),               // 66: drover.v1.CloneWish
+	(*RenumberWish)(nil),            // 67: drover.v1.RenumberWish
+	(*Preflight)(nil),               // 68: drover.v1.Preflight
+	(*Advice)(nil),                  // 69: drover.v1.Advice
+	(*Requirements)(nil),            // 70: drover.v1.Requirements
+	(*Gate)(nil),                    // 71: drover.v1.Gate
+	(*Protection)(nil),              // 72: drover.v1.Protection
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	46, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	47, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	48, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	49, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	50, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	51, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	52, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	53, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
-	54, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	55, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	55, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	56, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	57, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
-	58, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
-	59, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	56, // 15: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	60, // 16: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	57, // 17: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
-	58, // 18: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
-	55, // 19: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	59, // 20: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	55, // 21: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	55, // 22: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	55, // 23: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
-	55, // 24: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	55, // 25: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	55, // 26: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	56, // 27: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
-	61, // 28: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
-	59, // 29: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
-	61, // 30: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
-	61, // 31: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
-	49, // 32: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
-	0,  // 33: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 34: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 35: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 36: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 37: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 38: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 39: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 40: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 41: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 42: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 43: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 44: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 45: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	26, // 46: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	28, // 47: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	30, // 48: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
-	32, // 49: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	34, // 50: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	36, // 51: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	38, // 52: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
-	40, // 53: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
-	42, // 54: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
-	44, // 55: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
-	1,  // 56: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 57: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 58: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 59: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 60: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 61: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 62: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 63: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 64: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 65: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 66: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 67: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 68: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	27, // 69: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	29, // 70: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	31, // 71: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
-	33, // 72: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	35, // 73: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	37, // 74: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	39, // 75: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
-	41, // 76: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
-	43, // 77: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
-	45, // 78: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
-	56, // [56:79] is the sub-list for method output_type
-	33, // [33:56] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	55, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	56, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	57, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	58, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	59, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	60, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	61, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	62, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	63, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	64, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	64, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	65, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	66, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
+	67, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
+	68, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	65, // 15: drover.v1.AdviseRequest.to:type_name -> drover.v1.Place
+	69, // 16: drover.v1.AdviseResponse.advice:type_name -> drover.v1.Advice
+	69, // 17: drover.v1.AdviseAllResponse.advices:type_name -> drover.v1.Advice
+	70, // 18: drover.v1.GetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	54, // 19: drover.v1.SetRequirementsRequest.values:type_name -> drover.v1.SetRequirementsRequest.ValuesEntry
+	70, // 20: drover.v1.SetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	65, // 21: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	71, // 22: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	66, // 23: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
+	67, // 24: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
+	64, // 25: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	68, // 26: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	64, // 27: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	64, // 28: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	64, // 29: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
+	64, // 30: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	64, // 31: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	64, // 32: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	65, // 33: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
+	72, // 34: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
+	68, // 35: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
+	72, // 36: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
+	72, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
+	58, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
+	0,  // 39: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 40: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 41: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 42: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 43: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 44: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 45: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 46: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 47: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 48: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 49: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 50: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 51: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
+	26, // 52: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
+	28, // 53: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
+	30, // 54: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
+	32, // 55: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	34, // 56: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	36, // 57: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	38, // 58: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	40, // 59: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	42, // 60: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	44, // 61: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	46, // 62: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
+	48, // 63: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
+	50, // 64: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
+	52, // 65: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
+	1,  // 66: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 67: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 68: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 69: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 70: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 71: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 72: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 73: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 74: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 75: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 76: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 77: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 78: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
+	27, // 79: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
+	29, // 80: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
+	31, // 81: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
+	33, // 82: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	35, // 83: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	37, // 84: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	39, // 85: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	41, // 86: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	43, // 87: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	45, // 88: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	47, // 89: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
+	49, // 90: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
+	51, // 91: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
+	53, // 92: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
+	66, // [66:93] is the sub-list for method output_type
+	39, // [39:66] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -2619,6 +3061,7 @@ func file_drover_v1_drover_proto_init() {
 	if File_drover_v1_drover_proto != nil {
 		return
 	}
+	file_drover_v1_advice_proto_init()
 	file_drover_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2626,7 +3069,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   46,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,7 +31,7 @@ type target struct {
 
 func (t *target) register(cmd *cobra.Command) {
 	cmd.Flags().Var(&t.to, "to", "where the VM shall be: SITE or SITE/HOST; with a site alone the server picks the host")
-	cmd.Flags().Var(&t.method, "method", "how it gets there (default: live where that is possible, route where its segments are not one at both sites, else cold)")
+	cmd.Flags().Var(&t.method, "method", "how it gets there (default: as drover advise says)")
 	cmd.Flags().BoolVar(&t.localEgress, "local-egress", false, "for stretch: what others send to the VM takes no way by its segment's home")
 	cmd.Flags().StringSliceVar(&t.addresses, "address", nil, "address that the VM has in its segment, where neither its guest agent nor its metadata says so; may be repeated")
 	cmd.Flags().StringVar(&t.storage, "storage", "", "stay: the VM's disks stay where they are, and it works on them over the WAN (for stretch, route, renumber and live)")

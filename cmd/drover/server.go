@@ -46,7 +46,27 @@ func readServerConfig(path string) (server.Config, error) {
 		return cfg, err
 	}
 	cfg.TLS = beside(path, cfg.TLS)
+	if err := readRules(path, &cfg.Advice); err != nil {
+		return cfg, err
+	}
 	return cfg, inFile(path, cfg.Validate())
+}
+
+// readRules reads the rule sets that the server's file at path names a file of.
+func readRules(path string, c *server.AdviceConfig) error {
+	if c.RulesFile == "" {
+		return nil
+	}
+	file := c.RulesFile
+	if !filepath.IsAbs(file) {
+		file = filepath.Join(filepath.Dir(path), file)
+	}
+	var rules server.RulesConfig
+	if err := decodeYAML(file, &rules, true); err != nil {
+		return err
+	}
+	c.Own = rules.RuleSets
+	return inFile(file, rules.Validate())
 }
 
 // runServer opens what the server needs and runs it until ctx ends.

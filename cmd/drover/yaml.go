@@ -18,7 +18,11 @@ const maxConfigBytes = 8 << 20
 
 // readYAML reads the file at path into out. Keys that out does not have, and
 // values of another type, are drover.Invalid with file and line.
-func readYAML(path string, out any) error {
+func readYAML(path string, out any) error { return decodeYAML(path, out, false) }
+
+// decodeYAML is readYAML, with the column of what is wrong where columns says so:
+// for files whose lines hold many values.
+func decodeYAML(path string, out any, columns bool) error {
 	f, err := os.Stat(path)
 	switch {
 	case err == nil && f.Size() > maxConfigBytes:
@@ -37,14 +41,14 @@ func readYAML(path string, out any) error {
 		return drover.Errorf(drover.Invalid, "", "%s: the file is empty", path)
 	}
 	if err := yaml.NewDecoder(bytes.NewReader(raw), yaml.Strict()).Decode(out); err != nil {
-		return drover.Errorf(drover.Invalid, "", "%s%s", path, yamlFault(err))
+		return drover.Errorf(drover.Invalid, "", "%s%s", path, yamlFault(err, columns))
 	}
 	return nil
 }
 
 // yamlFault is a decoder's error as ":LINE: text" in one line, without the
 // excerpt of the source that its own text has.
-func yamlFault(err error) string {
+func yamlFault(err error, columns bool) string {
 	var ye yaml.Error
 	if !errors.As(err, &ye) {
 		text, _, _ := strings.Cut(err.Error(), "\n")
@@ -52,6 +56,9 @@ func yamlFault(err error) string {
 	}
 	text := strings.Join(strings.Fields(ye.GetMessage()), " ")
 	if t := ye.GetToken(); t != nil && t.Position != nil {
+		if columns {
+			return fmt.Sprintf(":%d:%d: %s", t.Position.Line, t.Position.Column, text)
+		}
 		return fmt.Sprintf(":%d: %s", t.Position.Line, text)
 	}
 	return ": " + text

@@ -61,6 +61,16 @@ const (
 	DroverServiceGetMoveProcedure = "/drover.v1.DroverService/GetMove"
 	// DroverServicePreflightProcedure is the fully-qualified name of the DroverService's Preflight RPC.
 	DroverServicePreflightProcedure = "/drover.v1.DroverService/Preflight"
+	// DroverServiceAdviseProcedure is the fully-qualified name of the DroverService's Advise RPC.
+	DroverServiceAdviseProcedure = "/drover.v1.DroverService/Advise"
+	// DroverServiceAdviseAllProcedure is the fully-qualified name of the DroverService's AdviseAll RPC.
+	DroverServiceAdviseAllProcedure = "/drover.v1.DroverService/AdviseAll"
+	// DroverServiceGetRequirementsProcedure is the fully-qualified name of the DroverService's
+	// GetRequirements RPC.
+	DroverServiceGetRequirementsProcedure = "/drover.v1.DroverService/GetRequirements"
+	// DroverServiceSetRequirementsProcedure is the fully-qualified name of the DroverService's
+	// SetRequirements RPC.
+	DroverServiceSetRequirementsProcedure = "/drover.v1.DroverService/SetRequirements"
 	// DroverServiceStartMoveProcedure is the fully-qualified name of the DroverService's StartMove RPC.
 	DroverServiceStartMoveProcedure = "/drover.v1.DroverService/StartMove"
 	// DroverServiceWatchMoveProcedure is the fully-qualified name of the DroverService's WatchMove RPC.
@@ -113,6 +123,14 @@ type DroverServiceClient interface {
 	GetMove(context.Context, *droverv1.GetMoveRequest) (*droverv1.GetMoveResponse, error)
 	// Preflight checks from both ends; it changes nothing.
 	Preflight(context.Context, *droverv1.PreflightRequest) (*droverv1.PreflightResponse, error)
+	// Advise says by which method a VM should come to a site, or which site is the
+	// best for it; AdviseAll says it in short of every VM that is not there.
+	Advise(context.Context, *droverv1.AdviseRequest) (*droverv1.AdviseResponse, error)
+	AdviseAll(context.Context, *droverv1.AdviseAllRequest) (*droverv1.AdviseAllResponse, error)
+	// GetRequirements returns what a VM is known to need, SetRequirements changes
+	// what is set through Drover.
+	GetRequirements(context.Context, *droverv1.GetRequirementsRequest) (*droverv1.GetRequirementsResponse, error)
+	SetRequirements(context.Context, *droverv1.SetRequirementsRequest) (*droverv1.SetRequirementsResponse, error)
 	// StartMove runs the preflight and, when it holds, accepts the move and
 	// returns at once. The same request_id finds the same move.
 	StartMove(context.Context, *droverv1.StartMoveRequest) (*droverv1.StartMoveResponse, error)
@@ -226,6 +244,30 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("Preflight")),
 			connect.WithClientOptions(opts...),
 		),
+		advise: connect.NewClient[droverv1.AdviseRequest, droverv1.AdviseResponse](
+			httpClient,
+			baseURL+DroverServiceAdviseProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("Advise")),
+			connect.WithClientOptions(opts...),
+		),
+		adviseAll: connect.NewClient[droverv1.AdviseAllRequest, droverv1.AdviseAllResponse](
+			httpClient,
+			baseURL+DroverServiceAdviseAllProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("AdviseAll")),
+			connect.WithClientOptions(opts...),
+		),
+		getRequirements: connect.NewClient[droverv1.GetRequirementsRequest, droverv1.GetRequirementsResponse](
+			httpClient,
+			baseURL+DroverServiceGetRequirementsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("GetRequirements")),
+			connect.WithClientOptions(opts...),
+		),
+		setRequirements: connect.NewClient[droverv1.SetRequirementsRequest, droverv1.SetRequirementsResponse](
+			httpClient,
+			baseURL+DroverServiceSetRequirementsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("SetRequirements")),
+			connect.WithClientOptions(opts...),
+		),
 		startMove: connect.NewClient[droverv1.StartMoveRequest, droverv1.StartMoveResponse](
 			httpClient,
 			baseURL+DroverServiceStartMoveProcedure,
@@ -309,6 +351,10 @@ type droverServiceClient struct {
 	listMoves       *connect.Client[droverv1.ListMovesRequest, droverv1.ListMovesResponse]
 	getMove         *connect.Client[droverv1.GetMoveRequest, droverv1.GetMoveResponse]
 	preflight       *connect.Client[droverv1.PreflightRequest, droverv1.PreflightResponse]
+	advise          *connect.Client[droverv1.AdviseRequest, droverv1.AdviseResponse]
+	adviseAll       *connect.Client[droverv1.AdviseAllRequest, droverv1.AdviseAllResponse]
+	getRequirements *connect.Client[droverv1.GetRequirementsRequest, droverv1.GetRequirementsResponse]
+	setRequirements *connect.Client[droverv1.SetRequirementsRequest, droverv1.SetRequirementsResponse]
 	startMove       *connect.Client[droverv1.StartMoveRequest, droverv1.StartMoveResponse]
 	watchMove       *connect.Client[droverv1.WatchMoveRequest, droverv1.WatchMoveResponse]
 	cancelMove      *connect.Client[droverv1.CancelMoveRequest, droverv1.CancelMoveResponse]
@@ -424,6 +470,42 @@ func (c *droverServiceClient) GetMove(ctx context.Context, req *droverv1.GetMove
 // Preflight calls drover.v1.DroverService.Preflight.
 func (c *droverServiceClient) Preflight(ctx context.Context, req *droverv1.PreflightRequest) (*droverv1.PreflightResponse, error) {
 	response, err := c.preflight.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Advise calls drover.v1.DroverService.Advise.
+func (c *droverServiceClient) Advise(ctx context.Context, req *droverv1.AdviseRequest) (*droverv1.AdviseResponse, error) {
+	response, err := c.advise.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AdviseAll calls drover.v1.DroverService.AdviseAll.
+func (c *droverServiceClient) AdviseAll(ctx context.Context, req *droverv1.AdviseAllRequest) (*droverv1.AdviseAllResponse, error) {
+	response, err := c.adviseAll.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetRequirements calls drover.v1.DroverService.GetRequirements.
+func (c *droverServiceClient) GetRequirements(ctx context.Context, req *droverv1.GetRequirementsRequest) (*droverv1.GetRequirementsResponse, error) {
+	response, err := c.getRequirements.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetRequirements calls drover.v1.DroverService.SetRequirements.
+func (c *droverServiceClient) SetRequirements(ctx context.Context, req *droverv1.SetRequirementsRequest) (*droverv1.SetRequirementsResponse, error) {
+	response, err := c.setRequirements.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -546,6 +628,14 @@ type DroverServiceHandler interface {
 	GetMove(context.Context, *droverv1.GetMoveRequest) (*droverv1.GetMoveResponse, error)
 	// Preflight checks from both ends; it changes nothing.
 	Preflight(context.Context, *droverv1.PreflightRequest) (*droverv1.PreflightResponse, error)
+	// Advise says by which method a VM should come to a site, or which site is the
+	// best for it; AdviseAll says it in short of every VM that is not there.
+	Advise(context.Context, *droverv1.AdviseRequest) (*droverv1.AdviseResponse, error)
+	AdviseAll(context.Context, *droverv1.AdviseAllRequest) (*droverv1.AdviseAllResponse, error)
+	// GetRequirements returns what a VM is known to need, SetRequirements changes
+	// what is set through Drover.
+	GetRequirements(context.Context, *droverv1.GetRequirementsRequest) (*droverv1.GetRequirementsResponse, error)
+	SetRequirements(context.Context, *droverv1.SetRequirementsRequest) (*droverv1.SetRequirementsResponse, error)
 	// StartMove runs the preflight and, when it holds, accepts the move and
 	// returns at once. The same request_id finds the same move.
 	StartMove(context.Context, *droverv1.StartMoveRequest) (*droverv1.StartMoveResponse, error)
@@ -655,6 +745,30 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("Preflight")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceAdviseHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceAdviseProcedure,
+		svc.Advise,
+		connect.WithSchema(droverServiceMethods.ByName("Advise")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceAdviseAllHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceAdviseAllProcedure,
+		svc.AdviseAll,
+		connect.WithSchema(droverServiceMethods.ByName("AdviseAll")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceGetRequirementsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceGetRequirementsProcedure,
+		svc.GetRequirements,
+		connect.WithSchema(droverServiceMethods.ByName("GetRequirements")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceSetRequirementsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceSetRequirementsProcedure,
+		svc.SetRequirements,
+		connect.WithSchema(droverServiceMethods.ByName("SetRequirements")),
+		connect.WithHandlerOptions(opts...),
+	)
 	droverServiceStartMoveHandler := connect.NewUnaryHandlerSimple(
 		DroverServiceStartMoveProcedure,
 		svc.StartMove,
@@ -747,6 +861,14 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceGetMoveHandler.ServeHTTP(w, r)
 		case DroverServicePreflightProcedure:
 			droverServicePreflightHandler.ServeHTTP(w, r)
+		case DroverServiceAdviseProcedure:
+			droverServiceAdviseHandler.ServeHTTP(w, r)
+		case DroverServiceAdviseAllProcedure:
+			droverServiceAdviseAllHandler.ServeHTTP(w, r)
+		case DroverServiceGetRequirementsProcedure:
+			droverServiceGetRequirementsHandler.ServeHTTP(w, r)
+		case DroverServiceSetRequirementsProcedure:
+			droverServiceSetRequirementsHandler.ServeHTTP(w, r)
 		case DroverServiceStartMoveProcedure:
 			droverServiceStartMoveHandler.ServeHTTP(w, r)
 		case DroverServiceWatchMoveProcedure:
@@ -824,6 +946,22 @@ func (UnimplementedDroverServiceHandler) GetMove(context.Context, *droverv1.GetM
 
 func (UnimplementedDroverServiceHandler) Preflight(context.Context, *droverv1.PreflightRequest) (*droverv1.PreflightResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.Preflight is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) Advise(context.Context, *droverv1.AdviseRequest) (*droverv1.AdviseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.Advise is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) AdviseAll(context.Context, *droverv1.AdviseAllRequest) (*droverv1.AdviseAllResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.AdviseAll is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) GetRequirements(context.Context, *droverv1.GetRequirementsRequest) (*droverv1.GetRequirementsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.GetRequirements is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) SetRequirements(context.Context, *droverv1.SetRequirementsRequest) (*droverv1.SetRequirementsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.SetRequirements is not implemented"))
 }
 
 func (UnimplementedDroverServiceHandler) StartMove(context.Context, *droverv1.StartMoveRequest) (*droverv1.StartMoveResponse, error) {
