@@ -38,7 +38,7 @@ const (
 	// catchLead is how long before the news of the stop frames are wanted: the
 	// news takes a few milliseconds, more on a busy host. What the guest has seen
 	// already is of no harm a second time.
-	catchLead = 50 * time.Millisecond
+	catchLead = 30 * time.Millisecond
 	// catchQuiet without a frame means that the old way leads here no more: BGP
 	// next to the edges is done in 100 ms, and clients that speak at all
 	// within a move speak more often.
@@ -55,6 +55,10 @@ const (
 	// handOverLayer2 is the same where the guest's own announcement moves the
 	// way, and a neighbour's frames may come both ways until this ends.
 	handOverLayer2 = time.Second
+	// guestFirst is how long a guest that has just moved has its hosts'
+	// processors to itself: it has all to answer that has waited for it. Making
+	// its memory known for later moves, which reads all of it, comes after.
+	guestFirst = time.Second
 	// maxCards bounds the network cards of a guest that are looked after; libvirt
 	// itself takes more, but nobody was seen to.
 	maxCards = 16

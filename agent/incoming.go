@@ -478,6 +478,7 @@ func (a *Agent) keepArrival(move string) {
 	a.calls.group.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), concludeLimit)
 		defer cancel()
+		_ = sleep(ctx, guestFirst, a.calls.ending)
 		if err := arr.session.Keep(ctx); err != nil {
 			a.log.Info("the guest's memory is not kept", "move", move, "err", err)
 		}

@@ -521,6 +521,7 @@ func (f *flight) keepMemory() {
 	a.jobs.group.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), concludeLimit)
 		defer cancel()
+		_ = sleep(ctx, guestFirst, a.calls.ending)
 		if err := session.Keep(ctx); err != nil {
 			f.log.Info("the guest's memory is not kept", "err", err)
 		}
