@@ -49,6 +49,20 @@ func (g *gate) Settle(ctx context.Context, name string, to driver.Settlement) er
 	return g.Hypervisor.Settle(ctx, name, to)
 }
 
+func (g *gate) CopyDisk(ctx context.Context, name string, c driver.DiskCopy) error {
+	if g.life.dead.Load() {
+		return errDead
+	}
+	return g.Hypervisor.CopyDisk(ctx, name, c)
+}
+
+func (g *gate) EndDiskCopy(ctx context.Context, name, target string, pivot bool) error {
+	if g.life.dead.Load() {
+		return errDead
+	}
+	return g.Hypervisor.EndDiskCopy(ctx, name, target, pivot)
+}
+
 func (g *gate) Start(ctx context.Context, name string) error {
 	if g.life.dead.Load() {
 		return errDead

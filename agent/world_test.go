@@ -110,7 +110,7 @@ func newWorld(t *testing.T) *world {
 		}
 		switch op {
 		case "begin", "prepare", "perform", "finish", "confirm", "abandon", "settle", "define", "undefine", "start", "shutdown",
-			"begin backup", "end backup", "remove checkpoint", "destroy":
+			"begin backup", "end backup", "remove checkpoint", "destroy", "copy disk", "end disk copy":
 		default:
 			return nil
 		}
@@ -391,6 +391,18 @@ func request(step string, generation int64, action any) *droverv1.RunRequest {
 		r.Action = &droverv1.RunRequest_DefineClone{DefineClone: a}
 	case *droverv1.CopyClone:
 		r.Action = &droverv1.RunRequest_CopyClone{CopyClone: a}
+	case *droverv1.LendDisks:
+		r.Action = &droverv1.RunRequest_LendDisks{LendDisks: a}
+	case *droverv1.ReclaimDisks:
+		r.Action = &droverv1.RunRequest_ReclaimDisks{ReclaimDisks: a}
+	case *droverv1.AttachDisks:
+		r.Action = &droverv1.RunRequest_AttachDisks{AttachDisks: a}
+	case *droverv1.DetachDisks:
+		r.Action = &droverv1.RunRequest_DetachDisks{DetachDisks: a}
+	case *droverv1.BringDisks:
+		r.Action = &droverv1.RunRequest_BringDisks{BringDisks: a}
+	case *droverv1.AbortBring:
+		r.Action = &droverv1.RunRequest_AbortBring{AbortBring: a}
 	case *droverv1.AbortCommit:
 		r.Action = &droverv1.RunRequest_AbortCommit{AbortCommit: a}
 	default:
