@@ -118,6 +118,14 @@ type ImageReader interface {
 	Extents(ctx context.Context, yield func(Extent) bool) error
 }
 
+// ImageMap is what an open image also implements that knows what of it reads as
+// zeros while it is written.
+type ImageMap interface {
+	// Allocation calls yield for the runs from off on, at least one, at most up to
+	// off+length; zero says that a run reads as zeros.
+	Allocation(ctx context.Context, off, length int64, yield func(length int64, zero bool)) error
+}
+
 // ImageWriter writes the guest-visible bytes of an image. The caller closes
 // it; only what was written before a Flush that returned nil is durable.
 type ImageWriter interface {

@@ -9,8 +9,9 @@
 // Serve is what a QEMU's mirror job writes to: the fixed newstyle handshake
 // with LIST, INFO, GO, EXPORT_NAME and ABORT, structured replies where the
 // client asks for them, and READ, WRITE, WRITE_ZEROES, TRIM, FLUSH, CACHE (which
-// does nothing) and DISC. It refuses TLS, metadata contexts and extended
-// headers, which QEMU from 7.2 to 10 does without.
+// does nothing) and DISC; of a backend that knows what of it is data also
+// SET_META_CONTEXT and BLOCK_STATUS. It refuses TLS and extended headers, which
+// QEMU from 7.2 to 10 does without.
 //
 // The protocol's source is doc/proto.md of github.com/NetworkBlockDevice/nbd;
 // the context qemu:allocation-depth is in QEMU's docs/interop/nbd.rst.

@@ -120,13 +120,15 @@ func (s *server) option(ctx context.Context, option uint32, data []byte, noZeroe
 		return false, s.answer(option, repAck, nil)
 	case optList:
 		return false, s.list(ctx, data)
+	case optSetMetaContext:
+		return false, s.setContexts(ctx, data)
 	case optInfo, optGo:
 		return s.enter(ctx, option, data)
 	case optExportName:
 		return true, s.enterByName(ctx, string(data), noZeroes)
 	default:
-		// TLS, metadata contexts, extended headers and what is yet to come:
-		// the clients in question do without.
+		// TLS, extended headers and what is yet to come: the clients in
+		// question do without.
 		return false, s.answer(option, repErrUnsup, nil)
 	}
 }
@@ -193,6 +195,7 @@ func (s *server) enter(ctx context.Context, option uint32, data []byte) (entered
 		return false, err
 	}
 	if option == optGo {
+		s.mapped = s.mapped && name == s.mappedName
 		s.backend, s.block = backend, blockOf(backend)
 	}
 	return option == optGo, nil
@@ -224,6 +227,7 @@ func (s *server) enterByName(ctx context.Context, name string, noZeroes bool) er
 	if _, err := s.conn.Write(b); err != nil {
 		return fmt.Errorf("nbd: send export: %w", err)
 	}
+	s.mapped = s.mapped && name == s.mappedName
 	s.backend, s.block = backend, blockOf(backend)
 	return nil
 }

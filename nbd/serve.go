@@ -46,6 +46,7 @@ func readRequest(r *bufio.Reader) (command, error) {
 func (q command) check(size int64, block uint64) error {
 	allowed := map[uint16]uint16{
 		cmdRead: cmdFlagDF, cmdWrite: cmdFlagFUA, cmdFlush: cmdFlagFUA, cmdTrim: cmdFlagFUA, cmdCache: 0,
+		cmdBlockStatus: cmdFlagOne,
 		cmdWriteZeroes: cmdFlagFUA | cmdFlagNoHole | cmdFlagFastZero,
 	}
 	flags, known := allowed[q.cmd]
@@ -84,6 +85,8 @@ func (s *server) serve(ctx context.Context, q command) error {
 	switch q.cmd {
 	case cmdRead:
 		return s.later(ctx, func() error { return s.read(ctx, q) })
+	case cmdBlockStatus:
+		return s.later(ctx, func() error { return s.status(ctx, q) })
 	case cmdFlush:
 		return s.later(ctx, func() error { return s.reply(q, s.backend.Flush(ctx)) })
 	case cmdWrite:

@@ -127,6 +127,8 @@ type server struct {
 	backend    Backend
 	block      uint64 // what ranges are multiples of
 	parallel   bool   // the backend is a Parallel
+	mapped     bool   // the client may ask what of mappedName is data
+	mappedName string
 	cancel     context.CancelCauseFunc
 
 	slots chan struct{} // one place per request that waits for the backend

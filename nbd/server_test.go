@@ -405,3 +405,65 @@ func (r *replay) Read(p []byte) (int, error)      { return r.Reader.Read(p) }
 func (r *replay) Write(p []byte) (int, error)     { return len(p), nil }
 func (r *replay) Close() error                    { return nil }
 func (r *replay) SetReadDeadline(time.Time) error { return nil }
+
+// both is a Parallel backend that lets no write go on before there are two.
+type both struct {
+	memory
+	arrived chan struct{}
+	go2     chan struct{}
+}
+
+func (b *both) Parallel() {}
+
+func (b *both) Write(ctx context.Context, p []byte, off int64) error {
+	b.arrived <- struct{}{}
+	select {
+	case <-b.go2:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return b.memory.Write(ctx, p, off)
+}
+
+// Operations of a backend that wants it so do not wait for each other.
+func TestParallel(t *testing.T) {
+	b := &both{memory: memory{disk: make([]byte, 1<<20)}, arrived: make(chan struct{}), go2: make(chan struct{})}
+	path := listenAny(t, func(string) Backend { return b })
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(t.Context(), conn, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	errs := make(chan error, 2)
+	for i := range 2 {
+		go func() {
+			_, err := c.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, 4096), int64(i)*4096)
+			errs <- err
+		}()
+	}
+	for range 2 {
+		select {
+		case <-b.arrived:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a write waits for the other")
+		}
+	}
+	close(b.go2)
+	for range 2 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if b.disk[0] != 1 || b.disk[4096] != 2 {
+		t.Error("what was written is not there")
+	}
+	// A run of zeros comes as a hole, and reads as zeros.
+	p := bytes.Repeat([]byte{7}, 8192)
+	if _, err := c.ReadAt(p, 4096); err != nil || p[0] != 2 || !bytes.Equal(p[4096:], make([]byte, 4096)) {
+		t.Errorf("read %v: %v", p[:1], err)
+	}
+}

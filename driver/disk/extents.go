@@ -39,6 +39,18 @@ func (im *image) Extents(ctx context.Context, yield func(driver.Extent) bool) er
 	return nil
 }
 
+// Allocation tells what qemu-nbd says of one range.
+func (im *image) Allocation(ctx context.Context, off, length int64, yield func(length int64, zero bool)) error {
+	var st nbd.Status
+	if err := im.client.BlockStatus(ctx, off, length, &st); err != nil {
+		return im.fault("extents of", err)
+	}
+	for _, e := range st.Extents[contextAllocation] {
+		yield(int64(e.Length), e.Flags&flagZero != 0)
+	}
+	return nil
+}
+
 // allExtents reports what may be other than zero. A hole that does not
 // promise zeros is data.
 func allExtents(m *merger, off int64, list []nbd.Extent) int64 {

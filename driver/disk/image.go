@@ -47,6 +47,7 @@ type image struct {
 var (
 	_ driver.ImageReader = (*image)(nil)
 	_ driver.ImageWriter = (*image)(nil)
+	_ driver.ImageMap    = (*image)(nil)
 )
 
 // The contexts that readers ask for, by their place in nbd.Options.

@@ -68,6 +68,9 @@ func TestStorageStays(t *testing.T) {
 	if now = seen(t, ctx, vm); now.RemoteIO != nil || now.Disks[0].Left != nil || now.Disks[0].Path != home.Disks[0].Path {
 		t.Errorf("it has disks %+v, and over the WAN %+v", now.Disks, now.RemoteIO)
 	}
+	if d := now.Disks[0]; d.AllocatedBytes > d.VirtualBytes/2 {
+		t.Errorf("of a disk that is nearly empty, %s of %s are allocated", d.AllocatedBytes, d.VirtualBytes)
+	}
 	intact(t, ctx, guest, load)
 	onlyAt(t, ctx, vm, to.Host, "running")
 	doctorFinds(t, ctx, 0)

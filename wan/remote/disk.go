@@ -87,7 +87,7 @@ func (d *Disk) connect(ctx context.Context) (*nbd.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := nbd.New(ctx, conn, nbd.Options{Export: d.o.Export})
+	c, err := nbd.New(ctx, conn, nbd.Options{Export: d.o.Export, Contexts: []string{nbd.Allocation}})
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ type session struct {
 
 var (
 	_ nbd.Parallel = (*session)(nil)
-	_ nbd.Backend  = (*session)(nil)
+	_ nbd.Mapper   = (*session)(nil)
 )
 
 // Parallel implements nbd.Parallel: each operation takes a round trip.
@@ -196,6 +196,29 @@ func (s *session) Zero(ctx context.Context, off, length int64, o nbd.ZeroOptions
 // Trim implements nbd.Backend.
 func (s *session) Trim(ctx context.Context, off, length int64) error {
 	return s.do(ctx, opOther, 0, func(ctx context.Context, c *nbd.Client) error { return c.Trim(ctx, off, length) })
+}
+
+// Extents implements nbd.Mapper. Of a disk that is not open, and of a far end that
+// does not tell, all is data.
+func (s *session) Extents(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
+	all := []nbd.Extent{{Length: uint64(length)}}
+	if !s.d.open.Load() {
+		return all, nil
+	}
+	list := all
+	err := s.do(ctx, opOther, 0, func(ctx context.Context, c *nbd.Client) error {
+		if !c.HasContext(0) {
+			list = all
+			return nil
+		}
+		var st nbd.Status
+		err := c.BlockStatus(ctx, off, length, &st)
+		if err == nil {
+			list = st.Extents[0]
+		}
+		return err
+	})
+	return list, err
 }
 
 // Flush implements nbd.Backend.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -63,6 +64,16 @@ func (m *memoryImage) Zero(_ context.Context, off, n int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	clear(m.content[off:][:n])
+	return m.fail
+}
+
+// Allocation says of each block whether it is zero.
+func (m *memoryImage) Allocation(_ context.Context, off, length int64, yield func(int64, bool)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for ; length > 0; off, length = off+4096, length-4096 {
+		yield(4096, bytes.Equal(m.content[off:][:4096], make([]byte, 4096)))
+	}
 	return m.fail
 }
 
@@ -163,7 +174,7 @@ func (f *fixture) connect() {
 	near, far := net.Pipe()
 	f.link.group.Go(func() { _ = f.disk.Serve(f.link.ctx, far) })
 	var err error
-	if f.qemu, err = nbd.New(f.t.Context(), near, nbd.Options{Export: "vda"}); err != nil {
+	if f.qemu, err = nbd.New(f.t.Context(), near, nbd.Options{Export: "vda", Contexts: []string{nbd.Allocation}}); err != nil {
 		f.t.Fatal(err)
 	}
 	if f.qemu.Size() != diskBytes {
@@ -204,6 +215,25 @@ func TestAcknowledgedIsDurable(t *testing.T) {
 	figures := f.disk.Figures()
 	if figures.WrittenBytes != 16*4096 || figures.ReadBytes != 3*4096 || figures.Operations != 18 {
 		t.Errorf("figures %+v", figures)
+	}
+}
+
+// What reads as zeros is told, so that a copy need not read it.
+func TestZerosAreKnown(t *testing.T) {
+	f := newFixture(t)
+	f.disk.Open()
+	f.write(8192, block(9))
+	if !f.qemu.HasContext(0) {
+		t.Fatal("nothing is told of what is data")
+	}
+	var st nbd.Status
+	if err := f.qemu.BlockStatus(t.Context(), 4096, 3*4096, &st); err != nil {
+		t.Fatal(err)
+	}
+	zero := uint64(nbd.FlagHole | nbd.FlagZero)
+	want := []nbd.Extent{{Length: 4096, Flags: zero}, {Length: 4096}, {Length: 4096, Flags: zero}}
+	if got := st.Extents[0]; !slices.Equal(got, want) {
+		t.Errorf("extents %v, want %v", got, want)
 	}
 }
 

@@ -130,7 +130,10 @@ func (s *Share) Close() error {
 // shared is a Share as a client's backend.
 type shared struct{ *Share }
 
-var _ nbd.Parallel = shared{}
+var (
+	_ nbd.Parallel = shared{}
+	_ nbd.Mapper   = shared{}
+)
 
 // Parallel implements nbd.Parallel.
 func (s shared) Parallel() {}
@@ -172,6 +175,32 @@ func (s shared) Zero(ctx context.Context, off, length int64, _ nbd.ZeroOptions) 
 // Trim implements nbd.Backend: zeros are as good as anything.
 func (s shared) Trim(ctx context.Context, off, length int64) error {
 	return s.Zero(ctx, off, length, nbd.ZeroOptions{})
+}
+
+// mapped is an Image that knows what of it reads as zeros; driver.ImageMap is one.
+type mapped interface {
+	Allocation(ctx context.Context, off, length int64, yield func(length int64, zero bool)) error
+}
+
+// Extents implements nbd.Mapper. Of an image that does not know, all is data.
+func (s shared) Extents(ctx context.Context, off, length int64) ([]nbd.Extent, error) {
+	var list []nbd.Extent
+	err := s.with(ctx, func(ctx context.Context, im Image) error {
+		list = nil
+		m, ok := im.(mapped)
+		if !ok {
+			list = []nbd.Extent{{Length: uint64(length)}}
+			return nil
+		}
+		return m.Allocation(ctx, off, length, func(n int64, zero bool) {
+			e := nbd.Extent{Length: uint64(n)}
+			if zero {
+				e.Flags = nbd.FlagHole | nbd.FlagZero
+			}
+			list = append(list, e)
+		})
+	})
+	return list, err
 }
 
 // Flush implements nbd.Backend.
