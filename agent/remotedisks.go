@@ -316,6 +316,16 @@ func (a *Agent) settleRemote(move, uuid string, arrived bool) error {
 	return putDisks(a.journal, remoteBucket, all, func(remoteDisk) error { return nil })
 }
 
+// elsewhere is a definition as it is at the destination: attached to another
+// segment, or to disks that stay here.
+func (f *flight) elsewhere(def driver.Definition) (driver.Definition, error) {
+	def, err := f.a.retargeted(def, f.msg.GetRetarget())
+	if err != nil {
+		return nil, err
+	}
+	return f.a.remoteRetarget(def, f.msg.GetRemote())
+}
+
 // remoteRetarget has a definition name the sockets at which disks are.
 func (a *Agent) remoteRetarget(def driver.Definition, disks []*droverv1.RemoteDisk) (driver.Definition, error) {
 	if len(disks) == 0 {

@@ -294,16 +294,6 @@ func (f *flight) stored(ctx context.Context) (driver.Definition, error) {
 	return f.elsewhere(def)
 }
 
-// elsewhere is a definition as it is at the destination: attached to another
-// segment, or to disks that stay here.
-func (f *flight) elsewhere(def driver.Definition) (driver.Definition, error) {
-	def, err := f.a.retargeted(def, f.msg.GetRetarget())
-	if err != nil {
-		return nil, err
-	}
-	return f.a.remoteRetarget(def, f.msg.GetRemote())
-}
-
 // connect opens the data path and the sockets at which the hypervisor will
 // find it.
 func (f *flight) connect(ctx context.Context, resp *droverv1.PrepareResponse, approach *wan.Approach) error {
