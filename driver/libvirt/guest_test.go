@@ -97,6 +97,7 @@ func TestGuests(t *testing.T) {
 		}
 	})
 	t.Run("Hangs", func(t *testing.T) { testHangs(t, h, g, hv) })
+	t.Run("Signals", func(t *testing.T) { testSignals(t, h, hv, fullVM.Name, full) })
 }
 
 // session is a connection to a guest's session server that proves at each step
