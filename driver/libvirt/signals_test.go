@@ -19,9 +19,9 @@ const sheepMemory = 128 * drover.MiB
 // testSignals runs the suite on a guest that writes to its memory, and checks
 // what libvirt's figures mean. It ends the guest.
 func testSignals(t *testing.T, h *guestHost, hv driver.Hypervisor, vm string, inside *control.Client) {
-	if err := inside.SetMemory(t.Context(), control.Memory{WorkingSetBytes: 8 << 20, RateBytesPerS: 4 << 20}); err != nil {
-		t.Fatal(err)
-	}
+	until(t, "memory writer starts", func() error {
+		return inside.StartMemory(t.Context(), control.Memory{WorkingSetBytes: 8 << 20, RateBytesPerS: 4 << 20})
+	})
 	proc := filepath.Join("/proc", strconv.Itoa(h.cmd.Process.Pid), "root/proc")
 	open := func(t *testing.T) driver.Signals {
 		log := slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
