@@ -76,6 +76,11 @@ type Deps struct {
 	// Catcher is the ports of the host's VMs; nil: what arrives for a VM during
 	// its pause is lost.
 	Catcher driver.Catcher
+	// Signals is what can be seen of the host's VMs from outside; nil: nothing is
+	// looked at. Pings measures the ways to other hosts; nil: by the agents' own
+	// calls.
+	Signals driver.Signals
+	Pings   driver.Pings
 	// TLS is the process's configuration, from pki.Config.
 	TLS *tls.Config
 	Log *slog.Logger
@@ -119,6 +124,7 @@ type Agent struct {
 	remote *remoteDisks
 	// catcher may be nil.
 	catcher driver.Catcher
+	signals *signals
 }
 
 var (
@@ -179,6 +185,7 @@ func New(d Deps, c Config) (*Agent, error) {
 	if a.siteedge, err = newEdge(a, d.Edge); err != nil {
 		return nil, errors.Join(err, node.Close(), j.close())
 	}
+	a.signals = newSignals(a, d.Signals, d.Pings)
 	return a, nil
 }
 
@@ -250,6 +257,7 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	if err := a.remote.start(ctx); err != nil {
 		return err
 	}
+	group.Go(func() error { a.signals.run(ctx); return nil })
 	// What an earlier process left is settled beside serving: the other end
 	// must be able to ask in the meantime. Jobs come after, so that none finds
 	// a transfer of an earlier process and takes it for its own.

@@ -69,6 +69,9 @@ type host struct {
 	volumes *memory.Volumes
 	metrics string // address; empty: none
 	ports   *memory.Ports
+	// signals and pings are nil for an agent that looks at nothing.
+	signals *memory.Signals
+	pings   *memory.Pings
 
 	mu     sync.Mutex
 	life   *life
@@ -200,7 +203,7 @@ func (h *host) start() {
 		TLS:     pki.Files{CA: "/tls/ca", Cert: "/tls/cert", Key: "/tls/key"},
 		Libvirt: "/libvirt", Volumes: []string{imgDir}, Metrics: h.metrics, Checks: filepath.Join(h.dir, "checks"),
 	}
-	a, err := New(Deps{
+	deps := Deps{
 		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
 		Guests: guestGate{h.w.inside.Guests(h.name), l}, Catcher: h.ports,
 		Clock: func() time.Time {
@@ -209,8 +212,15 @@ func (h *host) start() {
 			}
 			return time.Now().Add(time.Duration(h.w.skew.Load()))
 		},
-	}, cfg)
+	}
+	if h.signals != nil {
+		deps.Signals, deps.Pings = h.signals, h.pings
+	}
+	a, err := New(deps, cfg)
 	must(t, err)
+	if h.signals != nil {
+		a.signals.pace = quickPace
+	}
 	a.journal.trace = func(point string) error {
 		if l.dead.Load() {
 			return errDead

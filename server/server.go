@@ -70,6 +70,8 @@ type Server struct {
 	meter *meter
 	// settingNeeds is held while requirements of a VM are read, changed and kept.
 	settingNeeds sync.Mutex
+	// signals are what agents see and moves have shown.
+	signals *signals
 
 	protector *protector
 
@@ -115,6 +117,7 @@ func New(d Deps, c Config) (*Server, error) {
 	}
 	s.truth = newTruth(s)
 	s.meter = newMeter(s)
+	s.signals = newSignals(s)
 	s.exec = executor.New(executor.Config{
 		Journal: d.Journal, Agents: agents{s.fleet}, Planner: planner{s}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
 	})
@@ -218,6 +221,12 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return err
 	}
+	if err := s.signals.load(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	path, handler := droverv1connect.NewDroverServiceHandler(service{s}, api.HandlerOptions()...)
@@ -244,6 +253,7 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	for _, a := range s.fleet.sorted() {
 		wg.Go(func() { s.watch(ctx, a) })
+		wg.Go(func() { s.signals.collect(ctx, a) })
 	}
 	wg.Go(func() { s.keepMesh(ctx) })
 	wg.Go(func() {

@@ -87,6 +87,7 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	delete(t.moves, m.Name)
 	t.mu.Unlock()
 	t.s.meter.end(m)
+	t.s.signals.learn(ctx, m)
 	var f drover.Figures
 	var werr error
 	if b != nil && len(b.wire) > 0 {

@@ -97,6 +97,11 @@ type Inventory interface {
 	// Protections keeps what replicas are wanted, and how far each is, by the VM's
 	// UUID. Only the server that leads writes them.
 	Protections() Collection[Protection]
+	// Signals are what was seen of VMs, hosts, and the ways between sites, by UUID,
+	// name, and "from/to".
+	Signals() Collection[drover.Signals]
+	HostSignals() Collection[drover.HostSignals]
+	LinkSignals() Collection[drover.LinkSignals]
 }
 
 // Protection is a replica that is wanted: what an operator sees of it, and the
@@ -147,6 +152,20 @@ func LinkKey(l drover.Link) string { return l.Name }
 
 // RequirementsKey returns the VM's UUID.
 func RequirementsKey(r drover.KeptRequirements) string { return r.UUID }
+
+// SignalsKey returns the VM's UUID.
+func SignalsKey(s drover.Signals) string { return s.UUID }
+
+// HostSignalsKey returns the host's name.
+func HostSignalsKey(s drover.HostSignals) string { return s.Host }
+
+// LinkSignalsKey returns "from/to", or nothing when one of them is missing.
+func LinkSignalsKey(s drover.LinkSignals) string {
+	if s.From == "" || s.To == "" {
+		return ""
+	}
+	return s.From + "/" + s.To
+}
 
 // VMKey returns "host/name", or nothing when one of them is missing.
 func VMKey(v drover.VM) string {

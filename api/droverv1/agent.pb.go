@@ -6521,11 +6521,429 @@ func (*RemoveVMResponse) Descriptor() ([]byte, []int) {
 	return file_drover_v1_agent_proto_rawDescGZIP(), []int{98}
 }
 
+type ObserveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Agents at other sites to which the VMs here may move.
+	Peers []*ObservedPeer `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	// Of an edge: VMs whose sessions pass it.
+	Subjects      []*ObservedSubject `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObserveRequest) Reset() {
+	*x = ObserveRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObserveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObserveRequest) ProtoMessage() {}
+
+func (x *ObserveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObserveRequest.ProtoReflect.Descriptor instead.
+func (*ObserveRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *ObserveRequest) GetPeers() []*ObservedPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *ObserveRequest) GetSubjects() []*ObservedSubject {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+type ObservedPeer struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Site    string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	Host    string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Address string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// Whether it is asked what it has of the VMs here, and whether the way to it
+	// is measured.
+	Content       bool `protobuf:"varint,4,opt,name=content,proto3" json:"content,omitempty"`
+	Way           bool `protobuf:"varint,5,opt,name=way,proto3" json:"way,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObservedPeer) Reset() {
+	*x = ObservedPeer{}
+	mi := &file_drover_v1_agent_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObservedPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObservedPeer) ProtoMessage() {}
+
+func (x *ObservedPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObservedPeer.ProtoReflect.Descriptor instead.
+func (*ObservedPeer) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *ObservedPeer) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ObservedPeer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ObservedPeer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ObservedPeer) GetContent() bool {
+	if x != nil {
+		return x.Content
+	}
+	return false
+}
+
+func (x *ObservedPeer) GetWay() bool {
+	if x != nil {
+		return x.Way
+	}
+	return false
+}
+
+type ObservedSubject struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Addresses     []string               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObservedSubject) Reset() {
+	*x = ObservedSubject{}
+	mi := &file_drover_v1_agent_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObservedSubject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObservedSubject) ProtoMessage() {}
+
+func (x *ObservedSubject) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObservedSubject.ProtoReflect.Descriptor instead.
+func (*ObservedSubject) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *ObservedSubject) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *ObservedSubject) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+type ObserveResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vms   []*Signals             `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
+	Host  *HostSignals           `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// Ways to peers, from the agent's site to theirs; capacity, what is free and
+	// the week are the server's to know.
+	Ways          []*LinkSignals      `protobuf:"bytes,3,rep,name=ways,proto3" json:"ways,omitempty"`
+	Sessions      []*ObservedSessions `protobuf:"bytes,4,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObserveResponse) Reset() {
+	*x = ObserveResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObserveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObserveResponse) ProtoMessage() {}
+
+func (x *ObserveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObserveResponse.ProtoReflect.Descriptor instead.
+func (*ObserveResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *ObserveResponse) GetVms() []*Signals {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *ObserveResponse) GetHost() *HostSignals {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *ObserveResponse) GetWays() []*LinkSignals {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+func (x *ObserveResponse) GetSessions() []*ObservedSessions {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+type ObservedSessions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Sessions      *Reading               `protobuf:"bytes,2,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Lifetimes     *Lifetimes             `protobuf:"bytes,3,opt,name=lifetimes,proto3" json:"lifetimes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObservedSessions) Reset() {
+	*x = ObservedSessions{}
+	mi := &file_drover_v1_agent_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObservedSessions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObservedSessions) ProtoMessage() {}
+
+func (x *ObservedSessions) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObservedSessions.ProtoReflect.Descriptor instead.
+func (*ObservedSessions) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *ObservedSessions) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *ObservedSessions) GetSessions() *Reading {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ObservedSessions) GetLifetimes() *Lifetimes {
+	if x != nil {
+		return x.Lifetimes
+	}
+	return nil
+}
+
+type HeldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid        string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	Tenant        string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Fingerprints  []uint64               `protobuf:"fixed64,3,rep,packed,name=fingerprints,proto3" json:"fingerprints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldRequest) Reset() {
+	*x = HeldRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldRequest) ProtoMessage() {}
+
+func (x *HeldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldRequest.ProtoReflect.Descriptor instead.
+func (*HeldRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *HeldRequest) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+func (x *HeldRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *HeldRequest) GetFingerprints() []uint64 {
+	if x != nil {
+		return x.Fingerprints
+	}
+	return nil
+}
+
+type HeldResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Held          int32                  `protobuf:"varint,1,opt,name=held,proto3" json:"held,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldResponse) Reset() {
+	*x = HeldResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldResponse) ProtoMessage() {}
+
+func (x *HeldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldResponse.ProtoReflect.Descriptor instead.
+func (*HeldResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{105}
+}
+
+func (x *HeldResponse) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
 var File_drover_v1_agent_proto protoreflect.FileDescriptor
 
 const file_drover_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x15drover/v1/types.proto\"\x11\n" +
+	"\x15drover/v1/agent.proto\x12\tdrover.v1\x1a\x17drover/v1/signals.proto\x1a\x15drover/v1/types.proto\"\x11\n" +
 	"\x0fDescribeRequest\"\xf4\x03\n" +
 	"\x10DescribeResponse\x12#\n" +
 	"\x04host\x18\x01 \x01(\v2\x0f.drover.v1.HostR\x04host\x12\x1f\n" +
@@ -7003,7 +7421,34 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x0fRemoveVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x17\n" +
 	"\avm_uuid\x18\x02 \x01(\tR\x06vmUuid\"\x12\n" +
-	"\x10RemoveVMResponse2\xb3\t\n" +
+	"\x10RemoveVMResponse\"w\n" +
+	"\x0eObserveRequest\x12-\n" +
+	"\x05peers\x18\x01 \x03(\v2\x17.drover.v1.ObservedPeerR\x05peers\x126\n" +
+	"\bsubjects\x18\x02 \x03(\v2\x1a.drover.v1.ObservedSubjectR\bsubjects\"|\n" +
+	"\fObservedPeer\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x18\n" +
+	"\acontent\x18\x04 \x01(\bR\acontent\x12\x10\n" +
+	"\x03way\x18\x05 \x01(\bR\x03way\"C\n" +
+	"\x0fObservedSubject\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\tR\taddresses\"\xc8\x01\n" +
+	"\x0fObserveResponse\x12$\n" +
+	"\x03vms\x18\x01 \x03(\v2\x12.drover.v1.SignalsR\x03vms\x12*\n" +
+	"\x04host\x18\x02 \x01(\v2\x16.drover.v1.HostSignalsR\x04host\x12*\n" +
+	"\x04ways\x18\x03 \x03(\v2\x16.drover.v1.LinkSignalsR\x04ways\x127\n" +
+	"\bsessions\x18\x04 \x03(\v2\x1b.drover.v1.ObservedSessionsR\bsessions\"\x8a\x01\n" +
+	"\x10ObservedSessions\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12.\n" +
+	"\bsessions\x18\x02 \x01(\v2\x12.drover.v1.ReadingR\bsessions\x122\n" +
+	"\tlifetimes\x18\x03 \x01(\v2\x14.drover.v1.LifetimesR\tlifetimes\"b\n" +
+	"\vHeldRequest\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x16\n" +
+	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\"\n" +
+	"\ffingerprints\x18\x03 \x03(\x06R\ffingerprints\"\"\n" +
+	"\fHeldResponse\x12\x12\n" +
+	"\x04held\x18\x01 \x01(\x05R\x04held2\xf5\t\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -7024,7 +7469,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\bCheckOps\x12\x1a.drover.v1.CheckOpsRequest\x1a\x1b.drover.v1.CheckOpsResponse\x12:\n" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
 	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse\x12C\n" +
-	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse2\x90\x04\n" +
+	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse\x12@\n" +
+	"\aObserve\x12\x19.drover.v1.ObserveRequest\x1a\x1a.drover.v1.ObserveResponse2\xc9\x04\n" +
 	"\vPeerService\x127\n" +
 	"\x04Ping\x12\x16.drover.v1.PingRequest\x1a\x17.drover.v1.PingResponse\x12@\n" +
 	"\aPrepare\x12\x19.drover.v1.PrepareRequest\x1a\x1a.drover.v1.PrepareResponse\x12=\n" +
@@ -7034,7 +7480,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x06Digest\x12\x18.drover.v1.DigestRequest\x1a\x19.drover.v1.DigestResponse\x12@\n" +
 	"\aCutOver\x12\x19.drover.v1.CutOverRequest\x1a\x1a.drover.v1.CutOverResponse\x12K\n" +
 	"\n" +
-	"HandFrames\x12\x1c.drover.v1.HandFramesRequest\x1a\x1d.drover.v1.HandFramesResponse(\x01B3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"HandFrames\x12\x1c.drover.v1.HandFramesRequest\x1a\x1d.drover.v1.HandFramesResponse(\x01\x127\n" +
+	"\x04Held\x12\x16.drover.v1.HeldRequest\x1a\x17.drover.v1.HeldResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_agent_proto_rawDescOnce sync.Once
@@ -7048,7 +7495,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -7149,45 +7596,57 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*RemoveOwnedResponse)(nil), // 96: drover.v1.RemoveOwnedResponse
 	(*RemoveVMRequest)(nil),     // 97: drover.v1.RemoveVMRequest
 	(*RemoveVMResponse)(nil),    // 98: drover.v1.RemoveVMResponse
-	nil,                         // 99: drover.v1.DescribeResponse.MeshRttMsEntry
-	nil,                         // 100: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 101: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 102: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 103: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 104: drover.v1.Host
-	(*VM)(nil),                  // 105: drover.v1.VM
-	(*Segment)(nil),             // 106: drover.v1.Segment
-	(*Mesh)(nil),                // 107: drover.v1.Mesh
-	(*EdgePassage)(nil),         // 108: drover.v1.EdgePassage
-	(*Check)(nil),               // 109: drover.v1.Check
-	(*ProbeTarget)(nil),         // 110: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 111: drover.v1.EdgeOp
-	(*Progress)(nil),            // 112: drover.v1.Progress
-	(*PathFigures)(nil),         // 113: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 114: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 115: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 116: drover.v1.BackendServer
+	(*ObserveRequest)(nil),      // 99: drover.v1.ObserveRequest
+	(*ObservedPeer)(nil),        // 100: drover.v1.ObservedPeer
+	(*ObservedSubject)(nil),     // 101: drover.v1.ObservedSubject
+	(*ObserveResponse)(nil),     // 102: drover.v1.ObserveResponse
+	(*ObservedSessions)(nil),    // 103: drover.v1.ObservedSessions
+	(*HeldRequest)(nil),         // 104: drover.v1.HeldRequest
+	(*HeldResponse)(nil),        // 105: drover.v1.HeldResponse
+	nil,                         // 106: drover.v1.DescribeResponse.MeshRttMsEntry
+	nil,                         // 107: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 108: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 109: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 110: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 111: drover.v1.Host
+	(*VM)(nil),                  // 112: drover.v1.VM
+	(*Segment)(nil),             // 113: drover.v1.Segment
+	(*Mesh)(nil),                // 114: drover.v1.Mesh
+	(*EdgePassage)(nil),         // 115: drover.v1.EdgePassage
+	(*Check)(nil),               // 116: drover.v1.Check
+	(*ProbeTarget)(nil),         // 117: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 118: drover.v1.EdgeOp
+	(*Progress)(nil),            // 119: drover.v1.Progress
+	(*PathFigures)(nil),         // 120: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 121: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 122: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 123: drover.v1.BackendServer
+	(*Signals)(nil),             // 124: drover.v1.Signals
+	(*HostSignals)(nil),         // 125: drover.v1.HostSignals
+	(*LinkSignals)(nil),         // 126: drover.v1.LinkSignals
+	(*Reading)(nil),             // 127: drover.v1.Reading
+	(*Lifetimes)(nil),           // 128: drover.v1.Lifetimes
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	104, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	105, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	111, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	112, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	106, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	107, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	108, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
-	99,  // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
+	113, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	114, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	115, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
+	106, // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
 	22,  // 7: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	109, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	105, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	104, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	100, // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	105, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	104, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	101, // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	116, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	112, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	111, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	107, // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	112, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	111, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	108, // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
 	46,  // 15: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	109, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	104, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	102, // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	116, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	111, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	109, // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,   // 19: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,   // 20: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10,  // 21: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -7234,26 +7693,26 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13,  // 62: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 63: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 64: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
-	110, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	117, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
 	23,  // 66: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
 	13,  // 67: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13,  // 68: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
 	26,  // 69: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
 	13,  // 70: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	111, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	111, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	118, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	118, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
 	47,  // 73: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	103, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	110, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	110, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	117, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
 	46,  // 76: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
 	13,  // 77: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	112, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	119, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	52,  // 79: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	113, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	120, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	15,  // 81: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
 	7,   // 82: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 83: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	110, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	117, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	61,  // 85: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,   // 86: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13,  // 87: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
@@ -7268,70 +7727,82 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	7,   // 96: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 97: drover.v1.HandFramesRequest.ref:type_name -> drover.v1.MoveRef
 	79,  // 98: drover.v1.HandFramesRequest.frames:type_name -> drover.v1.CaughtFrame
-	114, // 99: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	115, // 100: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	107, // 101: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	109, // 102: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	116, // 103: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	111, // 104: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	109, // 105: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	121, // 99: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	122, // 100: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	114, // 101: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	116, // 102: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	123, // 103: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	118, // 104: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	116, // 105: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
 	91,  // 106: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
 	94,  // 107: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
-	0,   // 108: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
-	0,   // 109: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
-	3,   // 110: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
-	5,   // 111: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
-	8,   // 112: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
-	53,  // 113: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
-	55,  // 114: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
-	57,  // 115: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
-	59,  // 116: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
-	81,  // 117: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
-	83,  // 118: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
-	85,  // 119: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
-	87,  // 120: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
-	89,  // 121: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
-	92,  // 122: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
-	95,  // 123: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
-	97,  // 124: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
-	62,  // 125: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	64,  // 126: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	67,  // 127: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	70,  // 128: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	72,  // 129: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	74,  // 130: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	76,  // 131: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	78,  // 132: drover.v1.PeerService.HandFrames:input_type -> drover.v1.HandFramesRequest
-	1,   // 133: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 134: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 135: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 136: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	51,  // 137: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	54,  // 138: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	56,  // 139: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	58,  // 140: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	60,  // 141: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	82,  // 142: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	84,  // 143: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	86,  // 144: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	88,  // 145: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	90,  // 146: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	93,  // 147: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	96,  // 148: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	98,  // 149: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
-	63,  // 150: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	65,  // 151: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	69,  // 152: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	71,  // 153: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	73,  // 154: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	75,  // 155: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	77,  // 156: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	80,  // 157: drover.v1.PeerService.HandFrames:output_type -> drover.v1.HandFramesResponse
-	133, // [133:158] is the sub-list for method output_type
-	108, // [108:133] is the sub-list for method input_type
-	108, // [108:108] is the sub-list for extension type_name
-	108, // [108:108] is the sub-list for extension extendee
-	0,   // [0:108] is the sub-list for field type_name
+	100, // 108: drover.v1.ObserveRequest.peers:type_name -> drover.v1.ObservedPeer
+	101, // 109: drover.v1.ObserveRequest.subjects:type_name -> drover.v1.ObservedSubject
+	124, // 110: drover.v1.ObserveResponse.vms:type_name -> drover.v1.Signals
+	125, // 111: drover.v1.ObserveResponse.host:type_name -> drover.v1.HostSignals
+	126, // 112: drover.v1.ObserveResponse.ways:type_name -> drover.v1.LinkSignals
+	103, // 113: drover.v1.ObserveResponse.sessions:type_name -> drover.v1.ObservedSessions
+	127, // 114: drover.v1.ObservedSessions.sessions:type_name -> drover.v1.Reading
+	128, // 115: drover.v1.ObservedSessions.lifetimes:type_name -> drover.v1.Lifetimes
+	0,   // 116: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
+	0,   // 117: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
+	3,   // 118: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
+	5,   // 119: drover.v1.AgentService.CheckTarget:input_type -> drover.v1.CheckTargetRequest
+	8,   // 120: drover.v1.AgentService.Run:input_type -> drover.v1.RunRequest
+	53,  // 121: drover.v1.AgentService.Cancel:input_type -> drover.v1.CancelRequest
+	55,  // 122: drover.v1.AgentService.SetRate:input_type -> drover.v1.SetRateRequest
+	57,  // 123: drover.v1.AgentService.ProbeStart:input_type -> drover.v1.ProbeStartRequest
+	59,  // 124: drover.v1.AgentService.ProbeStop:input_type -> drover.v1.ProbeStopRequest
+	81,  // 125: drover.v1.AgentService.EdgeStatus:input_type -> drover.v1.EdgeStatusRequest
+	83,  // 126: drover.v1.AgentService.SetMesh:input_type -> drover.v1.SetMeshRequest
+	85,  // 127: drover.v1.AgentService.RotateMesh:input_type -> drover.v1.RotateMeshRequest
+	87,  // 128: drover.v1.AgentService.CheckEdge:input_type -> drover.v1.CheckEdgeRequest
+	89,  // 129: drover.v1.AgentService.CheckOps:input_type -> drover.v1.CheckOpsRequest
+	92,  // 130: drover.v1.AgentService.Owned:input_type -> drover.v1.OwnedRequest
+	95,  // 131: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
+	97,  // 132: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
+	99,  // 133: drover.v1.AgentService.Observe:input_type -> drover.v1.ObserveRequest
+	62,  // 134: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 135: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 136: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 137: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 138: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 139: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 140: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	78,  // 141: drover.v1.PeerService.HandFrames:input_type -> drover.v1.HandFramesRequest
+	104, // 142: drover.v1.PeerService.Held:input_type -> drover.v1.HeldRequest
+	1,   // 143: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 144: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 145: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 146: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 147: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 148: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 149: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 150: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 151: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	82,  // 152: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	84,  // 153: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	86,  // 154: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	88,  // 155: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	90,  // 156: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	93,  // 157: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	96,  // 158: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	98,  // 159: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
+	102, // 160: drover.v1.AgentService.Observe:output_type -> drover.v1.ObserveResponse
+	63,  // 161: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 162: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 163: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 164: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 165: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 166: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 167: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	80,  // 168: drover.v1.PeerService.HandFrames:output_type -> drover.v1.HandFramesResponse
+	105, // 169: drover.v1.PeerService.Held:output_type -> drover.v1.HeldResponse
+	143, // [143:170] is the sub-list for method output_type
+	116, // [116:143] is the sub-list for method input_type
+	116, // [116:116] is the sub-list for extension type_name
+	116, // [116:116] is the sub-list for extension extendee
+	0,   // [0:116] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_agent_proto_init() }
@@ -7339,6 +7810,7 @@ func file_drover_v1_agent_proto_init() {
 	if File_drover_v1_agent_proto != nil {
 		return
 	}
+	file_drover_v1_signals_proto_init()
 	file_drover_v1_types_proto_init()
 	file_drover_v1_agent_proto_msgTypes[8].OneofWrappers = []any{
 		(*RunRequest_Reserve)(nil),
@@ -7383,7 +7855,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   104,
+			NumMessages:   111,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -2677,11 +2677,188 @@ func (x *RemoveMadeVMResponse) GetRemoved() []string {
 	return nil
 }
 
+type GetSignalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSignalsRequest) Reset() {
+	*x = GetSignalsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSignalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSignalsRequest) ProtoMessage() {}
+
+func (x *GetSignalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSignalsRequest.ProtoReflect.Descriptor instead.
+func (*GetSignalsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *GetSignalsRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type GetSignalsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Signals       *Signals               `protobuf:"bytes,1,opt,name=signals,proto3" json:"signals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSignalsResponse) Reset() {
+	*x = GetSignalsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSignalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSignalsResponse) ProtoMessage() {}
+
+func (x *GetSignalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSignalsResponse.ProtoReflect.Descriptor instead.
+func (*GetSignalsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *GetSignalsResponse) GetSignals() *Signals {
+	if x != nil {
+		return x.Signals
+	}
+	return nil
+}
+
+type ListLinkSignalsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only those of this link; empty means all.
+	Link          string `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLinkSignalsRequest) Reset() {
+	*x = ListLinkSignalsRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLinkSignalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLinkSignalsRequest) ProtoMessage() {}
+
+func (x *ListLinkSignalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLinkSignalsRequest.ProtoReflect.Descriptor instead.
+func (*ListLinkSignalsRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ListLinkSignalsRequest) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+type ListLinkSignalsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Signals       []*LinkSignals         `protobuf:"bytes,1,rep,name=signals,proto3" json:"signals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLinkSignalsResponse) Reset() {
+	*x = ListLinkSignalsResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLinkSignalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLinkSignalsResponse) ProtoMessage() {}
+
+func (x *ListLinkSignalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLinkSignalsResponse.ProtoReflect.Descriptor instead.
+func (*ListLinkSignalsResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListLinkSignalsResponse) GetSignals() []*LinkSignals {
+	if x != nil {
+		return x.Signals
+	}
+	return nil
+}
+
 var File_drover_v1_drover_proto protoreflect.FileDescriptor
 
 const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x16drover/v1/advice.proto\x1a\x15drover/v1/types.proto\"\x12\n" +
+	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x16drover/v1/advice.proto\x1a\x17drover/v1/signals.proto\x1a\x15drover/v1/types.proto\"\x12\n" +
 	"\x10ListSitesRequest\":\n" +
 	"\x11ListSitesResponse\x12%\n" +
 	"\x05sites\x18\x01 \x03(\v2\x0f.drover.v1.SiteR\x05sites\"\x12\n" +
@@ -2833,7 +3010,15 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"O\n" +
 	"\x14RemoveMadeVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\tR\aremoved2\x85\x10\n" +
+	"\aremoved\x18\x02 \x03(\tR\aremoved\"#\n" +
+	"\x11GetSignalsRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"B\n" +
+	"\x12GetSignalsResponse\x12,\n" +
+	"\asignals\x18\x01 \x01(\v2\x12.drover.v1.SignalsR\asignals\",\n" +
+	"\x16ListLinkSignalsRequest\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\"K\n" +
+	"\x17ListLinkSignalsResponse\x120\n" +
+	"\asignals\x18\x01 \x03(\v2\x16.drover.v1.LinkSignalsR\asignals2\xaa\x11\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -2865,7 +3050,10 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\aProtect\x12\x19.drover.v1.ProtectRequest\x1a\x1a.drover.v1.ProtectResponse\x12R\n" +
 	"\rEndProtection\x12\x1f.drover.v1.EndProtectionRequest\x1a .drover.v1.EndProtectionResponse\x12X\n" +
 	"\x0fListProtections\x12!.drover.v1.ListProtectionsRequest\x1a\".drover.v1.ListProtectionsResponse\x12K\n" +
-	"\bRemoveVM\x12\x1e.drover.v1.RemoveMadeVMRequest\x1a\x1f.drover.v1.RemoveMadeVMResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\bRemoveVM\x12\x1e.drover.v1.RemoveMadeVMRequest\x1a\x1f.drover.v1.RemoveMadeVMResponse\x12I\n" +
+	"\n" +
+	"GetSignals\x12\x1c.drover.v1.GetSignalsRequest\x1a\x1d.drover.v1.GetSignalsResponse\x12X\n" +
+	"\x0fListLinkSignals\x12!.drover.v1.ListLinkSignalsRequest\x1a\".drover.v1.ListLinkSignalsResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_drover_proto_rawDescOnce sync.Once
@@ -2879,7 +3067,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),        // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),       // 1: drover.v1.ListSitesResponse
@@ -2935,125 +3123,137 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListProtectionsResponse)(nil), // 51: drover.v1.ListProtectionsResponse
 	(*RemoveMadeVMRequest)(nil),     // 52: drover.v1.RemoveMadeVMRequest
 	(*RemoveMadeVMResponse)(nil),    // 53: drover.v1.RemoveMadeVMResponse
-	nil,                             // 54: drover.v1.SetRequirementsRequest.ValuesEntry
-	(*Site)(nil),                    // 55: drover.v1.Site
-	(*Host)(nil),                    // 56: drover.v1.Host
-	(*Link)(nil),                    // 57: drover.v1.Link
-	(*VM)(nil),                      // 58: drover.v1.VM
-	(*Service)(nil),                 // 59: drover.v1.Service
-	(*Segment)(nil),                 // 60: drover.v1.Segment
-	(*EdgeState)(nil),               // 61: drover.v1.EdgeState
-	(*Mesh)(nil),                    // 62: drover.v1.Mesh
-	(*Finding)(nil),                 // 63: drover.v1.Finding
-	(*Move)(nil),                    // 64: drover.v1.Move
-	(*Place)(nil),                   // 65: drover.v1.Place
-	(*CloneWish)(nil),               // 66: drover.v1.CloneWish
-	(*RenumberWish)(nil),            // 67: drover.v1.RenumberWish
-	(*Preflight)(nil),               // 68: drover.v1.Preflight
-	(*Advice)(nil),                  // 69: drover.v1.Advice
-	(*Requirements)(nil),            // 70: drover.v1.Requirements
-	(*Gate)(nil),                    // 71: drover.v1.Gate
-	(*Protection)(nil),              // 72: drover.v1.Protection
+	(*GetSignalsRequest)(nil),       // 54: drover.v1.GetSignalsRequest
+	(*GetSignalsResponse)(nil),      // 55: drover.v1.GetSignalsResponse
+	(*ListLinkSignalsRequest)(nil),  // 56: drover.v1.ListLinkSignalsRequest
+	(*ListLinkSignalsResponse)(nil), // 57: drover.v1.ListLinkSignalsResponse
+	nil,                             // 58: drover.v1.SetRequirementsRequest.ValuesEntry
+	(*Site)(nil),                    // 59: drover.v1.Site
+	(*Host)(nil),                    // 60: drover.v1.Host
+	(*Link)(nil),                    // 61: drover.v1.Link
+	(*VM)(nil),                      // 62: drover.v1.VM
+	(*Service)(nil),                 // 63: drover.v1.Service
+	(*Segment)(nil),                 // 64: drover.v1.Segment
+	(*EdgeState)(nil),               // 65: drover.v1.EdgeState
+	(*Mesh)(nil),                    // 66: drover.v1.Mesh
+	(*Finding)(nil),                 // 67: drover.v1.Finding
+	(*Move)(nil),                    // 68: drover.v1.Move
+	(*Place)(nil),                   // 69: drover.v1.Place
+	(*CloneWish)(nil),               // 70: drover.v1.CloneWish
+	(*RenumberWish)(nil),            // 71: drover.v1.RenumberWish
+	(*Preflight)(nil),               // 72: drover.v1.Preflight
+	(*Advice)(nil),                  // 73: drover.v1.Advice
+	(*Requirements)(nil),            // 74: drover.v1.Requirements
+	(*Gate)(nil),                    // 75: drover.v1.Gate
+	(*Protection)(nil),              // 76: drover.v1.Protection
+	(*Signals)(nil),                 // 77: drover.v1.Signals
+	(*LinkSignals)(nil),             // 78: drover.v1.LinkSignals
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	55, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	56, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	57, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	58, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	59, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	60, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	61, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	62, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
-	63, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	64, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	64, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	65, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	66, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
-	67, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
-	68, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	65, // 15: drover.v1.AdviseRequest.to:type_name -> drover.v1.Place
-	69, // 16: drover.v1.AdviseResponse.advice:type_name -> drover.v1.Advice
-	69, // 17: drover.v1.AdviseAllResponse.advices:type_name -> drover.v1.Advice
-	70, // 18: drover.v1.GetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
-	54, // 19: drover.v1.SetRequirementsRequest.values:type_name -> drover.v1.SetRequirementsRequest.ValuesEntry
-	70, // 20: drover.v1.SetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
-	65, // 21: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	71, // 22: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	66, // 23: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
-	67, // 24: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
-	64, // 25: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	68, // 26: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	64, // 27: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	64, // 28: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	64, // 29: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
-	64, // 30: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	64, // 31: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	64, // 32: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	65, // 33: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
-	72, // 34: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
-	68, // 35: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
-	72, // 36: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
-	72, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
-	58, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
-	0,  // 39: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 40: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 41: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 42: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 43: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 44: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 45: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 46: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 47: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 48: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 49: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 50: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 51: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
-	26, // 52: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
-	28, // 53: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
-	30, // 54: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
-	32, // 55: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	34, // 56: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	36, // 57: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	38, // 58: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
-	40, // 59: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	42, // 60: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	44, // 61: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	46, // 62: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
-	48, // 63: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
-	50, // 64: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
-	52, // 65: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
-	1,  // 66: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 67: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 68: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 69: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 70: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 71: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 72: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 73: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 74: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 75: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 76: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 77: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 78: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
-	27, // 79: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
-	29, // 80: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
-	31, // 81: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
-	33, // 82: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	35, // 83: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	37, // 84: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	39, // 85: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
-	41, // 86: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	43, // 87: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	45, // 88: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	47, // 89: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
-	49, // 90: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
-	51, // 91: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
-	53, // 92: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
-	66, // [66:93] is the sub-list for method output_type
-	39, // [39:66] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	59, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	60, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	61, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	62, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	63, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	64, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	65, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	66, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	67, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	68, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	68, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	69, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	70, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
+	71, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
+	72, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	69, // 15: drover.v1.AdviseRequest.to:type_name -> drover.v1.Place
+	73, // 16: drover.v1.AdviseResponse.advice:type_name -> drover.v1.Advice
+	73, // 17: drover.v1.AdviseAllResponse.advices:type_name -> drover.v1.Advice
+	74, // 18: drover.v1.GetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	58, // 19: drover.v1.SetRequirementsRequest.values:type_name -> drover.v1.SetRequirementsRequest.ValuesEntry
+	74, // 20: drover.v1.SetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	69, // 21: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	75, // 22: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	70, // 23: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
+	71, // 24: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
+	68, // 25: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	72, // 26: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	68, // 27: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	68, // 28: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	68, // 29: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
+	68, // 30: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	68, // 31: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	68, // 32: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	69, // 33: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
+	76, // 34: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
+	72, // 35: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
+	76, // 36: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
+	76, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
+	62, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
+	77, // 39: drover.v1.GetSignalsResponse.signals:type_name -> drover.v1.Signals
+	78, // 40: drover.v1.ListLinkSignalsResponse.signals:type_name -> drover.v1.LinkSignals
+	0,  // 41: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 42: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 43: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 44: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 45: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 46: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 47: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 48: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 49: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 50: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 51: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 52: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 53: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
+	26, // 54: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
+	28, // 55: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
+	30, // 56: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
+	32, // 57: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	34, // 58: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	36, // 59: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	38, // 60: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	40, // 61: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	42, // 62: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	44, // 63: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	46, // 64: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
+	48, // 65: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
+	50, // 66: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
+	52, // 67: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
+	54, // 68: drover.v1.DroverService.GetSignals:input_type -> drover.v1.GetSignalsRequest
+	56, // 69: drover.v1.DroverService.ListLinkSignals:input_type -> drover.v1.ListLinkSignalsRequest
+	1,  // 70: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 71: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 72: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 73: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 74: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 75: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 76: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 77: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 78: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 79: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 80: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 81: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 82: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
+	27, // 83: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
+	29, // 84: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
+	31, // 85: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
+	33, // 86: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	35, // 87: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	37, // 88: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	39, // 89: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	41, // 90: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	43, // 91: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	45, // 92: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	47, // 93: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
+	49, // 94: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
+	51, // 95: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
+	53, // 96: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
+	55, // 97: drover.v1.DroverService.GetSignals:output_type -> drover.v1.GetSignalsResponse
+	57, // 98: drover.v1.DroverService.ListLinkSignals:output_type -> drover.v1.ListLinkSignalsResponse
+	70, // [70:99] is the sub-list for method output_type
+	41, // [41:70] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -3062,6 +3262,7 @@ func file_drover_v1_drover_proto_init() {
 		return
 	}
 	file_drover_v1_advice_proto_init()
+	file_drover_v1_signals_proto_init()
 	file_drover_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3069,7 +3270,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   55,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

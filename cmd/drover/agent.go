@@ -18,6 +18,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/agent"
 	"github.com/drover-vm/drover/driver/disk"
+	"github.com/drover-vm/drover/driver/icmp"
 	"github.com/drover-vm/drover/driver/libvirt"
 	"github.com/drover-vm/drover/driver/tap"
 	"github.com/drover-vm/drover/lab/wanem"
@@ -70,7 +71,7 @@ func (a *app) runAgent(ctx context.Context, path string, cfg agent.Config) (err 
 	if err != nil {
 		return inFile(path, err)
 	}
-	deps := agent.Deps{TLS: tls, Log: log, Links: linkCounters{}, Prober: prober{log}}
+	deps := agent.Deps{TLS: tls, Log: log, Links: linkCounters{}, Prober: prober{log}, Pings: icmp.Pings{}}
 	deps.SocketUID, deps.SocketGID = hypervisorUser()
 	if cfg.Libvirt != "" {
 		hyp := libvirt.New(log, cfg.Libvirt)
@@ -85,6 +86,9 @@ func (a *app) runAgent(ctx context.Context, path string, cfg agent.Config) (err 
 		guests := libvirt.NewGuests(log, cfg.Libvirt)
 		defer func() { err = errors.Join(err, guests.Close()) }()
 		deps.Hypervisor, deps.Volumes, deps.Guests, deps.Catcher = hyp, volumes, guests, tap.New(log)
+		signals := libvirt.NewSignals(log, cfg.Libvirt, libvirt.SignalsConfig{})
+		defer func() { err = errors.Join(err, signals.Close()) }()
+		deps.Signals = signals
 	}
 	if cfg.Edge != nil {
 		edge, err := openEdge(ctx, log, cfg)

@@ -63,7 +63,7 @@ func (a *app) rootCommand() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
 		newSitesCommand(a), newHostsCommand(a), newLinksCommand(a), newVMsCommand(a), newServicesCommand(a), newMovesCommand(a),
-		newSegmentsCommand(a), newEdgesCommand(a), newDoctorCommand(a),
+		newSegmentsCommand(a), newEdgesCommand(a), newSignalsCommand(a), newDoctorCommand(a),
 		newPreflightCommand(a), newAdviseCommand(a), newRequirementsCommand(a), newMoveCommand(a), newSpawnCommand(a), newProtectCommand(a), newCommitCommand(a), newReturnCommand(a), newProbeCommand(a),
 		newServerCommand(a), newPKICommand(a), newVersionCommand(a),
 	)

@@ -18,10 +18,12 @@ type listing[T any] struct {
 	noun, one, short string
 	fetch            func(context.Context, *api.Client) ([]T, error)
 	// get asks for one; nil looks for it among all.
-	get  func(ctx context.Context, c *api.Client, name string) (T, error)
-	name func(T) string
-	head []string
-	row  func(T) []string
+	get func(ctx context.Context, c *api.Client, name string) (T, error)
+	// getCommand makes a "get" of its own; nil: the usual one.
+	getCommand func(*app, listing[T]) *cobra.Command
+	name       func(T) string
+	head       []string
+	row        func(T) []string
 	// words say more about one than its row does; nil: nothing.
 	words func(T) []string
 }
@@ -44,7 +46,11 @@ func newListCommand[T any](a *app, l listing[T]) *cobra.Command {
 		},
 	}
 	flags.register(cmd)
-	cmd.AddCommand(newGetCommand(a, l))
+	if l.getCommand != nil {
+		cmd.AddCommand(l.getCommand(a, l))
+	} else {
+		cmd.AddCommand(newGetCommand(a, l))
+	}
 	return cmd
 }
 
@@ -166,8 +172,9 @@ func newHostsCommand(a *app) *cobra.Command {
 func newLinksCommand(a *app) *cobra.Command {
 	return newListCommand(a, listing[drover.Link]{
 		noun: "links", one: "link", short: "List the WAN links and the bytes they carried", fetch: fetchLinks,
-		name: func(l drover.Link) string { return l.Name },
-		head: []string{"LINK", "A", "B", "RATE", "RTT", "A TO B", "B TO A"},
+		getCommand: newGetLinkCommand,
+		name:       func(l drover.Link) string { return l.Name },
+		head:       []string{"LINK", "A", "B", "RATE", "RTT", "A TO B", "B TO A"},
 		row: func(l drover.Link) []string {
 			var rtt string
 			if l.RTTMillis > 0 {

@@ -59,7 +59,8 @@ func testReceived(t *testing.T, h *guestHost, vm string, s driver.Signals) {
 	h.run(t, "bash", "-c", "head -c "+strconv.Itoa(bytes)+" /dev/zero > /dev/udp/192.0.2.10/9")
 	after := read()
 	received, sent := after.ReceivedBytes-before.ReceivedBytes, after.SentBytes-before.SentBytes
-	if received < bytes/2 || sent > received/2 {
+	// An emulated guest takes only some of what comes at once.
+	if received < bytes/32 || sent > received/2 {
 		t.Errorf("%d bytes were sent to the guest: it received %s and sent %s", bytes, received, sent)
 	}
 }

@@ -72,7 +72,7 @@ func (s *synthetic) distinct(w time.Duration) float64 {
 
 func (s *synthetic) options(seed uint64, pages int) Options {
 	return Options{
-		Pages: pages, Busy: time.Hour, Chunk: 64, Rest: time.Millisecond, Rand: rand.New(rand.NewPCG(seed, 1)),
+		Windows: Windows, Pages: pages, Busy: time.Hour, Chunk: 64, Rest: time.Millisecond, Rand: rand.New(rand.NewPCG(seed, 1)),
 		Hash: func(p []byte) uint64 {
 			a, b := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
 			if a == 0 && b == 0 {

@@ -39,6 +39,9 @@ var Windows = []time.Duration{100 * time.Millisecond, time.Second, 10 * time.Sec
 
 // Options say how a guest's memory is looked at.
 type Options struct {
+	// Windows are the times over which changes are counted, in ascending order;
+	// package sample's are usual.
+	Windows []time.Duration
 	// Pages is how many pages are looked at, at most. Each is looked at once, and
 	// once more after each window.
 	Pages int
@@ -62,13 +65,14 @@ type Options struct {
 
 // Survey is what was seen of a guest's memory.
 type Survey struct {
+	Windows []time.Duration
 	// Pages is the whole memory, Looked how many of them were looked at.
 	Pages, Looked int64
 	// Zero were absent or zeros, Away could not be read.
 	Zero, Away int64
 	// Hashes name the content of the others, one for each page.
 	Hashes []uint64
-	// Changed counts, for each of Windows, the pages whose content was another
+	// Changed counts, for each of the Windows, the pages whose content was another
 	// at its end than at its beginning.
 	Changed []int64
 	// Spent is how long the windows really were, on average over the pages.
@@ -93,7 +97,9 @@ type drawn struct {
 // things make it too low: pages written with what they held, which cost a move
 // little, and those that held it again at the window's end.
 func Look(ctx context.Context, m Memory, o Options) (Survey, error) {
-	s := Survey{Pages: m.Pages(), Changed: make([]int64, len(Windows)), Spent: make([]time.Duration, len(Windows))}
+	s := Survey{
+		Windows: o.Windows, Pages: m.Pages(), Changed: make([]int64, len(o.Windows)), Spent: make([]time.Duration, len(o.Windows)),
+	}
 	l := &looker{m: m, o: o, s: &s, buf: make([]byte, PageBytes)}
 	pages := Draw(o.Rand, s.Pages, o.Pages)
 	first := make([]drawn, 0, len(pages))
@@ -101,13 +107,13 @@ func Look(ctx context.Context, m Memory, o Options) (Survey, error) {
 	err := l.each(ctx, len(pages), func(i int) (bool, error) {
 		d, err := l.look(pages[i])
 		first = append(first, d)
-		return s.Busy < o.Busy/time.Duration(len(Windows)+1), err
+		return s.Busy < o.Busy/time.Duration(len(o.Windows)+1), err
 	})
 	if err != nil {
 		return s, err
 	}
 	l.count(first)
-	for w, window := range Windows {
+	for w, window := range o.Windows {
 		if err := o.Sleep(ctx, window-o.Now().Sub(began)); err != nil {
 			return s, err
 		}
@@ -254,7 +260,7 @@ func (s Survey) Curve() drover.DirtyCurve {
 	}
 	c := drover.DirtyCurve{At: s.At, Samples: 1}
 	most := 0.0
-	for i, w := range Windows {
+	for i, w := range s.Windows {
 		if s.Spent[i] <= 0 {
 			return drover.DirtyCurve{}
 		}

@@ -64,6 +64,10 @@ type State struct {
 	Rates []drover.BitRate
 	// Replicas are those that are reserved here.
 	Replicas map[string]bool
+	// Seen is what the agent answers when it is asked what it has seen, Asked the last
+	// such question.
+	Seen  *droverv1.ObserveResponse
+	Asked *droverv1.ObserveRequest
 	// Edge is nil for an agent that is no site's edge.
 	Edge *EdgeState
 }

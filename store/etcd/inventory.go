@@ -42,6 +42,21 @@ func (s *Store) Protections() store.Collection[store.Protection] {
 	return collection[store.Protection]{s, "protection/", store.ProtectionKey}
 }
 
+// Signals implements store.Inventory.
+func (s *Store) Signals() store.Collection[drover.Signals] {
+	return collection[drover.Signals]{s, "signals/", store.SignalsKey}
+}
+
+// HostSignals implements store.Inventory.
+func (s *Store) HostSignals() store.Collection[drover.HostSignals] {
+	return collection[drover.HostSignals]{s, "host-signals/", store.HostSignalsKey}
+}
+
+// LinkSignals implements store.Inventory.
+func (s *Store) LinkSignals() store.Collection[drover.LinkSignals] {
+	return collection[drover.LinkSignals]{s, "link-signals/", store.LinkSignalsKey}
+}
+
 // collection is the keys of one sort.
 type collection[T any] struct {
 	s     *Store

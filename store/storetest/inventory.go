@@ -55,6 +55,28 @@ func Inventory(t *testing.T, open func(*testing.T) store.Inventory) {
 			store.Protection{Protection: drover.Protection{VM: "v", VMUUID: "u2", State: drover.ProtectionEnding}},
 			store.Protection{Protection: drover.Protection{VM: "v", VMUUID: "u1"}})
 	})
+	r := drover.Reading{Value: 0.25, At: at, Samples: 3, Observed: true}
+	t.Run("inventory/signals", func(t *testing.T) {
+		collection(t, open(t).Signals(), "u2", drover.Signals{VM: "v"},
+			drover.Signals{
+				VM: "v", UUID: "u2", Host: "b1", At: at, ZeroShare: r, KnownShare: map[string]drover.Reading{"c": r},
+				Dirty: drover.DirtyCurve{Points: []drover.DirtyPoint{{WindowSeconds: 1, Bytes: 4096}}, At: at, Samples: 1},
+			},
+			drover.Signals{VM: "v", UUID: "u2", Skipped: "it is off"},
+			drover.Signals{VM: "w", UUID: "u1"})
+	})
+	t.Run("inventory/host signals", func(t *testing.T) {
+		collection(t, open(t).HostSignals(), "b1", drover.HostSignals{At: at},
+			drover.HostSignals{Host: "b1", At: at, CPUFreeShare: r},
+			drover.HostSignals{Host: "b1"},
+			drover.HostSignals{Host: "a1"})
+	})
+	t.Run("inventory/link signals", func(t *testing.T) {
+		collection(t, open(t).LinkSignals(), "b/c", drover.LinkSignals{From: "b"},
+			drover.LinkSignals{From: "b", To: "c", At: at, RTTMillis: r, Week: []drover.LinkHour{{Hour: 167, RTTMillis: 1, Samples: 2}}},
+			drover.LinkSignals{From: "b", To: "c"},
+			drover.LinkSignals{From: "a", To: "c"})
+	})
 	t.Run("inventory/sorts apart", func(t *testing.T) { apart(t, open(t)) })
 	t.Run("inventory/many", func(t *testing.T) { many(t, open(t)) })
 }

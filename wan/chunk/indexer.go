@@ -345,9 +345,26 @@ func (l *Library) distrust(e *entry, c *Catalogue) {
 // Catalogue returns a source's catalogue. Errors: drover.NotFound when the
 // source is not here or not indexed yet.
 func (l *Library) Catalogue(id SourceID) (*Catalogue, error) {
-	const op = "find catalogue"
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	c, err := l.catalogue(id)
+	if err == nil {
+		l.touch(l.entries[id])
+	}
+	return c, err
+}
+
+// Peek is Catalogue for who only looks: the source counts as used no later than
+// before, so that looking at all of them keeps none from being evicted.
+func (l *Library) Peek(id SourceID) (*Catalogue, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.catalogue(id)
+}
+
+// catalogue finds one. mu is held.
+func (l *Library) catalogue(id SourceID) (*Catalogue, error) {
+	const op = "find catalogue"
 	e := l.entries[id]
 	switch {
 	case e == nil:
@@ -355,7 +372,6 @@ func (l *Library) Catalogue(id SourceID) (*Catalogue, error) {
 	case e.catalogue.ready == nil:
 		return nil, drover.Errorf(drover.NotFound, op, "source %v is not indexed yet", id)
 	}
-	l.touch(e)
 	return e.catalogue.ready, nil
 }
 

@@ -75,6 +75,8 @@ const (
 	AgentServiceRemoveOwnedProcedure = "/drover.v1.AgentService/RemoveOwned"
 	// AgentServiceRemoveVMProcedure is the fully-qualified name of the AgentService's RemoveVM RPC.
 	AgentServiceRemoveVMProcedure = "/drover.v1.AgentService/RemoveVM"
+	// AgentServiceObserveProcedure is the fully-qualified name of the AgentService's Observe RPC.
+	AgentServiceObserveProcedure = "/drover.v1.AgentService/Observe"
 	// PeerServicePingProcedure is the fully-qualified name of the PeerService's Ping RPC.
 	PeerServicePingProcedure = "/drover.v1.PeerService/Ping"
 	// PeerServicePrepareProcedure is the fully-qualified name of the PeerService's Prepare RPC.
@@ -91,6 +93,8 @@ const (
 	PeerServiceCutOverProcedure = "/drover.v1.PeerService/CutOver"
 	// PeerServiceHandFramesProcedure is the fully-qualified name of the PeerService's HandFrames RPC.
 	PeerServiceHandFramesProcedure = "/drover.v1.PeerService/HandFrames"
+	// PeerServiceHeldProcedure is the fully-qualified name of the PeerService's Held RPC.
+	PeerServiceHeldProcedure = "/drover.v1.PeerService/Held"
 )
 
 // AgentServiceClient is a client for the drover.v1.AgentService service.
@@ -135,6 +139,10 @@ type AgentServiceClient interface {
 	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
 	// RemoveVM ends a VM that Drover made, and deletes its disks. Missing is fine.
 	RemoveVM(context.Context, *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error)
+	// Observe returns what has been seen of the VMs here, of the host, and of the
+	// ways to others. It waits for nothing: what it is asked of for the first time
+	// is there some time later.
+	Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the drover.v1.AgentService service. By default, it
@@ -250,6 +258,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("RemoveVM")),
 			connect.WithClientOptions(opts...),
 		),
+		observe: connect.NewClient[droverv1.ObserveRequest, droverv1.ObserveResponse](
+			httpClient,
+			baseURL+AgentServiceObserveProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Observe")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -272,6 +286,7 @@ type agentServiceClient struct {
 	owned       *connect.Client[droverv1.OwnedRequest, droverv1.OwnedResponse]
 	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
 	removeVM    *connect.Client[droverv1.RemoveVMRequest, droverv1.RemoveVMResponse]
+	observe     *connect.Client[droverv1.ObserveRequest, droverv1.ObserveResponse]
 }
 
 // Describe calls drover.v1.AgentService.Describe.
@@ -419,6 +434,15 @@ func (c *agentServiceClient) RemoveVM(ctx context.Context, req *droverv1.RemoveV
 	return nil, err
 }
 
+// Observe calls drover.v1.AgentService.Observe.
+func (c *agentServiceClient) Observe(ctx context.Context, req *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error) {
+	response, err := c.observe.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the drover.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Describe observes the host: itself, its VMs, its links' counters.
@@ -461,6 +485,10 @@ type AgentServiceHandler interface {
 	RemoveOwned(context.Context, *droverv1.RemoveOwnedRequest) (*droverv1.RemoveOwnedResponse, error)
 	// RemoveVM ends a VM that Drover made, and deletes its disks. Missing is fine.
 	RemoveVM(context.Context, *droverv1.RemoveVMRequest) (*droverv1.RemoveVMResponse, error)
+	// Observe returns what has been seen of the VMs here, of the host, and of the
+	// ways to others. It waits for nothing: what it is asked of for the first time
+	// is there some time later.
+	Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -572,6 +600,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("RemoveVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceObserveHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceObserveProcedure,
+		svc.Observe,
+		connect.WithSchema(agentServiceMethods.ByName("Observe")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceDescribeProcedure:
@@ -608,6 +642,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceRemoveOwnedHandler.ServeHTTP(w, r)
 		case AgentServiceRemoveVMProcedure:
 			agentServiceRemoveVMHandler.ServeHTTP(w, r)
+		case AgentServiceObserveProcedure:
+			agentServiceObserveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -685,6 +721,10 @@ func (UnimplementedAgentServiceHandler) RemoveVM(context.Context, *droverv1.Remo
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.RemoveVM is not implemented"))
 }
 
+func (UnimplementedAgentServiceHandler) Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.Observe is not implemented"))
+}
+
 // PeerServiceClient is a client for the drover.v1.PeerService service.
 type PeerServiceClient interface {
 	// Ping proves reachability, certificates and the clock.
@@ -711,6 +751,9 @@ type PeerServiceClient interface {
 	// it never does, it is dropped. The first message names the move and its
 	// session, the others carry frames, in their order.
 	HandFrames(context.Context) (*connect.ClientStreamForClientSimple[droverv1.HandFramesRequest, droverv1.HandFramesResponse], error)
+	// Held counts how many pages of a sample have a content that a move of the VM
+	// could refer to here.
+	Held(context.Context, *droverv1.HeldRequest) (*droverv1.HeldResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the drover.v1.PeerService service. By default, it
@@ -772,6 +815,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("HandFrames")),
 			connect.WithClientOptions(opts...),
 		),
+		held: connect.NewClient[droverv1.HeldRequest, droverv1.HeldResponse](
+			httpClient,
+			baseURL+PeerServiceHeldProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Held")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -785,6 +834,7 @@ type peerServiceClient struct {
 	digest     *connect.Client[droverv1.DigestRequest, droverv1.DigestResponse]
 	cutOver    *connect.Client[droverv1.CutOverRequest, droverv1.CutOverResponse]
 	handFrames *connect.Client[droverv1.HandFramesRequest, droverv1.HandFramesResponse]
+	held       *connect.Client[droverv1.HeldRequest, droverv1.HeldResponse]
 }
 
 // Ping calls drover.v1.PeerService.Ping.
@@ -855,6 +905,15 @@ func (c *peerServiceClient) HandFrames(ctx context.Context) (*connect.ClientStre
 	return c.handFrames.CallClientStreamSimple(ctx)
 }
 
+// Held calls drover.v1.PeerService.Held.
+func (c *peerServiceClient) Held(ctx context.Context, req *droverv1.HeldRequest) (*droverv1.HeldResponse, error) {
+	response, err := c.held.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // PeerServiceHandler is an implementation of the drover.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Ping proves reachability, certificates and the clock.
@@ -881,6 +940,9 @@ type PeerServiceHandler interface {
 	// it never does, it is dropped. The first message names the move and its
 	// session, the others carry frames, in their order.
 	HandFrames(context.Context, *connect.ClientStream[droverv1.HandFramesRequest]) (*droverv1.HandFramesResponse, error)
+	// Held counts how many pages of a sample have a content that a move of the VM
+	// could refer to here.
+	Held(context.Context, *droverv1.HeldRequest) (*droverv1.HeldResponse, error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -938,6 +1000,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("HandFrames")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceHeldHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceHeldProcedure,
+		svc.Held,
+		connect.WithSchema(peerServiceMethods.ByName("Held")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServicePingProcedure:
@@ -956,6 +1024,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceCutOverHandler.ServeHTTP(w, r)
 		case PeerServiceHandFramesProcedure:
 			peerServiceHandFramesHandler.ServeHTTP(w, r)
+		case PeerServiceHeldProcedure:
+			peerServiceHeldHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -995,4 +1065,8 @@ func (UnimplementedPeerServiceHandler) CutOver(context.Context, *droverv1.CutOve
 
 func (UnimplementedPeerServiceHandler) HandFrames(context.Context, *connect.ClientStream[droverv1.HandFramesRequest]) (*droverv1.HandFramesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.HandFrames is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Held(context.Context, *droverv1.HeldRequest) (*droverv1.HeldResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.PeerService.Held is not implemented"))
 }

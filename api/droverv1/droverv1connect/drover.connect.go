@@ -100,6 +100,12 @@ const (
 	DroverServiceListProtectionsProcedure = "/drover.v1.DroverService/ListProtections"
 	// DroverServiceRemoveVMProcedure is the fully-qualified name of the DroverService's RemoveVM RPC.
 	DroverServiceRemoveVMProcedure = "/drover.v1.DroverService/RemoveVM"
+	// DroverServiceGetSignalsProcedure is the fully-qualified name of the DroverService's GetSignals
+	// RPC.
+	DroverServiceGetSignalsProcedure = "/drover.v1.DroverService/GetSignals"
+	// DroverServiceListLinkSignalsProcedure is the fully-qualified name of the DroverService's
+	// ListLinkSignals RPC.
+	DroverServiceListLinkSignalsProcedure = "/drover.v1.DroverService/ListLinkSignals"
 )
 
 // DroverServiceClient is a client for the drover.v1.DroverService service.
@@ -159,6 +165,10 @@ type DroverServiceClient interface {
 	// RemoveVM removes a VM that spawn or redirect has made, with all that stands
 	// for it. Any other VM is refused.
 	RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error)
+	// GetSignals returns what has been observed of a VM.
+	GetSignals(context.Context, *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error)
+	// ListLinkSignals returns what has been observed of the ways between sites.
+	ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error)
 }
 
 // NewDroverServiceClient constructs a client for the drover.v1.DroverService service. By default,
@@ -334,6 +344,18 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("RemoveVM")),
 			connect.WithClientOptions(opts...),
 		),
+		getSignals: connect.NewClient[droverv1.GetSignalsRequest, droverv1.GetSignalsResponse](
+			httpClient,
+			baseURL+DroverServiceGetSignalsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("GetSignals")),
+			connect.WithClientOptions(opts...),
+		),
+		listLinkSignals: connect.NewClient[droverv1.ListLinkSignalsRequest, droverv1.ListLinkSignalsResponse](
+			httpClient,
+			baseURL+DroverServiceListLinkSignalsProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("ListLinkSignals")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -366,6 +388,8 @@ type droverServiceClient struct {
 	endProtection   *connect.Client[droverv1.EndProtectionRequest, droverv1.EndProtectionResponse]
 	listProtections *connect.Client[droverv1.ListProtectionsRequest, droverv1.ListProtectionsResponse]
 	removeVM        *connect.Client[droverv1.RemoveMadeVMRequest, droverv1.RemoveMadeVMResponse]
+	getSignals      *connect.Client[droverv1.GetSignalsRequest, droverv1.GetSignalsResponse]
+	listLinkSignals *connect.Client[droverv1.ListLinkSignalsRequest, droverv1.ListLinkSignalsResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -607,6 +631,24 @@ func (c *droverServiceClient) RemoveVM(ctx context.Context, req *droverv1.Remove
 	return nil, err
 }
 
+// GetSignals calls drover.v1.DroverService.GetSignals.
+func (c *droverServiceClient) GetSignals(ctx context.Context, req *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error) {
+	response, err := c.getSignals.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListLinkSignals calls drover.v1.DroverService.ListLinkSignals.
+func (c *droverServiceClient) ListLinkSignals(ctx context.Context, req *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error) {
+	response, err := c.listLinkSignals.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DroverServiceHandler is an implementation of the drover.v1.DroverService service.
 type DroverServiceHandler interface {
 	ListSites(context.Context, *droverv1.ListSitesRequest) (*droverv1.ListSitesResponse, error)
@@ -664,6 +706,10 @@ type DroverServiceHandler interface {
 	// RemoveVM removes a VM that spawn or redirect has made, with all that stands
 	// for it. Any other VM is refused.
 	RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error)
+	// GetSignals returns what has been observed of a VM.
+	GetSignals(context.Context, *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error)
+	// ListLinkSignals returns what has been observed of the ways between sites.
+	ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error)
 }
 
 // NewDroverServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -835,6 +881,18 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("RemoveVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceGetSignalsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceGetSignalsProcedure,
+		svc.GetSignals,
+		connect.WithSchema(droverServiceMethods.ByName("GetSignals")),
+		connect.WithHandlerOptions(opts...),
+	)
+	droverServiceListLinkSignalsHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceListLinkSignalsProcedure,
+		svc.ListLinkSignals,
+		connect.WithSchema(droverServiceMethods.ByName("ListLinkSignals")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.DroverService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DroverServiceListSitesProcedure:
@@ -891,6 +949,10 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceListProtectionsHandler.ServeHTTP(w, r)
 		case DroverServiceRemoveVMProcedure:
 			droverServiceRemoveVMHandler.ServeHTTP(w, r)
+		case DroverServiceGetSignalsProcedure:
+			droverServiceGetSignalsHandler.ServeHTTP(w, r)
+		case DroverServiceListLinkSignalsProcedure:
+			droverServiceListLinkSignalsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1006,4 +1068,12 @@ func (UnimplementedDroverServiceHandler) ListProtections(context.Context, *drove
 
 func (UnimplementedDroverServiceHandler) RemoveVM(context.Context, *droverv1.RemoveMadeVMRequest) (*droverv1.RemoveMadeVMResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.RemoveVM is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) GetSignals(context.Context, *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.GetSignals is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListLinkSignals is not implemented"))
 }
