@@ -26,6 +26,8 @@ type meter struct {
 
 	active, endedTotal, done, total, rate, hosts *prometheus.Desc
 	hairpin, neighbors, extra, remote            *prometheus.Desc
+
+	replicaAge, replicaRPO, replicaOK, replicaRounds, replicaBytes, replicaWire *prometheus.Desc
 }
 
 // endKey is how moves ended.
@@ -40,16 +42,22 @@ func newMeter(s *Server) *meter {
 	}
 	return &meter{
 		s: s, moves: metrics.NewMoves(s.now), ended: make(map[endKey]float64),
-		active:     desc("moves_active", "Moves that have not ended.", "state"),
-		endedTotal: desc("moves_ended_total", "Moves that have ended since the server started.", "method", "state"),
-		done:       desc("move_done_bytes", "Guest bytes that the move's step has carried.", "move", "vm"),
-		total:      desc("move_size_bytes", "Guest bytes that the move's step has to carry, as far as is known.", "move", "vm"),
-		rate:       desc("move_guest_bits_per_second", "What the hypervisor measures that it is carried at.", "move", "vm"),
-		hairpin:    desc("vm_hairpin_bits_per_second", "What of a VM that is away from home takes the way through a site where it is not.", "vm", "uuid"),
-		neighbors:  desc("vm_neighbors_bits_per_second", "What goes between a VM that is away from home and its neighbours there.", "vm", "uuid"),
-		extra:      desc("vm_extra_round_trip_seconds", "What that adds to a round trip.", "vm", "uuid"),
-		remote:     desc("vm_remote_io_bits_per_second", "What a VM reads from and writes to disks left behind.", "vm", "uuid"),
-		hosts:      desc("hosts", "Hosts whose agents are in the server's file.", "up"),
+		active:        desc("moves_active", "Moves that have not ended.", "state"),
+		endedTotal:    desc("moves_ended_total", "Moves that have ended since the server started.", "method", "state"),
+		done:          desc("move_done_bytes", "Guest bytes that the move's step has carried.", "move", "vm"),
+		total:         desc("move_size_bytes", "Guest bytes that the move's step has to carry, as far as is known.", "move", "vm"),
+		rate:          desc("move_guest_bits_per_second", "What the hypervisor measures that it is carried at.", "move", "vm"),
+		hairpin:       desc("vm_hairpin_bits_per_second", "What of a VM that is away from home takes the way through a site where it is not.", "vm", "uuid"),
+		neighbors:     desc("vm_neighbors_bits_per_second", "What goes between a VM that is away from home and its neighbours there.", "vm", "uuid"),
+		extra:         desc("vm_extra_round_trip_seconds", "What that adds to a round trip.", "vm", "uuid"),
+		remote:        desc("vm_remote_io_bits_per_second", "What a VM reads from and writes to disks left behind.", "vm", "uuid"),
+		replicaAge:    desc("replica_age_seconds", "How old what the VM's replica is of is; absent while it has no content.", "vm", "to"),
+		replicaRPO:    desc("replica_rpo_seconds", "How old it may be.", "vm", "to"),
+		replicaOK:     desc("replica_rpo_ok", "1 while it is no older than it may be, else 0.", "vm", "to", "state"),
+		replicaRounds: desc("replica_rounds", "Rounds that were completed.", "vm", "to"),
+		replicaBytes:  desc("replica_round_bytes", "The disks' bytes that the last round has sent.", "vm", "to"),
+		replicaWire:   desc("replica_round_wire_bytes", "What they took on the link.", "vm", "to"),
+		hosts:         desc("hosts", "Hosts whose agents are in the server's file.", "up"),
 	}
 }
 
@@ -66,7 +74,7 @@ func (m *meter) end(v drover.Move) {
 // Describe implements prometheus.Collector.
 func (m *meter) Describe(ch chan<- *prometheus.Desc) {
 	m.moves.Describe(ch)
-	for _, d := range []*prometheus.Desc{m.active, m.endedTotal, m.done, m.total, m.rate, m.hosts, m.hairpin, m.neighbors, m.extra, m.remote} {
+	for _, d := range []*prometheus.Desc{m.active, m.endedTotal, m.done, m.total, m.rate, m.hosts, m.hairpin, m.neighbors, m.extra, m.remote, m.replicaAge, m.replicaRPO, m.replicaOK, m.replicaRounds, m.replicaBytes, m.replicaWire} {
 		ch <- d
 	}
 }
@@ -86,6 +94,7 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 	for is, n := range up {
 		metrics.Gauge(ch, m.hosts, float64(n), strconv.FormatBool(is))
 	}
+	m.collectReplicas(ch)
 	ctx, cancel := context.WithTimeout(context.Background(), gatherLimit)
 	defer cancel()
 	moving, err := m.s.moving(ctx)
@@ -130,5 +139,24 @@ func (m *meter) collectVMs(ch chan<- prometheus.Metric, moving movesByVM) {
 		if v.ExtraRTT != nil {
 			metrics.Gauge(ch, m.extra, *v.ExtraRTT/1000, v.Name, v.UUID)
 		}
+	}
+}
+
+// collectReplicas shows the protections, where this server leads.
+func (m *meter) collectReplicas(ch chan<- prometheus.Metric) {
+	for _, p := range m.s.protector.list() {
+		to := p.To.String()
+		if p.AgeSeconds != nil {
+			metrics.Gauge(ch, m.replicaAge, *p.AgeSeconds, p.VM, to)
+		}
+		ok := 0.0
+		if p.RPOOK {
+			ok = 1
+		}
+		metrics.Gauge(ch, m.replicaRPO, p.RPOSeconds, p.VM, to)
+		metrics.Gauge(ch, m.replicaOK, ok, p.VM, to, string(p.State))
+		metrics.Gauge(ch, m.replicaRounds, float64(p.Rounds), p.VM, to)
+		metrics.Gauge(ch, m.replicaBytes, float64(p.RoundBytes), p.VM, to)
+		metrics.Gauge(ch, m.replicaWire, float64(p.RoundWireBytes), p.VM, to)
 	}
 }

@@ -383,15 +383,15 @@ func (w *protecting) clear(ctx context.Context) error {
 	w.mu.Unlock()
 	for _, r := range old {
 		for _, s := range []struct {
-			host   string
-			action executor.Action
+			host, step string
+			action     executor.Action
 		}{
-			{r.From.Host, executor.StopReplication{}},
-			{r.From.Host, executor.Release{}},
-			{r.To.Host, executor.DeleteVolumes{}},
-			{r.To.Host, executor.Release{Target: true}},
+			{r.From.Host, "stop-replication", executor.StopReplication{}},
+			{r.From.Host, "release-source", executor.Release{}},
+			{r.To.Host, "delete-volumes", executor.DeleteVolumes{}},
+			{r.To.Host, "release-target", executor.Release{Target: true}},
 		} {
-			if _, err := w.ask(ctx, r, s.host, "end", s.action); err != nil {
+			if _, err := w.ask(ctx, r, s.host, s.step, s.action); err != nil {
 				return err
 			}
 		}
