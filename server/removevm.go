@@ -72,6 +72,11 @@ func (s *Server) mayRemove(ctx context.Context, op string, vm drover.VM, moves m
 	if s.protector.of(vm.UUID) != nil {
 		return drover.Errorf(drover.Refused, op, "it is protected: end that first (drover protect %s --stop)", vm.Name)
 	}
+	for _, d := range vm.Disks {
+		if d.Left != nil {
+			return drover.Errorf(drover.Refused, op, "disk %s of it was left behind at %s: bring it to the VM first (drover move %s --disks-only)", d.Target, d.Left.Host, vm.Name)
+		}
+	}
 	all, err := s.exec.List(ctx, store.Filter{})
 	if err != nil {
 		return err

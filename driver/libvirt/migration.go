@@ -158,6 +158,10 @@ func isIncoming(rpc *golibvirt.Libvirt, dom golibvirt.Domain) (bool, error) {
 		return true, nil
 	case hasCode(err, golibvirt.ErrOperationInvalid): // not running
 		return false, nil
+	case hasCode(err, golibvirt.ErrInternalError):
+		// "backup job data missing": its job is a backup that is just beginning or
+		// ending, so that it is not one of receiving.
+		return false, nil
 	}
 	return false, err
 }
