@@ -277,6 +277,7 @@ func (a *Agent) serve(ctx context.Context, listener net.Listener) error {
 	}
 	if a.siteedge != nil {
 		group.Go(func() error { a.siteedge.measureTrips(ctx); return nil })
+		group.Go(func() error { a.siteedge.keepStanding(ctx); return nil })
 	}
 	group.Go(func() error { a.thawLeft(ctx); return nil })
 	group.Go(func() error { a.plugLeft(ctx); return nil })

@@ -75,6 +75,8 @@ type edge struct {
 	mesh  sync.Mutex
 	peers map[string]driver.Peer
 	trips trips
+
+	standing standing
 }
 
 func newEdge(a *Agent, d EdgeDrivers) (*edge, error) {
@@ -84,7 +86,8 @@ func newEdge(a *Agent, d EdgeDrivers) (*edge, error) {
 	if err := d.check(a.config.Edge); err != nil {
 		return nil, err
 	}
-	return &edge{EdgeDrivers: d, a: a, config: a.config.Edge, peers: map[string]driver.Peer{}}, nil
+	e := &edge{EdgeDrivers: d, a: a, config: a.config.Edge, peers: map[string]driver.Peer{}}
+	return e, e.openStanding()
 }
 
 // siteEdge refuses what only a site's edge can do.
@@ -203,15 +206,17 @@ func (a *Agent) runEdge(ctx context.Context, j *job, ref moveRef, m *droverv1.Ed
 	}); err != nil {
 		return nil, err
 	}
+	e.standing.work.RLock()
+	defer e.standing.work.RUnlock()
 	out := new(edgeOutcome)
 	for i, op := range ops {
 		p := drover.Progress{Phase: string(op.Do), ETASeconds: -1}
 		j.report(a.clock(), p)
 		if err := e.carryOut(ctx, op, out, true); err != nil {
-			return nil, opError(i, op, err)
+			return nil, errors.Join(opError(i, op, err), e.stood(ops[:i]...))
 		}
 	}
-	return out.proto(), nil
+	return out.proto(), e.stood(ops...)
 }
 
 // opError says which operation failed; the kind stays.

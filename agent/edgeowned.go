@@ -224,7 +224,12 @@ func (a agentService) RemoveOwned(ctx context.Context, req *droverv1.RemoveOwned
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.RemoveOwnedResponse{}, e.remove(ctx, owner, req.GetKind())
+	e.standing.work.RLock()
+	defer e.standing.work.RUnlock()
+	if err := e.remove(ctx, owner, req.GetKind()); err != nil {
+		return nil, err
+	}
+	return &droverv1.RemoveOwnedResponse{}, e.removedStanding(owner, req.GetKind())
 }
 
 // removeReservation releases a move that no server knows any more, as Release

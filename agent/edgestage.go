@@ -197,6 +197,8 @@ func (a peerService) CutOver(ctx context.Context, req *droverv1.CutOverRequest) 
 		return &droverv1.CutOverResponse{AtUnixNanos: r.Cut.UnixNano()}, nil
 	}
 	began := a.clock()
+	e.standing.work.RLock()
+	defer e.standing.work.RUnlock()
 	if req.GetRoutesOnly() {
 		routes := slices.DeleteFunc(slices.Clone(r.Staged), func(op drover.EdgeOp) bool {
 			return op.Do != drover.AnnounceRoutes && op.Do != drover.WithdrawRoutes
@@ -209,9 +211,14 @@ func (a peerService) CutOver(ctx context.Context, req *droverv1.CutOverRequest) 
 	}
 	at := a.clock()
 	a.log.Info("cut-over done", "move", ref.move, "vm", ref.vm, "ops", len(r.Staged), "took", at.Sub(began).Round(time.Microsecond))
-	err = a.journal.fenceEdge(ref, at, func(r *edgeRecord) {
-		r.Staged, r.Cut = nil, at // By stays: the call may be repeated
-	})
+	// Noted first: with the record of the cut-over gone, nothing else would say
+	// that they were carried out.
+	err = e.stood(r.Staged...)
+	if err == nil {
+		err = a.journal.fenceEdge(ref, at, func(r *edgeRecord) {
+			r.Staged, r.Cut = nil, at // By stays: the call may be repeated
+		})
+	}
 	return &droverv1.CutOverResponse{AtUnixNanos: at.UnixNano()}, err
 }
 

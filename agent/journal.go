@@ -53,7 +53,7 @@ func openJournal(dir string) (*journal, error) {
 		return nil, drover.E(drover.Corrupt, op, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{movesBucket, jobsBucket, stonesBucket, remainsBucket, edgeBucket, lentBucket, remoteBucket} {
+		for _, b := range [][]byte{movesBucket, jobsBucket, stonesBucket, remainsBucket, edgeBucket, lentBucket, remoteBucket, standingBucket} {
 			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 				return err
 			}

@@ -110,6 +110,8 @@ type ExtendedSegment struct {
 	// Fault says why nothing crosses: the tunnel was shut because of a loop,
 	// or a part of it is missing. Empty is well.
 	Fault string `json:"fault,omitempty"`
+	// Missing says that a part is not there: Extend mends it.
+	Missing bool `json:"missing,omitempty"`
 }
 
 // SegmentCounters is what has crossed an extension, frames as the stations see them.

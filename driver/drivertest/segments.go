@@ -361,7 +361,7 @@ func segmentsBroken(t *testing.T, e *segmentsEdge) {
 		e.Break(4711)
 		list, err := e.List(t.Context())
 		noError(t, err)
-		if len(list) != 1 || list[0].Fault == "" || len(list[0].Owners) != 1 || list[0].Segment != "blue" {
+		if len(list) != 1 || list[0].Fault == "" || !list[0].Missing || len(list[0].Owners) != 1 || list[0].Segment != "blue" {
 			t.Errorf("broken: %+v", list)
 		}
 		if repair {

@@ -114,6 +114,15 @@ func (e *Edge) metered(addr netip.Addr) bool {
 	})
 }
 
+// Lose takes away all that stands, as a reboot does.
+func (e *Edge) Lose() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.placed, e.sessions = nil, nil
+	clear(e.limits)
+	clear(e.traffic)
+}
+
 // Limit is how long an old address that is forwarded was given; zero if it is not.
 func (e *Edge) Limit(addr netip.Addr) time.Duration {
 	e.mu.Lock()

@@ -62,6 +62,13 @@ func (k *SegmentsKernel) Break(vni uint32) {
 	k.all[vni].broken = true
 }
 
+// Lose takes all extensions away, as a reboot does.
+func (k *SegmentsKernel) Lose() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.all)
+}
+
 // Count adds to the counters of an extension and of one of its stations, as
 // if that much had crossed.
 func (k *SegmentsKernel) Count(vni uint32, mac string, sent, received driver.TrafficCount) {
@@ -311,7 +318,7 @@ func (s *Segments) List(ctx context.Context) ([]driver.ExtendedSegment, error) {
 			d.Remotes = append(d.Remotes, driver.Remote{Address: a})
 		}
 		if e.broken {
-			d.Fault = "the tunnel's interface is missing"
+			d.Fault, d.Missing = "the tunnel's interface is missing", true
 		}
 		list = append(list, d)
 	}

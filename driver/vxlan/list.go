@@ -133,12 +133,12 @@ func (s *Segments) describe(e *extension) driver.ExtendedSegment {
 	}
 	switch {
 	case e.link == nil:
-		d.Fault = "the tunnel's interface is missing"
+		d.Fault, d.Missing = "the tunnel's interface is missing", true
 		return d
 	case len(e.marks.claims) == 0:
-		d.Fault = "the marks of its owners are missing"
+		d.Fault, d.Missing = "the marks of its owners are missing", true
 	case e.link.MasterIndex == 0:
-		d.Fault = "the tunnel's interface is in no bridge"
+		d.Fault, d.Missing = "the tunnel's interface is in no bridge", true
 	case e.link.Flags&net.FlagUp == 0:
 		d.Fault = "the tunnel is shut"
 		if g := s.guards[e.marks.vni]; g != nil {
