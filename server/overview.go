@@ -8,6 +8,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/advisor"
+	"github.com/drover-vm/drover/forecast"
 	"github.com/drover-vm/drover/network"
 )
 
@@ -28,6 +29,7 @@ type overview struct {
 	edged    map[string]bool // sites that have an edge
 	needs    map[string]drover.KeptRequirements
 	policy   advisor.Policy
+	model    *forecast.Model
 }
 
 // look takes an overview.
@@ -44,6 +46,7 @@ func (s *Server) look(ctx context.Context) (*overview, error) {
 		now: s.now(), moves: moves, vms: s.fleet.viewVMs(moves), at: map[string]string{}, sites: map[string]drover.Site{},
 		hosts: map[string]drover.Host{}, roomiest: map[string]drover.Host{}, links: s.fleet.viewLinks(), segments: s.fleet.viewSegments(),
 		needs: map[string]drover.KeptRequirements{}, policy: s.cfg.Advice.policy(),
+		model: forecast.New(nil, s.now()),
 	}
 	for _, v := range o.vms {
 		o.at[v.Name] = v.Site
@@ -96,6 +99,7 @@ func (s *Server) question(o *overview, vm drover.VM, to drover.Place) advisor.Qu
 	target := o.target(vm, to)
 	q.Joined = o.joined(vm, target, to.Site)
 	q.Checks = o.quickChecks(vm, target, to)
+	q.Forecasts = o.foretell(vm, target, to, q.Link)
 	return q
 }
 
