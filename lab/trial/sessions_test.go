@@ -164,8 +164,9 @@ func TestClientsSurvive(t *testing.T) {
 	s := &survivors{t: t, lab: l, now: home}
 	s.psql = newUser(t, ctx, running, "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", home, "-U", "postgres", "bench")
 	s.transaction = s.psql.ask("BEGIN; CREATE TABLE survivors (n int); SELECT txid_current(), pg_backend_pid();")
-	// Unlike a person's, its output is buffered where it is no terminal.
-	s.redis = newUser(t, ctx, running, "stdbuf", "-oL", "redis-cli", "-h", home, "SUBSCRIBE", "news")
+	// Unlike a person's, its output is buffered where it is no terminal, and it does
+	// not look at its input: the shell ends it when that ends.
+	s.redis = newUser(t, ctx, running, "sh", "-c", `stdbuf -oL redis-cli -h "$1" SUBSCRIBE news & cat >/dev/null; kill $!`, "sh", home)
 	for range 3 { // subscribe, news, 1
 		s.redis.said()
 	}
@@ -270,8 +271,8 @@ func (s *survivors) renumber(ctx context.Context) {
 	if err := s.psql.cmd.Wait(); err != nil {
 		t.Errorf("psql: %v", err)
 	}
-	_ = s.redis.cmd.Process.Kill()
-	_ = s.redis.cmd.Wait()
+	_ = s.redis.in.Close()
+	_ = s.redis.cmd.Wait() // ended by a signal
 	s.file.hurry.Store(true)
 	if err := <-s.file.ended; err != nil || s.file.got.Load() != downloadSize {
 		t.Errorf("downloaded %d bytes, want %d, error %v", s.file.got.Load(), downloadSize, err)
