@@ -25,9 +25,9 @@ test: deps build ## the whole test suite, lab included
 	$(GO) test -p 2 -timeout 40m ./lab/trial ./...
 
 .PHONY: soak
-soak: deps build ## twenty moves back and forth, twenty more under cuts, and the Debian guest under load
+soak: deps build ## twenty moves back and forth, fifty mixed ones, twenty under cuts, and the Debian guest under load and between networks
 	$(GO) test -timeout 80m -count 1 ./executor -args -full
-	$(GO) test -p 1 -timeout 80m -count 1 -v ./lab/trial -args -soak
+	$(GO) test -p 1 -timeout 150m -count 1 -v ./lab/trial -args -soak
 	bin/drover bench cuts
 
 .PHONY: bench
