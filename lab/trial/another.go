@@ -136,6 +136,9 @@ func (s *Scene) spawn(ctx context.Context, j Journey) (seen Seen, err error) {
 	)
 }
 
+// forgetLimit is what a server may take to see that a VM is gone.
+const forgetLimit = time.Minute
+
 // Dismiss removes a VM as an operator does who knows only its host, and then has
 // Drover take away what stands for it.
 func (s *Scene) Dismiss(ctx context.Context, vm, host string) error {
@@ -144,10 +147,12 @@ func (s *Scene) Dismiss(ctx context.Context, vm, host string) error {
 		return err
 	}
 	delete(s.at, vm)
-	for {
-		var v drover.VM
-		if err := s.Drover(ctx, &v, "vms", "get", vm); err != nil || v.State != drover.VMRunning {
-			break
+	for end := time.Now().Add(forgetLimit); ; {
+		if _, err := s.VM(ctx, vm); err != nil {
+			break // not found: what stands for it is not needed any more
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s is still known after %s", vm, forgetLimit)
 		}
 		if err := wait(ctx, 300*time.Millisecond); err != nil {
 			return err

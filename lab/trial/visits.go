@@ -30,8 +30,13 @@ type Failure struct {
 	Why string
 }
 
-// visitEvery is the interval between two visits.
-const visitEvery = 50 * time.Millisecond
+const (
+	// visitEvery is the interval between two visits: the agents' probes ask the
+	// service often enough to see a gap.
+	visitEvery = 200 * time.Millisecond
+	// visitLimit is when nobody waits for an answer any longer.
+	visitLimit = 10 * time.Second
+)
 
 // visitor makes visits until it is told to stop.
 type visitor struct {
@@ -46,7 +51,7 @@ func (s *Scene) visit(ctx context.Context) *visitor {
 	v := &visitor{seen: Visits{By: map[string]int{}}, last: time.Now()}
 	transport := s.node.Transport(s.Outside)
 	transport.DisableKeepAlives = true
-	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: visitLimit}
 	ctx, v.cancel = context.WithCancel(ctx)
 	v.ended.Go(func() {
 		for ctx.Err() == nil {
