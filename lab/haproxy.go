@@ -68,7 +68,7 @@ defaults
 		if s.CheckHTTP != "" {
 			fmt.Fprintf(&t, "\toption httpchk GET %s\n", s.CheckHTTP)
 		}
-		fmt.Fprintf(&t, "\tdefault-server inter 500ms fastinter 250ms rise 2 fall 3\n")
+		fmt.Fprintf(&t, "\tdefault-server inter 1s fastinter 500ms rise 2 fall 6\n")
 		for _, b := range s.Servers {
 			fmt.Fprintf(&t, "\tserver %s %s check\n", b.Name, b.Address)
 		}

@@ -29,7 +29,12 @@ type mixed struct {
 	// web is the VM of the service now.
 	web string
 	n   int
+	// faulty are the moves that have not kept what their method promises.
+	faulty int
 }
+
+// maxFaulty ends the trial: the rest would tell no more.
+const maxFaulty = 3
 
 // draw makes up a move. What cannot be is refused, and drawn again.
 func (m *mixed) draw() trial.Journey {
@@ -93,7 +98,7 @@ func TestMixedMoves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for tries := 0; m.n < *mixedMoves && !t.Failed(); tries++ {
+	for tries := 0; m.n < *mixedMoves && m.faulty < maxFaulty; tries++ {
 		if tries > 20**mixedMoves {
 			t.Fatal("too many of the moves drawn are refused")
 		}
@@ -117,6 +122,7 @@ func (m *mixed) move(ctx context.Context, j trial.Journey) {
 	m.n++
 	m.t.Logf("%d: %s by %s to %s %v, %s", m.n, j.VM, j.Method, j.To, j.Flags, time.Since(began).Round(time.Second))
 	if err != nil {
+		m.faulty++
 		m.t.Errorf("%d: %s by %s to %s: %v", m.n, j.VM, j.Method, j.To, err)
 	}
 	if seen.Move.State != drover.MoveDone {
