@@ -41,6 +41,7 @@ type meterDescs struct {
 	libBytes, libLimit, libSources, libIndex, libLag, libGone *prometheus.Desc
 	remainsCount, remainsBytes, remainsLimit                  *prometheus.Desc
 	frames                                                    *prometheus.Desc
+	surveys, surveysEnded, surveySeconds, contentAsked        *prometheus.Desc
 }
 
 // What became of frames that arrived for a guest while it was paused: caught at
@@ -77,7 +78,12 @@ func newMeter(a *Agent) *meter {
 			remainsCount: desc("remains", "Disks kept of VMs that have left."),
 			remainsBytes: desc("remains_bytes", "What they take."),
 			remainsLimit: desc("remains_limit_bytes", "The most that they may take."),
-			frames:       desc("caught_frames_total", "Frames that arrived for guests while they were paused by a move, by what became of them.", "fate"),
+
+			surveys:       desc("signals_surveys_total", "Times that a guest's memory was looked at, or was to be."),
+			surveysEnded:  desc("signals_surveys_ended_total", "Of these, those that told nothing: a move was using the guest, or it could not be read."),
+			surveySeconds: desc("signals_survey_seconds_total", "How long that kept a processor busy, at most."),
+			contentAsked:  desc("signals_content_asked_total", "Questions of other hosts about what there is of a guest's content, answered."),
+			frames:        desc("caught_frames_total", "Frames that arrived for guests while they were paused by a move, by what became of them.", "fate"),
 		},
 	}
 }
@@ -116,6 +122,7 @@ func (m *meter) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	m.collectHost(ch)
+	m.collectSignals(ch)
 	m.mu.Lock()
 	library := m.library
 	for fate, n := range m.fates {
@@ -162,4 +169,19 @@ func (m *meter) collectHost(ch chan<- prometheus.Metric) {
 		metrics.Gauge(ch, d.remainsBytes, float64(sum))
 		metrics.Gauge(ch, d.remainsLimit, float64(m.a.config.Remains.limit()))
 	}
+}
+
+// collectSignals sends what looking at guests has cost.
+func (m *meter) collectSignals(ch chan<- prometheus.Metric) {
+	g := m.a.signals
+	g.mu.Lock()
+	f := g.figures
+	g.mu.Unlock()
+	count := func(d *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+	}
+	count(m.descs.surveys, float64(f.surveys))
+	count(m.descs.surveysEnded, float64(f.ended))
+	count(m.descs.surveySeconds, f.busy.Seconds())
+	count(m.descs.contentAsked, float64(f.asked))
 }
