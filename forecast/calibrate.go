@@ -205,14 +205,14 @@ var prior = [10]float64{-1.6449, -1.0364, -0.6745, -0.3853, -0.1257, 0.1257, 0.3
 // spread (Lei et al., JASA 2018) and weighted by likeness and age (Barber et al.,
 // Annals of Statistics 2023); the weight of the move itself, which strictly would
 // be at infinity, lies with the prior.
-func (m *Model) calibrate(in Input, link float64, a *answers, out *drover.Forecast) {
+func (m *Model) calibrate(method drover.Method, link float64, a *answers, out *drover.Forecast) {
 	out.Points, out.Spreads = map[string]float64{pointLink: link}, map[string]float64{}
 	for i, p := range a {
 		if !p.known {
 			continue
 		}
 		out.Points[figureNames[i]], out.Spreads[figureNames[i]] = p.value, p.spread
-		l := m.groups[group{family(in.Method), i}]
+		l := m.groups[group{family(method), i}]
 		if l == nil {
 			l = &lesson{slope: 1}
 		}
@@ -220,7 +220,7 @@ func (m *Model) calibrate(in Input, link float64, a *answers, out *drover.Foreca
 			out.Calibrated = max(out.Calibrated, len(l.past))
 		}
 		spread := max(leastSpread, p.spread)
-		low, middle, high := l.quantiles(in.Method, math.Log(p.value+floors[i]))
+		low, middle, high := l.quantiles(method, math.Log(p.value+floors[i]))
 		at := l.correct(p.value) + floors[i]
 		f := func(q float64) float64 {
 			return at*math.Exp(min(max(q*spread, -3*mostSpread), 3*mostSpread)) - floors[i]
@@ -231,6 +231,20 @@ func (m *Model) calibrate(in Input, link float64, a *answers, out *drover.Foreca
 		}
 		put(out, i, ordered(f(low), f(middle), f(high)))
 	}
+}
+
+// Recalibrate is a forecast that was made by another Model as this one would have
+// made it: the models' points and spreads stay, the ranges are new.
+func (m *Model) Recalibrate(f drover.Forecast) drover.Forecast {
+	var a answers
+	for i, name := range figureNames {
+		if p, known := f.Points[name]; known {
+			a.set(i, guess{p, f.Spreads[name]})
+		}
+	}
+	f.Calibrated = 0
+	m.calibrate(f.Method, sane(f.Points[pointLink]), &a, &f)
+	return f
 }
 
 // quantiles are the 10, 50 and 90 % of the residuals, the prior's among them.

@@ -24,7 +24,7 @@ const (
 	usualP50, usualP90, usualP99 = 5.0, 60.0, 600.0
 	// leastTail keeps the mean finite, endTail is by how much longer than the 99 %
 	// quantile the longest session is believed to be.
-	leastTail, endTail = 1.05, 100.0
+	leastTail, endTail = 1.05, 1e4
 	leastLife          = 1e-3
 )
 

@@ -141,6 +141,10 @@ func anyForecast(t *rapid.T) {
 	m := forecast.New(moves, now)
 	f := m.Forecast(input().Draw(t, "input"))
 	check(t, f)
+	check(t, forecast.New(nil, now).Recalibrate(f))
+	if len(moves) > 0 {
+		check(t, m.Recalibrate(*moves[0].Forecast))
+	}
 	for _, a := range forecast.Accuracy(moves, 24*time.Hour) {
 		for _, v := range []float64{a.Bias, a.MedianError, a.P90Error, a.Coverage} {
 			if math.IsNaN(v) || math.IsInf(v, 0) {

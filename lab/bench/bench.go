@@ -82,6 +82,7 @@ func All() []Bench {
 	return []Bench{
 		{"cold", "a disk at rest to the other site: rsync, qemu-img with zstd, casync, and Drover", cold},
 		{"cuts", "moves under cuts of the link and flipped bits: what is lost, and what is sent again", cuts},
+		{"forecast", "what live moves were expected to cost, and what they did: errors, coverage, against two simpler models", forecasts},
 		{"link", "how much of a link the data path fills, against iperf3", linkFill},
 		{"methods", "each method moves a working guest back and forth: pause, outage, sessions", methods},
 		{"wan", "moves between sites, side by side: QEMU's own ways and Drover", wan},

@@ -92,7 +92,7 @@ func (w *wanLab) down(ctx context.Context) error {
 	if pid, err := w.EmulatorPID(); err == nil {
 		own = append(own, pid)
 	}
-	_, err := lab.Down(context.WithoutCancel(ctx), lab.Options{Exe: w.exe}, wanLabName, false)
+	_, err := lab.Down(context.WithoutCancel(ctx), lab.Options{Exe: w.exe}, w.file.Name, false)
 	// The lab's processes are children of this one, which starts many labs.
 	for _, pid := range own {
 		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // what is left is init's
