@@ -22,7 +22,7 @@ func MoveToProto(m drover.Move) *droverv1.Move {
 		Method: string(m.Method), Reasons: m.Reason, KeepSource: m.KeepSource, BandwidthBps: int64(m.Bandwidth), Generation: m.Generation,
 		State: string(m.State), Fault: m.Fault,
 		CreatedUnixNanos: nanos(m.Created), EndedUnixNanos: nanos(m.Ended),
-		Measured: FiguresToProto(m.Measured), Steps: each(m.Steps, StepRecordToProto), Gate: GateRecordToProto(m.Gate), Renumber: RenumberedToProto(m.Renumber), Clone: CloneToProto(m.Clone),
+		Measured: FiguresToProto(m.Measured), Forecast: ForecastToProto(m.Forecast), Steps: each(m.Steps, StepRecordToProto), Gate: GateRecordToProto(m.Gate), Renumber: RenumberedToProto(m.Renumber), Clone: CloneToProto(m.Clone),
 	}
 	if m.Progress != nil {
 		p.Progress = ProgressToProto(*m.Progress)
@@ -37,7 +37,7 @@ func MoveFromProto(p *droverv1.Move) drover.Move {
 		Method: drover.Method(p.GetMethod()), Reason: p.GetReasons(), KeepSource: p.GetKeepSource(), Bandwidth: drover.BitRate(p.GetBandwidthBps()), Generation: p.GetGeneration(),
 		State: drover.MoveState(p.GetState()), Fault: p.GetFault(),
 		Created: fromNanos(p.GetCreatedUnixNanos()), Ended: fromNanos(p.GetEndedUnixNanos()),
-		Measured: FiguresFromProto(p.GetMeasured()), Steps: each(p.GetSteps(), StepRecordFromProto), Gate: GateRecordFromProto(p.GetGate()), Renumber: RenumberedFromProto(p.GetRenumber()), Clone: CloneFromProto(p.GetClone()),
+		Measured: FiguresFromProto(p.GetMeasured()), Forecast: ForecastFromProto(p.GetForecast()), Steps: each(p.GetSteps(), StepRecordFromProto), Gate: GateRecordFromProto(p.GetGate()), Renumber: RenumberedFromProto(p.GetRenumber()), Clone: CloneFromProto(p.GetClone()),
 	}
 	if p.GetProgress() != nil {
 		g := ProgressFromProto(p.GetProgress())
@@ -92,7 +92,7 @@ func ProgressToProto(p drover.Progress) *droverv1.Progress {
 	return &droverv1.Progress{
 		Step: p.Step, Phase: p.Phase, DoneBytes: int64(p.DoneBytes), TotalBytes: int64(p.TotalBytes),
 		RateBps: int64(p.Rate), EtaS: p.ETASeconds, UpdatedUnixNanos: nanos(p.Updated),
-		Path: pathProgressToProto(p.Path),
+		Path: pathProgressToProto(p.Path), LeftS: RangeToProto(p.Left),
 	}
 }
 
@@ -101,7 +101,7 @@ func ProgressFromProto(p *droverv1.Progress) drover.Progress {
 	return drover.Progress{
 		Step: p.GetStep(), Phase: p.GetPhase(), DoneBytes: drover.Bytes(p.GetDoneBytes()), TotalBytes: drover.Bytes(p.GetTotalBytes()),
 		Rate: drover.BitRate(p.GetRateBps()), ETASeconds: p.GetEtaS(), Updated: fromNanos(p.GetUpdatedUnixNanos()),
-		Path: pathProgressFromProto(p.GetPath()),
+		Path: pathProgressFromProto(p.GetPath()), Left: RangeFromProto(p.GetLeftS()),
 	}
 }
 

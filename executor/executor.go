@@ -131,7 +131,7 @@ func (e *Executor) create(ctx context.Context, r Request, m method) (store.Recor
 		rec := store.Record{RequestID: r.ID, Move: drover.Move{
 			Name: e.newName(), VM: r.VM.Name, VMUUID: r.VM.UUID,
 			From: r.From, To: r.To, Method: r.Method, Reason: r.Reasons,
-			KeepSource: r.KeepSource, Bandwidth: r.Bandwidth, Generation: 1, Created: e.clock.Now().UTC(),
+			KeepSource: r.KeepSource, Bandwidth: r.Bandwidth, Generation: 1, Created: e.clock.Now().UTC(), Forecast: r.Forecast,
 		}}
 		if err := seal(&rec, s, m.table()); err != nil {
 			return store.Record{}, false, err

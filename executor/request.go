@@ -65,6 +65,8 @@ type Request struct {
 	// Replica names one of the VM that is kept at the destination's host, and that
 	// a warm or cold move begins with; empty: none.
 	Replica string `json:"replica,omitempty"`
+	// Forecast is what was expected of the move; it is kept with it.
+	Forecast *drover.Forecast `json:"-"`
 	// Locks are names of which two moves under way have none in common, such as
 	// "address/10.0.0.7": the second waits for the first to end.
 	Locks []string `json:"locks,omitempty"`

@@ -72,6 +72,8 @@ type Server struct {
 	settingNeeds sync.Mutex
 	// signals are what agents see and moves have shown.
 	signals *signals
+	// oracle makes forecasts.
+	oracle *oracle
 
 	protector *protector
 
@@ -118,6 +120,7 @@ func New(d Deps, c Config) (*Server, error) {
 	s.truth = newTruth(s)
 	s.meter = newMeter(s)
 	s.signals = newSignals(s)
+	s.oracle = newOracle(s)
 	s.exec = executor.New(executor.Config{
 		Journal: d.Journal, Agents: agents{s.fleet}, Planner: planner{s}, Log: d.Log, Observer: s.truth, Limits: d.Limits,
 	})

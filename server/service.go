@@ -69,7 +69,7 @@ func (s service) ListMoves(ctx context.Context, r *droverv1.ListMovesRequest) (*
 	resp := &droverv1.ListMovesResponse{}
 	for _, m := range all {
 		if r.GetVm() == "" || m.VM == r.GetVm() {
-			resp.Moves = append(resp.Moves, api.MoveToProto(m))
+			resp.Moves = append(resp.Moves, api.MoveToProto(s.withLeft(m)))
 		}
 	}
 	return resp, nil
@@ -81,7 +81,7 @@ func (s service) GetMove(ctx context.Context, r *droverv1.GetMoveRequest) (*drov
 	if err != nil {
 		return nil, err
 	}
-	return &droverv1.GetMoveResponse{Move: api.MoveToProto(m)}, nil
+	return &droverv1.GetMoveResponse{Move: api.MoveToProto(s.withLeft(m))}, nil
 }
 
 func (s service) move(ctx context.Context, name string) (drover.Move, error) {
@@ -214,6 +214,7 @@ func (s service) StartMove(ctx context.Context, r *droverv1.StartMoveRequest) (*
 			return nil, err
 		}
 	}
+	q.Forecast = s.oracle.foretell(ctx, q)
 	m, err := s.exec.Start(ctx, q)
 	if err != nil {
 		return nil, err
@@ -270,7 +271,7 @@ func (s service) WatchMove(ctx context.Context, r *droverv1.WatchMoveRequest, ou
 				// knows which by what it was sent last.
 				return nil
 			}
-			if err := out.Send(&droverv1.WatchMoveResponse{Move: api.MoveToProto(m)}); err != nil {
+			if err := out.Send(&droverv1.WatchMoveResponse{Move: api.MoveToProto(s.withLeft(m))}); err != nil {
 				return err
 			}
 		case <-s.ending:

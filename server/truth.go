@@ -88,6 +88,7 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	t.mu.Unlock()
 	t.s.meter.end(m)
 	t.s.signals.learn(ctx, m)
+	defer t.s.oracle.relearn()
 	var f drover.Figures
 	var werr error
 	if b != nil && len(b.wire) > 0 {

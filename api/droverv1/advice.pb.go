@@ -4,7 +4,7 @@
 // 	protoc        v3.21.12
 // source: drover/v1/advice.proto
 
-// What moves are expected to cost, and what is advised.
+// What is advised.
 
 package droverv1
 
@@ -23,396 +23,6 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Range is a figure as it is expected; see drover.Range.
-type Range struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	P10           float64                `protobuf:"fixed64,1,opt,name=p10,proto3" json:"p10,omitempty"`
-	P50           float64                `protobuf:"fixed64,2,opt,name=p50,proto3" json:"p50,omitempty"`
-	P90           float64                `protobuf:"fixed64,3,opt,name=p90,proto3" json:"p90,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Range) Reset() {
-	*x = Range{}
-	mi := &file_drover_v1_advice_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Range) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Range) ProtoMessage() {}
-
-func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Range.ProtoReflect.Descriptor instead.
-func (*Range) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *Range) GetP10() float64 {
-	if x != nil {
-		return x.P10
-	}
-	return 0
-}
-
-func (x *Range) GetP50() float64 {
-	if x != nil {
-		return x.P50
-	}
-	return 0
-}
-
-func (x *Range) GetP90() float64 {
-	if x != nil {
-		return x.P90
-	}
-	return 0
-}
-
-// Forecast is what a move is expected to cost; a figure that is absent could not
-// be said.
-type Forecast struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Method       string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	AtUnixNanos  int64                  `protobuf:"varint,2,opt,name=at_unix_nanos,json=atUnixNanos,proto3" json:"at_unix_nanos,omitempty"`
-	TotalS       *Range                 `protobuf:"bytes,3,opt,name=total_s,json=totalS,proto3" json:"total_s,omitempty"`
-	PauseMs      *Range                 `protobuf:"bytes,4,opt,name=pause_ms,json=pauseMs,proto3" json:"pause_ms,omitempty"`
-	OutageMs     *Range                 `protobuf:"bytes,5,opt,name=outage_ms,json=outageMs,proto3" json:"outage_ms,omitempty"`
-	WireBytes    *Range                 `protobuf:"bytes,6,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
-	GuestBytes   *Range                 `protobuf:"bytes,7,opt,name=guest_bytes,json=guestBytes,proto3" json:"guest_bytes,omitempty"`
-	SessionsLost *Range                 `protobuf:"bytes,8,opt,name=sessions_lost,json=sessionsLost,proto3" json:"sessions_lost,omitempty"`
-	ExtraRttMs   *Range                 `protobuf:"bytes,9,opt,name=extra_rtt_ms,json=extraRttMs,proto3" json:"extra_rtt_ms,omitempty"`
-	HairpinBps   *Range                 `protobuf:"bytes,10,opt,name=hairpin_bps,json=hairpinBps,proto3" json:"hairpin_bps,omitempty"`
-	RemoteIoBps  *Range                 `protobuf:"bytes,11,opt,name=remote_io_bps,json=remoteIoBps,proto3" json:"remote_io_bps,omitempty"`
-	Cost         *Range                 `protobuf:"bytes,12,opt,name=cost,proto3" json:"cost,omitempty"`
-	// Absent for methods that need none.
-	Convergence   *Convergence       `protobuf:"bytes,13,opt,name=convergence,proto3" json:"convergence,omitempty"`
-	Calibrated    int64              `protobuf:"varint,14,opt,name=calibrated,proto3" json:"calibrated,omitempty"`
-	Unknown       []string           `protobuf:"bytes,15,rep,name=unknown,proto3" json:"unknown,omitempty"`
-	Points        map[string]float64 `protobuf:"bytes,16,rep,name=points,proto3" json:"points,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"fixed64,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Forecast) Reset() {
-	*x = Forecast{}
-	mi := &file_drover_v1_advice_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Forecast) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Forecast) ProtoMessage() {}
-
-func (x *Forecast) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Forecast.ProtoReflect.Descriptor instead.
-func (*Forecast) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *Forecast) GetMethod() string {
-	if x != nil {
-		return x.Method
-	}
-	return ""
-}
-
-func (x *Forecast) GetAtUnixNanos() int64 {
-	if x != nil {
-		return x.AtUnixNanos
-	}
-	return 0
-}
-
-func (x *Forecast) GetTotalS() *Range {
-	if x != nil {
-		return x.TotalS
-	}
-	return nil
-}
-
-func (x *Forecast) GetPauseMs() *Range {
-	if x != nil {
-		return x.PauseMs
-	}
-	return nil
-}
-
-func (x *Forecast) GetOutageMs() *Range {
-	if x != nil {
-		return x.OutageMs
-	}
-	return nil
-}
-
-func (x *Forecast) GetWireBytes() *Range {
-	if x != nil {
-		return x.WireBytes
-	}
-	return nil
-}
-
-func (x *Forecast) GetGuestBytes() *Range {
-	if x != nil {
-		return x.GuestBytes
-	}
-	return nil
-}
-
-func (x *Forecast) GetSessionsLost() *Range {
-	if x != nil {
-		return x.SessionsLost
-	}
-	return nil
-}
-
-func (x *Forecast) GetExtraRttMs() *Range {
-	if x != nil {
-		return x.ExtraRttMs
-	}
-	return nil
-}
-
-func (x *Forecast) GetHairpinBps() *Range {
-	if x != nil {
-		return x.HairpinBps
-	}
-	return nil
-}
-
-func (x *Forecast) GetRemoteIoBps() *Range {
-	if x != nil {
-		return x.RemoteIoBps
-	}
-	return nil
-}
-
-func (x *Forecast) GetCost() *Range {
-	if x != nil {
-		return x.Cost
-	}
-	return nil
-}
-
-func (x *Forecast) GetConvergence() *Convergence {
-	if x != nil {
-		return x.Convergence
-	}
-	return nil
-}
-
-func (x *Forecast) GetCalibrated() int64 {
-	if x != nil {
-		return x.Calibrated
-	}
-	return 0
-}
-
-func (x *Forecast) GetUnknown() []string {
-	if x != nil {
-		return x.Unknown
-	}
-	return nil
-}
-
-func (x *Forecast) GetPoints() map[string]float64 {
-	if x != nil {
-		return x.Points
-	}
-	return nil
-}
-
-// Convergence says whether a live move's rounds come to an end.
-type Convergence struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	Will                bool                   `protobuf:"varint,1,opt,name=will,proto3" json:"will,omitempty"`
-	Probability         float64                `protobuf:"fixed64,2,opt,name=probability,proto3" json:"probability,omitempty"`
-	DirtyBytesPerSecond float64                `protobuf:"fixed64,3,opt,name=dirty_bytes_per_second,json=dirtyBytesPerSecond,proto3" json:"dirty_bytes_per_second,omitempty"`
-	CarryBytesPerSecond float64                `protobuf:"fixed64,4,opt,name=carry_bytes_per_second,json=carryBytesPerSecond,proto3" json:"carry_bytes_per_second,omitempty"`
-	Remedies            []*Remedy              `protobuf:"bytes,5,rep,name=remedies,proto3" json:"remedies,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
-}
-
-func (x *Convergence) Reset() {
-	*x = Convergence{}
-	mi := &file_drover_v1_advice_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Convergence) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Convergence) ProtoMessage() {}
-
-func (x *Convergence) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Convergence.ProtoReflect.Descriptor instead.
-func (*Convergence) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *Convergence) GetWill() bool {
-	if x != nil {
-		return x.Will
-	}
-	return false
-}
-
-func (x *Convergence) GetProbability() float64 {
-	if x != nil {
-		return x.Probability
-	}
-	return 0
-}
-
-func (x *Convergence) GetDirtyBytesPerSecond() float64 {
-	if x != nil {
-		return x.DirtyBytesPerSecond
-	}
-	return 0
-}
-
-func (x *Convergence) GetCarryBytesPerSecond() float64 {
-	if x != nil {
-		return x.CarryBytesPerSecond
-	}
-	return 0
-}
-
-func (x *Convergence) GetRemedies() []*Remedy {
-	if x != nil {
-		return x.Remedies
-	}
-	return nil
-}
-
-// Remedy is what would make a live move converge.
-type Remedy struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Kind            string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	MoreBps         int64                  `protobuf:"varint,2,opt,name=more_bps,json=moreBps,proto3" json:"more_bps,omitempty"`
-	PauseMs         float64                `protobuf:"fixed64,3,opt,name=pause_ms,json=pauseMs,proto3" json:"pause_ms,omitempty"`
-	ThrottlePercent int64                  `protobuf:"varint,4,opt,name=throttle_percent,json=throttlePercent,proto3" json:"throttle_percent,omitempty"`
-	Hour            int64                  `protobuf:"varint,5,opt,name=hour,proto3" json:"hour,omitempty"`
-	Detail          string                 `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *Remedy) Reset() {
-	*x = Remedy{}
-	mi := &file_drover_v1_advice_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Remedy) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Remedy) ProtoMessage() {}
-
-func (x *Remedy) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Remedy.ProtoReflect.Descriptor instead.
-func (*Remedy) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *Remedy) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *Remedy) GetMoreBps() int64 {
-	if x != nil {
-		return x.MoreBps
-	}
-	return 0
-}
-
-func (x *Remedy) GetPauseMs() float64 {
-	if x != nil {
-		return x.PauseMs
-	}
-	return 0
-}
-
-func (x *Remedy) GetThrottlePercent() int64 {
-	if x != nil {
-		return x.ThrottlePercent
-	}
-	return 0
-}
-
-func (x *Remedy) GetHour() int64 {
-	if x != nil {
-		return x.Hour
-	}
-	return 0
-}
-
-func (x *Remedy) GetDetail() string {
-	if x != nil {
-		return x.Detail
-	}
-	return ""
-}
-
 // Requirements are what a VM needs, as sources have written it.
 type Requirements struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -428,7 +38,7 @@ type Requirements struct {
 
 func (x *Requirements) Reset() {
 	*x = Requirements{}
-	mi := &file_drover_v1_advice_proto_msgTypes[4]
+	mi := &file_drover_v1_advice_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +50,7 @@ func (x *Requirements) String() string {
 func (*Requirements) ProtoMessage() {}
 
 func (x *Requirements) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[4]
+	mi := &file_drover_v1_advice_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +63,7 @@ func (x *Requirements) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Requirements.ProtoReflect.Descriptor instead.
 func (*Requirements) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{4}
+	return file_drover_v1_advice_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Requirements) GetVm() string {
@@ -495,7 +105,7 @@ type StatedRequirement struct {
 
 func (x *StatedRequirement) Reset() {
 	*x = StatedRequirement{}
-	mi := &file_drover_v1_advice_proto_msgTypes[5]
+	mi := &file_drover_v1_advice_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +117,7 @@ func (x *StatedRequirement) String() string {
 func (*StatedRequirement) ProtoMessage() {}
 
 func (x *StatedRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[5]
+	mi := &file_drover_v1_advice_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +130,7 @@ func (x *StatedRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatedRequirement.ProtoReflect.Descriptor instead.
 func (*StatedRequirement) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{5}
+	return file_drover_v1_advice_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *StatedRequirement) GetName() string {
@@ -563,7 +173,7 @@ type Advice struct {
 
 func (x *Advice) Reset() {
 	*x = Advice{}
-	mi := &file_drover_v1_advice_proto_msgTypes[6]
+	mi := &file_drover_v1_advice_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +185,7 @@ func (x *Advice) String() string {
 func (*Advice) ProtoMessage() {}
 
 func (x *Advice) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[6]
+	mi := &file_drover_v1_advice_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +198,7 @@ func (x *Advice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Advice.ProtoReflect.Descriptor instead.
 func (*Advice) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{6}
+	return file_drover_v1_advice_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Advice) GetVm() string {
@@ -678,7 +288,7 @@ type MethodAdvice struct {
 
 func (x *MethodAdvice) Reset() {
 	*x = MethodAdvice{}
-	mi := &file_drover_v1_advice_proto_msgTypes[7]
+	mi := &file_drover_v1_advice_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +300,7 @@ func (x *MethodAdvice) String() string {
 func (*MethodAdvice) ProtoMessage() {}
 
 func (x *MethodAdvice) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[7]
+	mi := &file_drover_v1_advice_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +313,7 @@ func (x *MethodAdvice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodAdvice.ProtoReflect.Descriptor instead.
 func (*MethodAdvice) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{7}
+	return file_drover_v1_advice_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MethodAdvice) GetMethod() string {
@@ -780,7 +390,7 @@ type SiteAdvice struct {
 
 func (x *SiteAdvice) Reset() {
 	*x = SiteAdvice{}
-	mi := &file_drover_v1_advice_proto_msgTypes[8]
+	mi := &file_drover_v1_advice_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +402,7 @@ func (x *SiteAdvice) String() string {
 func (*SiteAdvice) ProtoMessage() {}
 
 func (x *SiteAdvice) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_advice_proto_msgTypes[8]
+	mi := &file_drover_v1_advice_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +415,7 @@ func (x *SiteAdvice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteAdvice.ProtoReflect.Descriptor instead.
 func (*SiteAdvice) Descriptor() ([]byte, []int) {
-	return file_drover_v1_advice_proto_rawDescGZIP(), []int{8}
+	return file_drover_v1_advice_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SiteAdvice) GetTo() string {
@@ -833,51 +443,7 @@ var File_drover_v1_advice_proto protoreflect.FileDescriptor
 
 const file_drover_v1_advice_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/advice.proto\x12\tdrover.v1\"=\n" +
-	"\x05Range\x12\x10\n" +
-	"\x03p10\x18\x01 \x01(\x01R\x03p10\x12\x10\n" +
-	"\x03p50\x18\x02 \x01(\x01R\x03p50\x12\x10\n" +
-	"\x03p90\x18\x03 \x01(\x01R\x03p90\"\x93\x06\n" +
-	"\bForecast\x12\x16\n" +
-	"\x06method\x18\x01 \x01(\tR\x06method\x12\"\n" +
-	"\rat_unix_nanos\x18\x02 \x01(\x03R\vatUnixNanos\x12)\n" +
-	"\atotal_s\x18\x03 \x01(\v2\x10.drover.v1.RangeR\x06totalS\x12+\n" +
-	"\bpause_ms\x18\x04 \x01(\v2\x10.drover.v1.RangeR\apauseMs\x12-\n" +
-	"\toutage_ms\x18\x05 \x01(\v2\x10.drover.v1.RangeR\boutageMs\x12/\n" +
-	"\n" +
-	"wire_bytes\x18\x06 \x01(\v2\x10.drover.v1.RangeR\twireBytes\x121\n" +
-	"\vguest_bytes\x18\a \x01(\v2\x10.drover.v1.RangeR\n" +
-	"guestBytes\x125\n" +
-	"\rsessions_lost\x18\b \x01(\v2\x10.drover.v1.RangeR\fsessionsLost\x122\n" +
-	"\fextra_rtt_ms\x18\t \x01(\v2\x10.drover.v1.RangeR\n" +
-	"extraRttMs\x121\n" +
-	"\vhairpin_bps\x18\n" +
-	" \x01(\v2\x10.drover.v1.RangeR\n" +
-	"hairpinBps\x124\n" +
-	"\rremote_io_bps\x18\v \x01(\v2\x10.drover.v1.RangeR\vremoteIoBps\x12$\n" +
-	"\x04cost\x18\f \x01(\v2\x10.drover.v1.RangeR\x04cost\x128\n" +
-	"\vconvergence\x18\r \x01(\v2\x16.drover.v1.ConvergenceR\vconvergence\x12\x1e\n" +
-	"\n" +
-	"calibrated\x18\x0e \x01(\x03R\n" +
-	"calibrated\x12\x18\n" +
-	"\aunknown\x18\x0f \x03(\tR\aunknown\x127\n" +
-	"\x06points\x18\x10 \x03(\v2\x1f.drover.v1.Forecast.PointsEntryR\x06points\x1a9\n" +
-	"\vPointsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x01R\x05value:\x028\x01\"\xdc\x01\n" +
-	"\vConvergence\x12\x12\n" +
-	"\x04will\x18\x01 \x01(\bR\x04will\x12 \n" +
-	"\vprobability\x18\x02 \x01(\x01R\vprobability\x123\n" +
-	"\x16dirty_bytes_per_second\x18\x03 \x01(\x01R\x13dirtyBytesPerSecond\x123\n" +
-	"\x16carry_bytes_per_second\x18\x04 \x01(\x01R\x13carryBytesPerSecond\x12-\n" +
-	"\bremedies\x18\x05 \x03(\v2\x11.drover.v1.RemedyR\bremedies\"\xa9\x01\n" +
-	"\x06Remedy\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x19\n" +
-	"\bmore_bps\x18\x02 \x01(\x03R\amoreBps\x12\x19\n" +
-	"\bpause_ms\x18\x03 \x01(\x01R\apauseMs\x12)\n" +
-	"\x10throttle_percent\x18\x04 \x01(\x03R\x0fthrottlePercent\x12\x12\n" +
-	"\x04hour\x18\x05 \x01(\x03R\x04hour\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail\"\x94\x01\n" +
+	"\x16drover/v1/advice.proto\x12\tdrover.v1\x1a\x18drover/v1/forecast.proto\"\x94\x01\n" +
 	"\fRequirements\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x124\n" +
 	"\x06stated\x18\x02 \x03(\v2\x1c.drover.v1.StatedRequirementR\x06stated\x12\x16\n" +
@@ -927,43 +493,26 @@ func file_drover_v1_advice_proto_rawDescGZIP() []byte {
 	return file_drover_v1_advice_proto_rawDescData
 }
 
-var file_drover_v1_advice_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_drover_v1_advice_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_drover_v1_advice_proto_goTypes = []any{
-	(*Range)(nil),             // 0: drover.v1.Range
-	(*Forecast)(nil),          // 1: drover.v1.Forecast
-	(*Convergence)(nil),       // 2: drover.v1.Convergence
-	(*Remedy)(nil),            // 3: drover.v1.Remedy
-	(*Requirements)(nil),      // 4: drover.v1.Requirements
-	(*StatedRequirement)(nil), // 5: drover.v1.StatedRequirement
-	(*Advice)(nil),            // 6: drover.v1.Advice
-	(*MethodAdvice)(nil),      // 7: drover.v1.MethodAdvice
-	(*SiteAdvice)(nil),        // 8: drover.v1.SiteAdvice
-	nil,                       // 9: drover.v1.Forecast.PointsEntry
+	(*Requirements)(nil),      // 0: drover.v1.Requirements
+	(*StatedRequirement)(nil), // 1: drover.v1.StatedRequirement
+	(*Advice)(nil),            // 2: drover.v1.Advice
+	(*MethodAdvice)(nil),      // 3: drover.v1.MethodAdvice
+	(*SiteAdvice)(nil),        // 4: drover.v1.SiteAdvice
+	(*Forecast)(nil),          // 5: drover.v1.Forecast
 }
 var file_drover_v1_advice_proto_depIdxs = []int32{
-	0,  // 0: drover.v1.Forecast.total_s:type_name -> drover.v1.Range
-	0,  // 1: drover.v1.Forecast.pause_ms:type_name -> drover.v1.Range
-	0,  // 2: drover.v1.Forecast.outage_ms:type_name -> drover.v1.Range
-	0,  // 3: drover.v1.Forecast.wire_bytes:type_name -> drover.v1.Range
-	0,  // 4: drover.v1.Forecast.guest_bytes:type_name -> drover.v1.Range
-	0,  // 5: drover.v1.Forecast.sessions_lost:type_name -> drover.v1.Range
-	0,  // 6: drover.v1.Forecast.extra_rtt_ms:type_name -> drover.v1.Range
-	0,  // 7: drover.v1.Forecast.hairpin_bps:type_name -> drover.v1.Range
-	0,  // 8: drover.v1.Forecast.remote_io_bps:type_name -> drover.v1.Range
-	0,  // 9: drover.v1.Forecast.cost:type_name -> drover.v1.Range
-	2,  // 10: drover.v1.Forecast.convergence:type_name -> drover.v1.Convergence
-	9,  // 11: drover.v1.Forecast.points:type_name -> drover.v1.Forecast.PointsEntry
-	3,  // 12: drover.v1.Convergence.remedies:type_name -> drover.v1.Remedy
-	5,  // 13: drover.v1.Requirements.stated:type_name -> drover.v1.StatedRequirement
-	5,  // 14: drover.v1.Advice.requirements:type_name -> drover.v1.StatedRequirement
-	7,  // 15: drover.v1.Advice.methods:type_name -> drover.v1.MethodAdvice
-	8,  // 16: drover.v1.Advice.sites:type_name -> drover.v1.SiteAdvice
-	1,  // 17: drover.v1.MethodAdvice.forecast:type_name -> drover.v1.Forecast
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	1, // 0: drover.v1.Requirements.stated:type_name -> drover.v1.StatedRequirement
+	1, // 1: drover.v1.Advice.requirements:type_name -> drover.v1.StatedRequirement
+	3, // 2: drover.v1.Advice.methods:type_name -> drover.v1.MethodAdvice
+	4, // 3: drover.v1.Advice.sites:type_name -> drover.v1.SiteAdvice
+	5, // 4: drover.v1.MethodAdvice.forecast:type_name -> drover.v1.Forecast
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_advice_proto_init() }
@@ -971,13 +520,14 @@ func file_drover_v1_advice_proto_init() {
 	if File_drover_v1_advice_proto != nil {
 		return
 	}
+	file_drover_v1_forecast_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_advice_proto_rawDesc), len(file_drover_v1_advice_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

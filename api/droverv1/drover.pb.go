@@ -2854,11 +2854,118 @@ func (x *ListLinkSignalsResponse) GetSignals() []*LinkSignals {
 	return nil
 }
 
+type AccuracyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only moves by this method; empty means all.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Only moves that ended since; 0 means all.
+	SinceUnixNanos int64 `protobuf:"varint,2,opt,name=since_unix_nanos,json=sinceUnixNanos,proto3" json:"since_unix_nanos,omitempty"`
+	// One accuracy for each such time, to see how they change; 0 means one for all.
+	PeriodNanos   int64 `protobuf:"varint,3,opt,name=period_nanos,json=periodNanos,proto3" json:"period_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccuracyRequest) Reset() {
+	*x = AccuracyRequest{}
+	mi := &file_drover_v1_drover_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccuracyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccuracyRequest) ProtoMessage() {}
+
+func (x *AccuracyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccuracyRequest.ProtoReflect.Descriptor instead.
+func (*AccuracyRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *AccuracyRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AccuracyRequest) GetSinceUnixNanos() int64 {
+	if x != nil {
+		return x.SinceUnixNanos
+	}
+	return 0
+}
+
+func (x *AccuracyRequest) GetPeriodNanos() int64 {
+	if x != nil {
+		return x.PeriodNanos
+	}
+	return 0
+}
+
+type AccuracyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Accuracy      []*Accuracy            `protobuf:"bytes,1,rep,name=accuracy,proto3" json:"accuracy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccuracyResponse) Reset() {
+	*x = AccuracyResponse{}
+	mi := &file_drover_v1_drover_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccuracyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccuracyResponse) ProtoMessage() {}
+
+func (x *AccuracyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_drover_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccuracyResponse.ProtoReflect.Descriptor instead.
+func (*AccuracyResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_drover_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *AccuracyResponse) GetAccuracy() []*Accuracy {
+	if x != nil {
+		return x.Accuracy
+	}
+	return nil
+}
+
 var File_drover_v1_drover_proto protoreflect.FileDescriptor
 
 const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
-	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x16drover/v1/advice.proto\x1a\x17drover/v1/signals.proto\x1a\x15drover/v1/types.proto\"\x12\n" +
+	"\x16drover/v1/drover.proto\x12\tdrover.v1\x1a\x16drover/v1/advice.proto\x1a\x17drover/v1/signals.proto\x1a\x18drover/v1/forecast.proto\x1a\x15drover/v1/types.proto\"\x12\n" +
 	"\x10ListSitesRequest\":\n" +
 	"\x11ListSitesResponse\x12%\n" +
 	"\x05sites\x18\x01 \x03(\v2\x0f.drover.v1.SiteR\x05sites\"\x12\n" +
@@ -3018,7 +3125,13 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x16ListLinkSignalsRequest\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\"K\n" +
 	"\x17ListLinkSignalsResponse\x120\n" +
-	"\asignals\x18\x01 \x03(\v2\x16.drover.v1.LinkSignalsR\asignals2\xaa\x11\n" +
+	"\asignals\x18\x01 \x03(\v2\x16.drover.v1.LinkSignalsR\asignals\"v\n" +
+	"\x0fAccuracyRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12(\n" +
+	"\x10since_unix_nanos\x18\x02 \x01(\x03R\x0esinceUnixNanos\x12!\n" +
+	"\fperiod_nanos\x18\x03 \x01(\x03R\vperiodNanos\"C\n" +
+	"\x10AccuracyResponse\x12/\n" +
+	"\baccuracy\x18\x01 \x03(\v2\x13.drover.v1.AccuracyR\baccuracy2\xef\x11\n" +
 	"\rDroverService\x12F\n" +
 	"\tListSites\x12\x1b.drover.v1.ListSitesRequest\x1a\x1c.drover.v1.ListSitesResponse\x12F\n" +
 	"\tListHosts\x12\x1b.drover.v1.ListHostsRequest\x1a\x1c.drover.v1.ListHostsResponse\x12F\n" +
@@ -3053,7 +3166,8 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\bRemoveVM\x12\x1e.drover.v1.RemoveMadeVMRequest\x1a\x1f.drover.v1.RemoveMadeVMResponse\x12I\n" +
 	"\n" +
 	"GetSignals\x12\x1c.drover.v1.GetSignalsRequest\x1a\x1d.drover.v1.GetSignalsResponse\x12X\n" +
-	"\x0fListLinkSignals\x12!.drover.v1.ListLinkSignalsRequest\x1a\".drover.v1.ListLinkSignalsResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
+	"\x0fListLinkSignals\x12!.drover.v1.ListLinkSignalsRequest\x1a\".drover.v1.ListLinkSignalsResponse\x12C\n" +
+	"\bAccuracy\x12\x1a.drover.v1.AccuracyRequest\x1a\x1b.drover.v1.AccuracyResponseB3Z1github.com/drover-vm/drover/api/droverv1;droverv1b\x06proto3"
 
 var (
 	file_drover_v1_drover_proto_rawDescOnce sync.Once
@@ -3067,7 +3181,7 @@ func file_drover_v1_drover_proto_rawDescGZIP() []byte {
 	return file_drover_v1_drover_proto_rawDescData
 }
 
-var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_drover_v1_drover_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_drover_v1_drover_proto_goTypes = []any{
 	(*ListSitesRequest)(nil),        // 0: drover.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),       // 1: drover.v1.ListSitesResponse
@@ -3127,133 +3241,139 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*GetSignalsResponse)(nil),      // 55: drover.v1.GetSignalsResponse
 	(*ListLinkSignalsRequest)(nil),  // 56: drover.v1.ListLinkSignalsRequest
 	(*ListLinkSignalsResponse)(nil), // 57: drover.v1.ListLinkSignalsResponse
-	nil,                             // 58: drover.v1.SetRequirementsRequest.ValuesEntry
-	(*Site)(nil),                    // 59: drover.v1.Site
-	(*Host)(nil),                    // 60: drover.v1.Host
-	(*Link)(nil),                    // 61: drover.v1.Link
-	(*VM)(nil),                      // 62: drover.v1.VM
-	(*Service)(nil),                 // 63: drover.v1.Service
-	(*Segment)(nil),                 // 64: drover.v1.Segment
-	(*EdgeState)(nil),               // 65: drover.v1.EdgeState
-	(*Mesh)(nil),                    // 66: drover.v1.Mesh
-	(*Finding)(nil),                 // 67: drover.v1.Finding
-	(*Move)(nil),                    // 68: drover.v1.Move
-	(*Place)(nil),                   // 69: drover.v1.Place
-	(*CloneWish)(nil),               // 70: drover.v1.CloneWish
-	(*RenumberWish)(nil),            // 71: drover.v1.RenumberWish
-	(*Preflight)(nil),               // 72: drover.v1.Preflight
-	(*Advice)(nil),                  // 73: drover.v1.Advice
-	(*Requirements)(nil),            // 74: drover.v1.Requirements
-	(*Gate)(nil),                    // 75: drover.v1.Gate
-	(*Protection)(nil),              // 76: drover.v1.Protection
-	(*Signals)(nil),                 // 77: drover.v1.Signals
-	(*LinkSignals)(nil),             // 78: drover.v1.LinkSignals
+	(*AccuracyRequest)(nil),         // 58: drover.v1.AccuracyRequest
+	(*AccuracyResponse)(nil),        // 59: drover.v1.AccuracyResponse
+	nil,                             // 60: drover.v1.SetRequirementsRequest.ValuesEntry
+	(*Site)(nil),                    // 61: drover.v1.Site
+	(*Host)(nil),                    // 62: drover.v1.Host
+	(*Link)(nil),                    // 63: drover.v1.Link
+	(*VM)(nil),                      // 64: drover.v1.VM
+	(*Service)(nil),                 // 65: drover.v1.Service
+	(*Segment)(nil),                 // 66: drover.v1.Segment
+	(*EdgeState)(nil),               // 67: drover.v1.EdgeState
+	(*Mesh)(nil),                    // 68: drover.v1.Mesh
+	(*Finding)(nil),                 // 69: drover.v1.Finding
+	(*Move)(nil),                    // 70: drover.v1.Move
+	(*Place)(nil),                   // 71: drover.v1.Place
+	(*CloneWish)(nil),               // 72: drover.v1.CloneWish
+	(*RenumberWish)(nil),            // 73: drover.v1.RenumberWish
+	(*Preflight)(nil),               // 74: drover.v1.Preflight
+	(*Advice)(nil),                  // 75: drover.v1.Advice
+	(*Requirements)(nil),            // 76: drover.v1.Requirements
+	(*Gate)(nil),                    // 77: drover.v1.Gate
+	(*Protection)(nil),              // 78: drover.v1.Protection
+	(*Signals)(nil),                 // 79: drover.v1.Signals
+	(*LinkSignals)(nil),             // 80: drover.v1.LinkSignals
+	(*Accuracy)(nil),                // 81: drover.v1.Accuracy
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
-	59, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
-	60, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
-	61, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
-	62, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
-	63, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
-	64, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
-	65, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
-	66, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
-	67, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
-	68, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
-	68, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
-	69, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
-	70, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
-	71, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
-	72, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
-	69, // 15: drover.v1.AdviseRequest.to:type_name -> drover.v1.Place
-	73, // 16: drover.v1.AdviseResponse.advice:type_name -> drover.v1.Advice
-	73, // 17: drover.v1.AdviseAllResponse.advices:type_name -> drover.v1.Advice
-	74, // 18: drover.v1.GetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
-	58, // 19: drover.v1.SetRequirementsRequest.values:type_name -> drover.v1.SetRequirementsRequest.ValuesEntry
-	74, // 20: drover.v1.SetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
-	69, // 21: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
-	75, // 22: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
-	70, // 23: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
-	71, // 24: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
-	68, // 25: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
-	72, // 26: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
-	68, // 27: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
-	68, // 28: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
-	68, // 29: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
-	68, // 30: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
-	68, // 31: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
-	68, // 32: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
-	69, // 33: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
-	76, // 34: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
-	72, // 35: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
-	76, // 36: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
-	76, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
-	62, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
-	77, // 39: drover.v1.GetSignalsResponse.signals:type_name -> drover.v1.Signals
-	78, // 40: drover.v1.ListLinkSignalsResponse.signals:type_name -> drover.v1.LinkSignals
-	0,  // 41: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 42: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 43: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 44: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 45: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 46: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 47: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 48: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 49: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 50: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 51: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 52: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 53: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
-	26, // 54: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
-	28, // 55: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
-	30, // 56: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
-	32, // 57: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	34, // 58: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	36, // 59: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	38, // 60: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
-	40, // 61: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	42, // 62: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	44, // 63: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	46, // 64: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
-	48, // 65: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
-	50, // 66: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
-	52, // 67: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
-	54, // 68: drover.v1.DroverService.GetSignals:input_type -> drover.v1.GetSignalsRequest
-	56, // 69: drover.v1.DroverService.ListLinkSignals:input_type -> drover.v1.ListLinkSignalsRequest
-	1,  // 70: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 71: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 72: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 73: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 74: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 75: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 76: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 77: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 78: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 79: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 80: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 81: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 82: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
-	27, // 83: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
-	29, // 84: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
-	31, // 85: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
-	33, // 86: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	35, // 87: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	37, // 88: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	39, // 89: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
-	41, // 90: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	43, // 91: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	45, // 92: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	47, // 93: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
-	49, // 94: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
-	51, // 95: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
-	53, // 96: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
-	55, // 97: drover.v1.DroverService.GetSignals:output_type -> drover.v1.GetSignalsResponse
-	57, // 98: drover.v1.DroverService.ListLinkSignals:output_type -> drover.v1.ListLinkSignalsResponse
-	70, // [70:99] is the sub-list for method output_type
-	41, // [41:70] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	61, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
+	62, // 1: drover.v1.ListHostsResponse.hosts:type_name -> drover.v1.Host
+	63, // 2: drover.v1.ListLinksResponse.links:type_name -> drover.v1.Link
+	64, // 3: drover.v1.ListVMsResponse.vms:type_name -> drover.v1.VM
+	65, // 4: drover.v1.ListServicesResponse.services:type_name -> drover.v1.Service
+	66, // 5: drover.v1.ListSegmentsResponse.segments:type_name -> drover.v1.Segment
+	67, // 6: drover.v1.ListEdgesResponse.edges:type_name -> drover.v1.EdgeState
+	68, // 7: drover.v1.RotateEdgeResponse.mesh:type_name -> drover.v1.Mesh
+	69, // 8: drover.v1.DiagnoseResponse.findings:type_name -> drover.v1.Finding
+	70, // 9: drover.v1.ListMovesResponse.moves:type_name -> drover.v1.Move
+	70, // 10: drover.v1.GetMoveResponse.move:type_name -> drover.v1.Move
+	71, // 11: drover.v1.PreflightRequest.to:type_name -> drover.v1.Place
+	72, // 12: drover.v1.PreflightRequest.clone:type_name -> drover.v1.CloneWish
+	73, // 13: drover.v1.PreflightRequest.renumber:type_name -> drover.v1.RenumberWish
+	74, // 14: drover.v1.PreflightResponse.preflight:type_name -> drover.v1.Preflight
+	71, // 15: drover.v1.AdviseRequest.to:type_name -> drover.v1.Place
+	75, // 16: drover.v1.AdviseResponse.advice:type_name -> drover.v1.Advice
+	75, // 17: drover.v1.AdviseAllResponse.advices:type_name -> drover.v1.Advice
+	76, // 18: drover.v1.GetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	60, // 19: drover.v1.SetRequirementsRequest.values:type_name -> drover.v1.SetRequirementsRequest.ValuesEntry
+	76, // 20: drover.v1.SetRequirementsResponse.requirements:type_name -> drover.v1.Requirements
+	71, // 21: drover.v1.StartMoveRequest.to:type_name -> drover.v1.Place
+	77, // 22: drover.v1.StartMoveRequest.gate:type_name -> drover.v1.Gate
+	72, // 23: drover.v1.StartMoveRequest.clone:type_name -> drover.v1.CloneWish
+	73, // 24: drover.v1.StartMoveRequest.renumber:type_name -> drover.v1.RenumberWish
+	70, // 25: drover.v1.StartMoveResponse.move:type_name -> drover.v1.Move
+	74, // 26: drover.v1.StartMoveResponse.preflight:type_name -> drover.v1.Preflight
+	70, // 27: drover.v1.WatchMoveResponse.move:type_name -> drover.v1.Move
+	70, // 28: drover.v1.CancelMoveResponse.move:type_name -> drover.v1.Move
+	70, // 29: drover.v1.EndOldSessionsResponse.move:type_name -> drover.v1.Move
+	70, // 30: drover.v1.SetMoveRateResponse.move:type_name -> drover.v1.Move
+	70, // 31: drover.v1.CommitMoveResponse.move:type_name -> drover.v1.Move
+	70, // 32: drover.v1.ReturnMoveResponse.move:type_name -> drover.v1.Move
+	71, // 33: drover.v1.ProtectRequest.to:type_name -> drover.v1.Place
+	78, // 34: drover.v1.ProtectResponse.protection:type_name -> drover.v1.Protection
+	74, // 35: drover.v1.ProtectResponse.preflight:type_name -> drover.v1.Preflight
+	78, // 36: drover.v1.EndProtectionResponse.protection:type_name -> drover.v1.Protection
+	78, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
+	64, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
+	79, // 39: drover.v1.GetSignalsResponse.signals:type_name -> drover.v1.Signals
+	80, // 40: drover.v1.ListLinkSignalsResponse.signals:type_name -> drover.v1.LinkSignals
+	81, // 41: drover.v1.AccuracyResponse.accuracy:type_name -> drover.v1.Accuracy
+	0,  // 42: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 43: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 44: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 45: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 46: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 47: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 48: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 49: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 50: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 51: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 52: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 53: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 54: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
+	26, // 55: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
+	28, // 56: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
+	30, // 57: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
+	32, // 58: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	34, // 59: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	36, // 60: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	38, // 61: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	40, // 62: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	42, // 63: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	44, // 64: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	46, // 65: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
+	48, // 66: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
+	50, // 67: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
+	52, // 68: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
+	54, // 69: drover.v1.DroverService.GetSignals:input_type -> drover.v1.GetSignalsRequest
+	56, // 70: drover.v1.DroverService.ListLinkSignals:input_type -> drover.v1.ListLinkSignalsRequest
+	58, // 71: drover.v1.DroverService.Accuracy:input_type -> drover.v1.AccuracyRequest
+	1,  // 72: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 73: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 74: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 75: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 76: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 77: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 78: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 79: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 80: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 81: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 82: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 83: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 84: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
+	27, // 85: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
+	29, // 86: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
+	31, // 87: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
+	33, // 88: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	35, // 89: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	37, // 90: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	39, // 91: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	41, // 92: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	43, // 93: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	45, // 94: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	47, // 95: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
+	49, // 96: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
+	51, // 97: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
+	53, // 98: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
+	55, // 99: drover.v1.DroverService.GetSignals:output_type -> drover.v1.GetSignalsResponse
+	57, // 100: drover.v1.DroverService.ListLinkSignals:output_type -> drover.v1.ListLinkSignalsResponse
+	59, // 101: drover.v1.DroverService.Accuracy:output_type -> drover.v1.AccuracyResponse
+	72, // [72:102] is the sub-list for method output_type
+	42, // [42:72] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }
@@ -3263,6 +3383,7 @@ func file_drover_v1_drover_proto_init() {
 	}
 	file_drover_v1_advice_proto_init()
 	file_drover_v1_signals_proto_init()
+	file_drover_v1_forecast_proto_init()
 	file_drover_v1_types_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3270,7 +3391,7 @@ func file_drover_v1_drover_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_drover_proto_rawDesc), len(file_drover_v1_drover_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

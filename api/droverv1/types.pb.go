@@ -2550,7 +2550,9 @@ type Progress struct {
 	EtaS             float64                `protobuf:"fixed64,6,opt,name=eta_s,json=etaS,proto3" json:"eta_s,omitempty"`
 	UpdatedUnixNanos int64                  `protobuf:"varint,7,opt,name=updated_unix_nanos,json=updatedUnixNanos,proto3" json:"updated_unix_nanos,omitempty"`
 	// Absent where no data path is at work.
-	Path          *PathProgress `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	Path *PathProgress `protobuf:"bytes,8,opt,name=path,proto3" json:"path,omitempty"`
+	// How long the whole move has still to go, in seconds.
+	LeftS         *Range `protobuf:"bytes,9,opt,name=left_s,json=leftS,proto3" json:"left_s,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2637,6 +2639,13 @@ func (x *Progress) GetUpdatedUnixNanos() int64 {
 func (x *Progress) GetPath() *PathProgress {
 	if x != nil {
 		return x.Path
+	}
+	return nil
+}
+
+func (x *Progress) GetLeftS() *Range {
+	if x != nil {
+		return x.LeftS
 	}
 	return nil
 }
@@ -3325,6 +3334,7 @@ type Move struct {
 	Gate             *GateRecord            `protobuf:"bytes,30,opt,name=gate,proto3" json:"gate,omitempty"`
 	Clone            *Clone                 `protobuf:"bytes,50,opt,name=clone,proto3" json:"clone,omitempty"`
 	Renumber         *Renumbered            `protobuf:"bytes,90,opt,name=renumber,proto3" json:"renumber,omitempty"`
+	Forecast         *Forecast              `protobuf:"bytes,110,opt,name=forecast,proto3" json:"forecast,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -3495,6 +3505,13 @@ func (x *Move) GetClone() *Clone {
 func (x *Move) GetRenumber() *Renumbered {
 	if x != nil {
 		return x.Renumber
+	}
+	return nil
+}
+
+func (x *Move) GetForecast() *Forecast {
+	if x != nil {
+		return x.Forecast
 	}
 	return nil
 }
@@ -4542,7 +4559,7 @@ var File_drover_v1_types_proto protoreflect.FileDescriptor
 
 const file_drover_v1_types_proto_rawDesc = "" +
 	"\n" +
-	"\x15drover/v1/types.proto\x12\tdrover.v1\"\x84\x01\n" +
+	"\x15drover/v1/types.proto\x12\tdrover.v1\x1a\x18drover/v1/forecast.proto\"\x84\x01\n" +
 	"\x04Site\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\blatitude\x18\x02 \x01(\x01R\blatitude\x12\x1c\n" +
@@ -4793,7 +4810,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\awarning\x18\x05 \x01(\bR\awarning\"/\n" +
 	"\x05Place\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x12\n" +
-	"\x04host\x18\x02 \x01(\tR\x04host\"\xff\x01\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xa8\x02\n" +
 	"\bProgress\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x1d\n" +
@@ -4804,7 +4821,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\brate_bps\x18\x05 \x01(\x03R\arateBps\x12\x13\n" +
 	"\x05eta_s\x18\x06 \x01(\x01R\x04etaS\x12,\n" +
 	"\x12updated_unix_nanos\x18\a \x01(\x03R\x10updatedUnixNanos\x12+\n" +
-	"\x04path\x18\b \x01(\v2\x17.drover.v1.PathProgressR\x04path\"\xd2\x01\n" +
+	"\x04path\x18\b \x01(\v2\x17.drover.v1.PathProgressR\x04path\x12'\n" +
+	"\x06left_s\x18\t \x01(\v2\x10.drover.v1.RangeR\x05leftS\"\xd2\x01\n" +
 	"\fPathProgress\x12\x1f\n" +
 	"\vguest_bytes\x18\x01 \x01(\x03R\n" +
 	"guestBytes\x12\x1d\n" +
@@ -4899,7 +4917,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\t_sessionsB\x0f\n" +
 	"\r_memory_bytesB\r\n" +
 	"\v_disk_bytesB\x12\n" +
-	"\x10_path_wire_bytes\"\xbb\x05\n" +
+	"\x10_path_wire_bytes\"\xec\x05\n" +
 	"\x04Move\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02vm\x18\x02 \x01(\tR\x02vm\x12\x17\n" +
@@ -4924,7 +4942,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\rbandwidth_bps\x18\x11 \x01(\x03R\fbandwidthBps\x12)\n" +
 	"\x04gate\x18\x1e \x01(\v2\x15.drover.v1.GateRecordR\x04gate\x12&\n" +
 	"\x05clone\x182 \x01(\v2\x10.drover.v1.CloneR\x05clone\x121\n" +
-	"\brenumber\x18Z \x01(\v2\x15.drover.v1.RenumberedR\brenumber\"{\n" +
+	"\brenumber\x18Z \x01(\v2\x15.drover.v1.RenumberedR\brenumber\x12/\n" +
+	"\bforecast\x18n \x01(\v2\x13.drover.v1.ForecastR\bforecast\"{\n" +
 	"\x05Clone\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x1c\n" +
@@ -5088,6 +5107,8 @@ var file_drover_v1_types_proto_goTypes = []any{
 	(*Protection)(nil),      // 46: drover.v1.Protection
 	nil,                     // 47: drover.v1.VM.LabelsEntry
 	nil,                     // 48: drover.v1.VM.RequirementsEntry
+	(*Range)(nil),           // 49: drover.v1.Range
+	(*Forecast)(nil),        // 50: drover.v1.Forecast
 }
 var file_drover_v1_types_proto_depIdxs = []int32{
 	7,  // 0: drover.v1.VM.disks:type_name -> drover.v1.Disk
@@ -5110,41 +5131,43 @@ var file_drover_v1_types_proto_depIdxs = []int32{
 	19, // 17: drover.v1.EdgeTraffic.from:type_name -> drover.v1.EdgePaths
 	22, // 18: drover.v1.Detour.ways:type_name -> drover.v1.DetourWay
 	27, // 19: drover.v1.Progress.path:type_name -> drover.v1.PathProgress
-	28, // 20: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
-	28, // 21: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
-	28, // 22: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
-	28, // 23: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
-	28, // 24: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
-	28, // 25: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
-	28, // 26: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
-	29, // 27: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
-	30, // 28: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
-	30, // 29: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
-	30, // 30: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
-	31, // 31: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
-	25, // 32: drover.v1.Move.from:type_name -> drover.v1.Place
-	25, // 33: drover.v1.Move.to:type_name -> drover.v1.Place
-	33, // 34: drover.v1.Move.measured:type_name -> drover.v1.Figures
-	32, // 35: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
-	26, // 36: drover.v1.Move.progress:type_name -> drover.v1.Progress
-	40, // 37: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
-	35, // 38: drover.v1.Move.clone:type_name -> drover.v1.Clone
-	44, // 39: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
-	6,  // 40: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
-	6,  // 41: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
-	39, // 42: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
-	38, // 43: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
-	6,  // 44: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
-	25, // 45: drover.v1.Preflight.to:type_name -> drover.v1.Place
-	24, // 46: drover.v1.Preflight.checks:type_name -> drover.v1.Check
-	25, // 47: drover.v1.Protection.from:type_name -> drover.v1.Place
-	25, // 48: drover.v1.Protection.to:type_name -> drover.v1.Place
-	26, // 49: drover.v1.Protection.progress:type_name -> drover.v1.Progress
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	49, // 20: drover.v1.Progress.left_s:type_name -> drover.v1.Range
+	28, // 21: drover.v1.PathKinds.zero:type_name -> drover.v1.PathCount
+	28, // 22: drover.v1.PathKinds.same:type_name -> drover.v1.PathCount
+	28, // 23: drover.v1.PathKinds.reference:type_name -> drover.v1.PathCount
+	28, // 24: drover.v1.PathKinds.delta:type_name -> drover.v1.PathCount
+	28, // 25: drover.v1.PathKinds.compressed:type_name -> drover.v1.PathCount
+	28, // 26: drover.v1.PathKinds.raw:type_name -> drover.v1.PathCount
+	28, // 27: drover.v1.PathKinds.opaque:type_name -> drover.v1.PathCount
+	29, // 28: drover.v1.PathPhase.kinds:type_name -> drover.v1.PathKinds
+	30, // 29: drover.v1.PathFigures.disk:type_name -> drover.v1.PathPhase
+	30, // 30: drover.v1.PathFigures.memory:type_name -> drover.v1.PathPhase
+	30, // 31: drover.v1.PathFigures.switchover:type_name -> drover.v1.PathPhase
+	31, // 32: drover.v1.Figures.path:type_name -> drover.v1.PathFigures
+	25, // 33: drover.v1.Move.from:type_name -> drover.v1.Place
+	25, // 34: drover.v1.Move.to:type_name -> drover.v1.Place
+	33, // 35: drover.v1.Move.measured:type_name -> drover.v1.Figures
+	32, // 36: drover.v1.Move.steps:type_name -> drover.v1.StepRecord
+	26, // 37: drover.v1.Move.progress:type_name -> drover.v1.Progress
+	40, // 38: drover.v1.Move.gate:type_name -> drover.v1.GateRecord
+	35, // 39: drover.v1.Move.clone:type_name -> drover.v1.Clone
+	44, // 40: drover.v1.Move.renumber:type_name -> drover.v1.Renumbered
+	50, // 41: drover.v1.Move.forecast:type_name -> drover.v1.Forecast
+	6,  // 42: drover.v1.Clone.probe:type_name -> drover.v1.ProbeTarget
+	6,  // 43: drover.v1.CloneWish.probe:type_name -> drover.v1.ProbeTarget
+	39, // 44: drover.v1.Gate.health:type_name -> drover.v1.HealthCheck
+	38, // 45: drover.v1.GateRecord.gate:type_name -> drover.v1.Gate
+	6,  // 46: drover.v1.Service.probe:type_name -> drover.v1.ProbeTarget
+	25, // 47: drover.v1.Preflight.to:type_name -> drover.v1.Place
+	24, // 48: drover.v1.Preflight.checks:type_name -> drover.v1.Check
+	25, // 49: drover.v1.Protection.from:type_name -> drover.v1.Place
+	25, // 50: drover.v1.Protection.to:type_name -> drover.v1.Place
+	26, // 51: drover.v1.Protection.progress:type_name -> drover.v1.Progress
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_types_proto_init() }
@@ -5152,6 +5175,7 @@ func file_drover_v1_types_proto_init() {
 	if File_drover_v1_types_proto != nil {
 		return
 	}
+	file_drover_v1_forecast_proto_init()
 	file_drover_v1_types_proto_msgTypes[21].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[22].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[33].OneofWrappers = []any{}

@@ -64,7 +64,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.AddCommand(
 		newSitesCommand(a), newHostsCommand(a), newLinksCommand(a), newVMsCommand(a), newServicesCommand(a), newMovesCommand(a),
 		newSegmentsCommand(a), newEdgesCommand(a), newSignalsCommand(a), newDoctorCommand(a),
-		newPreflightCommand(a), newAdviseCommand(a), newRequirementsCommand(a), newMoveCommand(a), newSpawnCommand(a), newProtectCommand(a), newCommitCommand(a), newReturnCommand(a), newProbeCommand(a),
+		newPreflightCommand(a), newAdviseCommand(a), newRequirementsCommand(a), newMoveCommand(a), newAccuracyCommand(a), newSpawnCommand(a), newProtectCommand(a), newCommitCommand(a), newReturnCommand(a), newProbeCommand(a),
 		newServerCommand(a), newPKICommand(a), newVersionCommand(a),
 	)
 	root.AddCommand(a.parts()...)

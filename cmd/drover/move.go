@@ -265,6 +265,9 @@ func (a *app) moveResult(m drover.Move) error {
 	if line := renumberLine(m.Renumber); line != "" {
 		fmt.Fprintln(&b, " ", line)
 	}
+	if line := expectedLine(m.Forecast); line != "" {
+		fmt.Fprintln(&b, "  expected:", line)
+	}
 	if line := figuresLine(m.Measured); line != "" {
 		fmt.Fprintln(&b, " ", line)
 	}

@@ -155,7 +155,9 @@ func progressText(m drover.Move, now time.Time) string {
 			add(fmt.Sprintf("%s of %s", g.DoneBytes, g.TotalBytes))
 		}
 		add(rate(g.Rate))
-		if g.ETASeconds >= 0 && g.TotalBytes > 0 {
+		if left := leftText(g); left != "" {
+			add(left)
+		} else if g.ETASeconds >= 0 && g.TotalBytes > 0 {
 			add(fmt.Sprintf("ETA %.0f s", math.Ceil(g.ETASeconds)))
 		}
 		add(pathText(g.Path))

@@ -106,6 +106,8 @@ const (
 	// DroverServiceListLinkSignalsProcedure is the fully-qualified name of the DroverService's
 	// ListLinkSignals RPC.
 	DroverServiceListLinkSignalsProcedure = "/drover.v1.DroverService/ListLinkSignals"
+	// DroverServiceAccuracyProcedure is the fully-qualified name of the DroverService's Accuracy RPC.
+	DroverServiceAccuracyProcedure = "/drover.v1.DroverService/Accuracy"
 )
 
 // DroverServiceClient is a client for the drover.v1.DroverService service.
@@ -169,6 +171,8 @@ type DroverServiceClient interface {
 	GetSignals(context.Context, *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error)
 	// ListLinkSignals returns what has been observed of the ways between sites.
 	ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error)
+	// Accuracy says how well forecasts have come true.
+	Accuracy(context.Context, *droverv1.AccuracyRequest) (*droverv1.AccuracyResponse, error)
 }
 
 // NewDroverServiceClient constructs a client for the drover.v1.DroverService service. By default,
@@ -356,6 +360,12 @@ func NewDroverServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(droverServiceMethods.ByName("ListLinkSignals")),
 			connect.WithClientOptions(opts...),
 		),
+		accuracy: connect.NewClient[droverv1.AccuracyRequest, droverv1.AccuracyResponse](
+			httpClient,
+			baseURL+DroverServiceAccuracyProcedure,
+			connect.WithSchema(droverServiceMethods.ByName("Accuracy")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -390,6 +400,7 @@ type droverServiceClient struct {
 	removeVM        *connect.Client[droverv1.RemoveMadeVMRequest, droverv1.RemoveMadeVMResponse]
 	getSignals      *connect.Client[droverv1.GetSignalsRequest, droverv1.GetSignalsResponse]
 	listLinkSignals *connect.Client[droverv1.ListLinkSignalsRequest, droverv1.ListLinkSignalsResponse]
+	accuracy        *connect.Client[droverv1.AccuracyRequest, droverv1.AccuracyResponse]
 }
 
 // ListSites calls drover.v1.DroverService.ListSites.
@@ -649,6 +660,15 @@ func (c *droverServiceClient) ListLinkSignals(ctx context.Context, req *droverv1
 	return nil, err
 }
 
+// Accuracy calls drover.v1.DroverService.Accuracy.
+func (c *droverServiceClient) Accuracy(ctx context.Context, req *droverv1.AccuracyRequest) (*droverv1.AccuracyResponse, error) {
+	response, err := c.accuracy.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DroverServiceHandler is an implementation of the drover.v1.DroverService service.
 type DroverServiceHandler interface {
 	ListSites(context.Context, *droverv1.ListSitesRequest) (*droverv1.ListSitesResponse, error)
@@ -710,6 +730,8 @@ type DroverServiceHandler interface {
 	GetSignals(context.Context, *droverv1.GetSignalsRequest) (*droverv1.GetSignalsResponse, error)
 	// ListLinkSignals returns what has been observed of the ways between sites.
 	ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error)
+	// Accuracy says how well forecasts have come true.
+	Accuracy(context.Context, *droverv1.AccuracyRequest) (*droverv1.AccuracyResponse, error)
 }
 
 // NewDroverServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -893,6 +915,12 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(droverServiceMethods.ByName("ListLinkSignals")),
 		connect.WithHandlerOptions(opts...),
 	)
+	droverServiceAccuracyHandler := connect.NewUnaryHandlerSimple(
+		DroverServiceAccuracyProcedure,
+		svc.Accuracy,
+		connect.WithSchema(droverServiceMethods.ByName("Accuracy")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.DroverService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DroverServiceListSitesProcedure:
@@ -953,6 +981,8 @@ func NewDroverServiceHandler(svc DroverServiceHandler, opts ...connect.HandlerOp
 			droverServiceGetSignalsHandler.ServeHTTP(w, r)
 		case DroverServiceListLinkSignalsProcedure:
 			droverServiceListLinkSignalsHandler.ServeHTTP(w, r)
+		case DroverServiceAccuracyProcedure:
+			droverServiceAccuracyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1076,4 +1106,8 @@ func (UnimplementedDroverServiceHandler) GetSignals(context.Context, *droverv1.G
 
 func (UnimplementedDroverServiceHandler) ListLinkSignals(context.Context, *droverv1.ListLinkSignalsRequest) (*droverv1.ListLinkSignalsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.ListLinkSignals is not implemented"))
+}
+
+func (UnimplementedDroverServiceHandler) Accuracy(context.Context, *droverv1.AccuracyRequest) (*droverv1.AccuracyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.DroverService.Accuracy is not implemented"))
 }
