@@ -271,9 +271,9 @@ func shortReason(advice drover.Advice) string {
 	switch {
 	case len(advice.Reasons) == 0:
 		return ""
-	case advice.Method != drover.Stay || len(advice.Reasons) == 1:
+	case advice.Method != drover.Stay || len(advice.Reasons) == 1 || !strings.HasPrefix(advice.Reasons[1], "not "):
 		return advice.Reasons[0]
 	default:
-		return advice.Reasons[len(advice.Reasons)-1]
+		return advice.Reasons[1] // the first only says that there is no way
 	}
 }
