@@ -78,21 +78,33 @@ func (o *oracle) input(v drover.VM, to drover.Place, method drover.Method, terms
 	}
 	in.Source, _ = f.host(v.Host)
 	in.Target, _ = f.host(to.Host)
-	in.Signals, in.Sender = o.s.signals.vm(v), o.s.signals.host(v.Host)
-	if v.Site != to.Site {
-		in.Link = o.s.signals.way(v.Site, to.Site)
-	}
+	var link *drover.Link
 	links := f.viewLinks()
 	if i := slices.IndexFunc(links, func(l drover.Link) bool { return l.Joins(v.Site, to.Site) }); i >= 0 && v.Site != to.Site {
-		bought := forecast.MeasuredLink(links[i], v.Site, to.Site, in.Now)
-		if !in.Link.CapacityBPS.Known() {
-			in.Link.CapacityBPS = bought.CapacityBPS
-		}
-		if !in.Link.RTTMillis.Known() {
-			in.Link.RTTMillis = bought.RTTMillis
-		}
+		link = &links[i]
 	}
+	o.s.signals.tell(&in, link)
 	return in
+}
+
+// tell completes an input with what has been observed; of a link that nobody has
+// measured, with what was bought.
+func (g *signals) tell(in *forecast.Input, link *drover.Link) {
+	in.Signals, in.Sender = g.vm(in.VM), g.host(in.From.Host)
+	if in.Inside() {
+		return
+	}
+	in.Link = g.way(in.From.Site, in.To.Site)
+	if link == nil {
+		return
+	}
+	bought := forecast.MeasuredLink(*link, in.From.Site, in.To.Site, in.Now)
+	if !in.Link.CapacityBPS.Known() {
+		in.Link.CapacityBPS = bought.CapacityBPS
+	}
+	if !in.Link.RTTMillis.Known() {
+		in.Link.RTTMillis = bought.RTTMillis
+	}
 }
 
 // foretell is the forecast of a move that has been decided.

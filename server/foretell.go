@@ -11,7 +11,9 @@ func (o *overview) foretell(vm drover.VM, target drover.Host, to drover.Place, l
 		Now: o.now, VM: vm, From: drover.Place{Site: vm.Site, Host: vm.Host}, To: drover.Place{Site: to.Site, Host: target.Name},
 		Source: o.hosts[vm.Host], Target: target, Link: drover.LinkSignals{From: vm.Site, To: to.Site},
 	}
-	if link != nil {
+	if o.seen != nil {
+		o.seen.tell(&in, link)
+	} else if link != nil {
 		in.Link = forecast.MeasuredLink(*link, vm.Site, to.Site, o.now)
 	}
 	all := make(map[drover.Method]drover.Forecast, len(drover.Methods()))

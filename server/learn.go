@@ -143,8 +143,7 @@ func learnVM(v *drover.Signals, p drover.PathFigures, to string, now time.Time) 
 	if r := packed(memory); r.Known() {
 		v.CompressedShare = r
 	}
-	again := ratio(memory.Same.WireBytes+memory.Delta.WireBytes, memory.Same.GuestBytes+memory.Delta.GuestBytes, memory.Same.Blocks+memory.Delta.Blocks, now)
-	if again.Known() {
+	if again := resent(memory, drover.Bytes(v.MemoryBytes.Or(0)), now); again.Known() {
 		v.ResentShare = again
 	}
 	disk := p.Disk.Kinds
@@ -156,6 +155,19 @@ func learnVM(v *drover.Signals, p drover.PathFigures, to string, now time.Time) 
 	if r := ratio(known, all, disk.Same.Blocks+disk.Reference.Blocks+disk.Delta.Blocks+disk.Compressed.Blocks+disk.Raw.Blocks, now); r.Known() {
 		v.DiskKnownShare = mergeShares(v.DiskKnownShare, map[string]drover.Reading{to: r})
 	}
+}
+
+// resent is what was left of pages that were sent again: those that had not changed
+// or crossed as a difference, and those whose new content had nothing in common
+// with the old, which are what crossed in excess of the memory itself.
+func resent(k drover.PathKinds, memory drover.Bytes, now time.Time) drover.Reading {
+	sent, wire, blocks := k.Same.GuestBytes+k.Delta.GuestBytes, k.Same.WireBytes+k.Delta.WireBytes, k.Same.Blocks+k.Delta.Blocks
+	fresh, freshWire := k.Compressed.GuestBytes+k.Raw.GuestBytes, k.Compressed.WireBytes+k.Raw.WireBytes
+	if more := min(fresh, k.Zero.GuestBytes+k.Reference.GuestBytes+fresh-memory); memory > 0 && more > 0 {
+		wire += drover.Bytes(float64(freshWire) * float64(more) / float64(fresh))
+		sent += more
+	}
+	return ratio(wire, sent, blocks, now)
 }
 
 // ratio is a share that a move has shown; unknown where too little crossed.

@@ -439,3 +439,41 @@ func TestAgentCutOff(t *testing.T) {
 		t.Errorf("move: %s (%s) by generation %d", m.State, m.Fault, m.Generation)
 	}
 }
+
+// TestForecastAndTruth: a move has what was expected of it, and the comparison with
+// what was measured can be asked for.
+func TestForecastAndTruth(t *testing.T) {
+	in := newInstallation(t)
+	in.allUp()
+	r, err := in.client.StartMove(t.Context(), &droverv1.StartMoveRequest{Vm: "web1", To: to("south", "s1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := api.MoveFromProto(r.GetMove()).Forecast
+	if f == nil || f.TotalSeconds == nil || f.WireBytes == nil || f.Convergence == nil || len(f.Unknown) == 0 || f.Calibrated != 0 {
+		t.Fatalf("a first move of a guest that nobody has watched is forecast as %+v", f)
+	}
+	in.until("the move's end", func() bool {
+		g, err := in.client.GetMove(t.Context(), &droverv1.GetMoveRequest{Name: r.GetMove().GetName()})
+		return err == nil && drover.MoveState(g.GetMove().GetState()).Final()
+	})
+	g, err := in.client.GetMove(t.Context(), &droverv1.GetMoveRequest{Name: r.GetMove().GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := api.MoveFromProto(g.GetMove()); m.State != drover.MoveDone || m.Forecast == nil || !cmp.Equal(*m.Forecast, *f) {
+		t.Errorf("the move is %s and its forecast %+v, want done and that of before, %+v", m.State, m.Forecast, f)
+	}
+	a, err := in.client.Accuracy(t.Context(), &droverv1.AccuracyRequest{Method: "live"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(a.GetAccuracy(), func(a *droverv1.Accuracy) bool { return a.GetFigure() == "total_s" && a.GetMoves() == 1 }) {
+		t.Errorf("accuracy: %v", a.GetAccuracy())
+	}
+	for _, bad := range []*droverv1.AccuracyRequest{{Method: "magic"}, {PeriodNanos: -1}, {PeriodNanos: 1}} {
+		if _, err := in.client.Accuracy(t.Context(), bad); drover.KindOf(err) != drover.Invalid {
+			t.Errorf("%v: %v, want an invalid request", bad, err)
+		}
+	}
+}

@@ -30,6 +30,7 @@ type overview struct {
 	needs    map[string]drover.KeptRequirements
 	policy   advisor.Policy
 	model    *forecast.Model
+	seen     *signals // nil: nothing has been observed
 }
 
 // look takes an overview.
@@ -46,7 +47,7 @@ func (s *Server) look(ctx context.Context) (*overview, error) {
 		now: s.now(), moves: moves, vms: s.fleet.viewVMs(moves), at: map[string]string{}, sites: map[string]drover.Site{},
 		hosts: map[string]drover.Host{}, roomiest: map[string]drover.Host{}, links: s.fleet.viewLinks(), segments: s.fleet.viewSegments(),
 		needs: map[string]drover.KeptRequirements{}, policy: s.cfg.Advice.policy(),
-		model: forecast.New(nil, s.now()),
+		model: s.oracle.learned(ctx), seen: s.signals,
 	}
 	for _, v := range o.vms {
 		o.at[v.Name] = v.Site

@@ -66,7 +66,7 @@ func forecastSettings(seed int64, n int) []forecastSetting {
 		all[i] = forecastSetting{
 			link: forecastLinks[i*len(forecastLinks)/n],
 			load: control.Memory{
-				WorkingSetBytes: int64(between(4e6, 90e6)), RateBytesPerS: int64(between(0.3e6, 30e6)),
+				WorkingSetBytes: int64(between(4e6, 60e6)), RateBytesPerS: int64(between(0.3e6, 30e6)),
 				Compressible: 0.1 + 0.8*random.Float64(),
 			},
 		}
