@@ -100,6 +100,9 @@ func (s *Server) question(o *overview, vm drover.VM, to drover.Place) advisor.Qu
 	target := o.target(vm, to)
 	q.Joined = o.joined(vm, target, to.Site)
 	q.Checks = o.quickChecks(vm, target, to)
+	if o.seen != nil {
+		q.Way = o.seen.way(vm.Site, to.Site)
+	}
 	q.Forecasts = o.foretell(vm, target, to, q.Link)
 	return q
 }
