@@ -232,5 +232,10 @@ func (f *facts) ofSender(learned float64) {
 		usual, spread = learned, 0.15
 	}
 	f.encode = f.take(f.in.Sender.EncodeBytesPerSecond, usual, spread, "")
+	if learned > 0 && learned < f.encode.value {
+		// Processor time says what the encoder could do alone; moves say what is left
+		// of it beside both hypervisors and the guest itself.
+		f.encode = guess{learned, 0.3}
+	}
 	f.encode.value = max(f.encode.value, 1e5)
 }

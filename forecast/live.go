@@ -11,11 +11,11 @@ import (
 const (
 	// liveFixed is reservation, volumes, the receiving hypervisor's start, the
 	// verification and the release; liveTrips the round trips in them.
-	liveFixed, liveFixedEmulated = 1.5, 2.5
-	liveTrips                    = 25
+	liveFixed, liveFixedEmulated = 1.0, 1.5
+	liveTrips                    = 12
 	// Finish starts the guest at the destination; the device state is small
 	// without passed-through devices.
-	finish, finishEmulated = 0.050, 0.100
+	finish, finishEmulated = 0.080, 0.300
 	// zeroRate is how many bytes of zeros a hypervisor finds in a second.
 	zeroRate = 2e9
 	// framing is what frames, acknowledgements, TLS, TCP and IP add.

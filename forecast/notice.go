@@ -68,7 +68,7 @@ func notice(f *facts) noticed {
 			n.hairpin = guess{rx.Or(f.traffic.value / 3), with(f.traffic.spread, 0.3)}
 			n.extra = guess{ms / 2, with(spread, 0.4)}
 		}
-	case drover.Route, drover.Renumber:
+	case drover.Live, drover.Route, drover.Renumber:
 		// Nearer to some clients, farther from others, by the link at most.
 		n.extra = guess{ms / 3, with(spread, 1)}
 	}
