@@ -8,5 +8,5 @@
 //
 // A method is right when it is feasible and meets the requirements, each in nine
 // cases of ten (the forecast's P90). Of those that are right the simplest is the
-// advice. The order and why it is so: docs/decisions/0023-advice.md.
+// advice. The order and why it is so: docs/decisions/0022-advice.md.
 package advisor

@@ -98,7 +98,7 @@ func VMToProto(v drover.VM) *droverv1.VM {
 		Disks: each(v.Disks, DiskToProto), Nics: each(v.NICs, NICToProto), Labels: v.Labels,
 		Probe: optionalProbe(v.Probe), Files: v.Files, RemoteIo: remoteIOToProto(v.RemoteIO),
 		Requirements: v.Requirements,
-		Detour: DetourToProto(v.Detour),
+		Detour:       DetourToProto(v.Detour),
 	}
 }
 
@@ -111,7 +111,7 @@ func VMFromProto(v *droverv1.VM) drover.VM {
 		Disks: each(v.GetDisks(), DiskFromProto), NICs: each(v.GetNics(), NICFromProto), Labels: v.GetLabels(),
 		Files: v.GetFiles(), RemoteIO: remoteIOFromProto(v.GetRemoteIo()),
 		Requirements: v.GetRequirements(),
-		Detour: DetourFromProto(v.GetDetour()),
+		Detour:       DetourFromProto(v.GetDetour()),
 	}
 	if v.GetProbe() != nil {
 		p := ProbeTargetFromProto(v.GetProbe())

@@ -41,13 +41,14 @@ func TestEveryActionCrosses(t *testing.T) {
 		},
 		executor.CopyClone{PeerAddress: "a", PeerHost: "h", Name: "n", UUID: "u", Disks: disks, Bandwidth: 1},
 		executor.Attend{Kind: drover.HealthTCP, Target: "t", For: time.Second, Backend: "k", Server: "s"},
-		executor.Reserve{Target: true, MemoryBytes: 1, Replica: "r", Keeps: true},
+		executor.Reserve{Target: true, MemoryBytes: 1, Replica: "r", Keeps: true, DisksOnly: true},
 		executor.Release{Target: true},
 		executor.CreateVolumes{Disks: disks, Replica: "r"},
 		executor.DeleteVolumes{},
 		executor.Transfer{
 			PeerAddress: "a", PeerHost: "h", Disks: disks, Bandwidth: 1, MaxPause: time.Second, NoThrottle: true, SourceEdge: edge, TargetEdge: edge,
 			Retarget: &executor.Retarget{MAC: "m", Network: "n", Probe: &drover.ProbeTarget{TCP: "a:1"}}, Guest: &change,
+			Remote: []executor.RemoteDisk{{Target: "vda", Socket: "s"}},
 		},
 		executor.ChangeGuest{GuestChange: change, Undo: true},
 		executor.FindStation{Segment: "s", MAC: "m", Addresses: ops[0].Addresses, Wait: time.Second},
@@ -67,6 +68,12 @@ func TestEveryActionCrosses(t *testing.T) {
 		executor.StartVM{TargetEdge: edge},
 		executor.Verify{Running: true},
 		executor.ReleaseSource{KeepVolumes: true, Disks: disks},
+		executor.LendDisks{PeerHost: "h", Disks: disks},
+		executor.ReclaimDisks{},
+		executor.AttachDisks{PeerAddress: "a", PeerHost: "h", Disks: disks},
+		executor.DetachDisks{},
+		executor.BringDisks{Disks: disks, Bandwidth: 1},
+		executor.AbortBring{},
 	}
 	seen := map[string]bool{}
 	for _, a := range all {
@@ -107,6 +114,7 @@ func TestEveryResultCrosses(t *testing.T) {
 		PathWireBytes: 4, StoppedUnixNanos: 5, ResumedUnixNanos: 6, PointUnixNanos: 9, Healthy: true, Detail: "d",
 		Path:      &droverv1.PathFigures{ThrottlePercent: 7},
 		Addresses: []string{"10.0.0.9/24"}, Gateways: []string{"10.0.0.1"}, Sessions: 8,
+		RemoteDisks: []*droverv1.RemoteDisk{{Target: "vda", Socket: "s"}},
 	}
 	wantFull(t, sent.ProtoReflect())
 	raw, err := proto.Marshal(sent)
@@ -122,6 +130,7 @@ func TestEveryResultCrosses(t *testing.T) {
 		PathWireBytes: 4, Stopped: time.Unix(0, 5).UTC(), Resumed: time.Unix(0, 6).UTC(), Point: time.Unix(0, 9).UTC(), Healthy: true, Detail: "d",
 		Path:      &drover.PathFigures{ThrottlePercent: 7},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/24")}, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Sessions: 8,
+		RemoteDisks: []executor.RemoteDisk{{Target: "vda", Socket: "s"}},
 	}
 	got, err := resultFromProto(&received)
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" || err != nil {

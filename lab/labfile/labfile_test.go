@@ -219,7 +219,7 @@ func TestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{
-		filepath.Join(dir, "none.yaml"): "no such file and not a ready lab, want a path or one of debian, pair, routed, tiny, ",
+		filepath.Join(dir, "none.yaml"): "no such file and not a ready lab, want a path or one of debian, methods, pair, routed, sessions, tiny, ",
 		dir:                             "want a regular file",
 		big:                             "want at most 1 MiB",
 	} {
