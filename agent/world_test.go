@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -161,8 +162,11 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
+// freeAddress returns one that an agent may listen at again after it has died: it is a loopback address of its own, so
+// that no other connection of the machine gets its port as its own end meanwhile.
 func freeAddress(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254)))
 	must(t, err)
 	defer l.Close()
 	return l.Addr().String()
