@@ -32,6 +32,8 @@ type Lab struct {
 	Log io.Writer
 	// Env is added to the commands' environment.
 	Env []string
+	// taken says that a lab of this name was there already, somebody else's.
+	taken bool
 }
 
 // ExitError is a command that ended with a status other than 0.
@@ -50,11 +52,16 @@ func (e *ExitError) Error() string {
 // Up starts the lab of file under the given name and waits for its guests.
 func Up(ctx context.Context, l *Lab, file string) error {
 	_, err := l.run(ctx, "lab", "up", file, "--name", l.Name, "--wait-guests", "-o", "json")
+	var exit *ExitError
+	l.taken = errors.As(err, &exit) && strings.Contains(exit.Stderr, "of this name is up")
 	return err
 }
 
-// Down takes the lab down; one that is not there is fine.
+// Down takes the lab down; one that is not there is fine, and one that was there before Up is left alone.
 func (l *Lab) Down(ctx context.Context) error {
+	if l.taken {
+		return nil
+	}
 	_, err := l.run(ctx, "lab", "down", l.Name)
 	return err
 }
