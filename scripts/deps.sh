@@ -8,7 +8,7 @@ set -euo pipefail
 
 backports=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-storage libvirt-clients)
 main=(iproute2 dnsmasq-base iputils-ping iperf3 rsync casync openssh-client openssh-server util-linux nftables bind9-dnsutils jq socat procps
-  debootstrap e2fsprogs zstd postgresql-client postgresql-contrib redis-tools debian-archive-keyring
+  debootstrap e2fsprogs zstd postgresql-client postgresql-contrib redis-tools curl debian-archive-keyring
   frr bind9 knot kea-dhcp4-server kea-dhcp6-server haproxy conntrack)
 
 missing() {
