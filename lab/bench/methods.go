@@ -74,6 +74,16 @@ func methods(ctx context.Context, o Options) (rows []Row, summary map[string]any
 	if own {
 		file = "methods"
 	}
+	// Before a lab is started for nothing.
+	all := travels()
+	wanted := slices.DeleteFunc(slices.Clone(all), func(t travel) bool { return !o.wants(Row{"method": string(t.method)}) })
+	if len(wanted) == 0 {
+		names := make([]string, len(all))
+		for i, t := range all {
+			names[i] = string(t.method)
+		}
+		return nil, nil, drover.Errorf(drover.Invalid, "--only", "method=%s: want one of %s", strings.Join(o.Only["method"], ","), strings.Join(names, ", "))
+	}
 	lab := &trial.Lab{Bin: o.Bin, Name: "bench-methods", Log: o.Log}
 	defer func() { err = errors.Join(err, lab.Down(context.WithoutCancel(ctx))) }()
 	if err := trial.Up(ctx, lab, file); err != nil {
@@ -83,10 +93,7 @@ func methods(ctx context.Context, o Options) (rows []Row, summary map[string]any
 	if b.scene, err = trial.OpenScene(lab, file, ""); err != nil {
 		return nil, nil, err
 	}
-	for _, t := range travels() {
-		if !o.wants(Row{"method": string(t.method)}) {
-			continue
-		}
+	for _, t := range wanted {
 		if o.Guest != "" {
 			t.vm = o.Guest
 		}
