@@ -57,7 +57,7 @@ func watched(t *testing.T) (*world, *memory.Pages) {
 	}
 	h.signals, h.pings = memory.NewSignals(h.hyp, time.Millisecond), memory.NewPings()
 	h.signals.SetMemory(vmName, pages)
-	h.pings.Set(netip.MustParseAddr("127.0.0.1"), 3*time.Millisecond, 1)
+	h.pings.Set(netip.MustParseAddrPort(w.hosts["south1"].address).Addr(), 3*time.Millisecond, 1)
 	h.current().cancel()
 	h.restart()
 	south := w.hosts["south1"].current().agent
