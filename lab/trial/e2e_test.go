@@ -256,7 +256,7 @@ func TestRefusedMoveChangesNothing(t *testing.T) {
 	}
 	// Once the server has seen the other one, it does not ask the hosts any more: it says that there are two.
 	var exit *trial.ExitError
-	named := errors.As(err, &exit) && strings.Contains(exit.Stderr, to.String()+" have one each")
+	named := errors.As(err, &exit) && strings.Contains(exit.Stderr, to.String()) && strings.Contains(exit.Stderr, " have one each")
 	for _, c := range p.Checks {
 		if !c.OK && !c.Warning {
 			named = named || c.Fix != "" && strings.Contains(c.Detail, "sheep1")
