@@ -29,7 +29,7 @@ const (
 // rooms says which layer each top folder is in.
 var rooms = map[string]layer{
 	"": domain, "forecast": pure, "advisor": pure, "planner": pure, "saga": pure, "network": pure,
-	"pki": trust, "driver": edge, "wan": edge, "store": edge, "probe": edge, "nbd": edge,
+	"pki": trust, "driver": edge, "wan": edge, "store": edge, "probe": edge, "nbd": edge, "namespace": edge,
 	"api": face, "web": face, "executor": run, "server": run, "agent": run,
 	"sim": world, "lab": world, "cmd": main,
 }
@@ -51,9 +51,9 @@ var mayImport = map[layer][]layer{
 // a concrete technology.
 var contracts = map[string]bool{"driver": true, "store": true, "wan": true, "probe": false}
 
-// leaves are EDGE packages without a contract, a protocol's two ends, that
-// any EDGE code may build on; RUN does not see them.
-var leaves = map[string]bool{"nbd": true}
+// leaves are EDGE packages without a contract, a protocol's two ends or a use of
+// the kernel, that any EDGE code may build on; RUN does not see them.
+var leaves = map[string]bool{"nbd": true, "namespace": true}
 
 type pkg struct {
 	ImportPath, Dir, Name string

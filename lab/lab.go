@@ -3,25 +3,22 @@ package lab
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netns"
-
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/lab/guest"
 	"github.com/drover-vm/drover/lab/node"
 	"github.com/drover-vm/drover/lab/topology"
+	"github.com/drover-vm/drover/namespace"
 )
 
 // DefaultDir is the folder of all labs unless DirEnv names another.
@@ -322,41 +319,12 @@ func (l *Lab) Dial(ctx context.Context, name, network, address string) (net.Conn
 		return nil, err
 	}
 	var conn net.Conn
-	err = inNetwork(pid, func() error {
+	err = namespace.InProcess(pid, func() error {
 		var d net.Dialer
 		conn, err = d.DialContext(ctx, network, address)
 		return err
 	})
 	return conn, err
-}
-
-// inNetwork runs f in the network namespace of process pid. A socket made there
-// stays there, wherever it is used.
-func inNetwork(pid int, f func() error) error {
-	runtime.LockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	defer own.Close()
-	there, err := netns.GetFromPid(pid)
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	defer there.Close()
-	if err := netns.Set(there); err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	err = f()
-	if back := netns.Set(own); back != nil {
-		// The thread is lost to the runtime: it ends with its goroutine.
-		return errors.Join(err, back)
-	}
-	runtime.UnlockOSThread()
-	return err
 }
 
 // poll calls f every interval until it returns nil, ctx ends or limit has

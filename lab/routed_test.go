@@ -4,18 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
-	"github.com/vishvananda/netns"
 
 	"github.com/drover-vm/drover/lab"
 	"github.com/drover-vm/drover/lab/labfile"
 	"github.com/drover-vm/drover/lab/node"
 	"github.com/drover-vm/drover/lab/topology"
+	"github.com/drover-vm/drover/namespace"
 )
 
 // TestRouted starts the ready lab routed without its guests and looks at its
@@ -286,21 +285,7 @@ func lease(t *testing.T, l *lab.Lab, name, iface string) netip.Addr {
 // inside runs f in the network of process pid.
 func inside(t *testing.T, pid int, f func() error) {
 	t.Helper()
-	done := make(chan error)
-	go func() {
-		// Not unlocked: the thread ends with the goroutine.
-		runtime.LockOSThread()
-		there, err := netns.GetFromPid(pid)
-		if err == nil {
-			defer there.Close()
-			err = netns.Set(there)
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	if err := namespace.InProcess(pid, f); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -25,18 +25,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/namespace"
 )
-
-func loopback() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return err
-	}
-	return noDAD()
-}
 
 // noDAD lets interfaces that are made from now on use their IPv6 addresses at
 // once.
@@ -61,53 +51,32 @@ func (c clients) iface(segment string) string { return fmt.Sprintf("c%d-%s", c.n
 func newClients(t *testing.T) clients {
 	t.Helper()
 	c := clients{number: clientsMade.Add(1)}
-	onThread(t, func() error {
-		own, err := netns.Get()
-		if err != nil {
-			return err
-		}
-		defer own.Close()
-		if c.ns, err = netns.New(); err != nil {
-			return err
-		}
-		err = noDAD()
-		if back := netns.Set(own); back != nil {
-			panic(back) // the thread is of no more use
-		}
-		return err
-	})
-	t.Cleanup(func() { c.ns.Close() })
-	return c
-}
-
-// onThread runs f where it may change the thread's namespaces and back.
-func onThread(t *testing.T, f func() error) {
-	t.Helper()
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := f(); err != nil {
+	own, err := netns.Get()
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer own.Close()
+	if c.ns, err = netns.New(); err == nil {
+		err = noDAD()
+	}
+	if back := netns.Set(own); back != nil {
+		panic(back) // the thread is of no more use
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.ns.Close() })
+	return c
 }
 
 // in runs f in the clients' namespace.
 func (c clients) in(t *testing.T, f func() error) {
 	t.Helper()
-	onThread(t, func() error {
-		own, err := netns.Get()
-		if err != nil {
-			return err
-		}
-		defer own.Close()
-		if err := netns.Set(c.ns); err != nil {
-			return err
-		}
-		err = f()
-		if back := netns.Set(own); back != nil {
-			panic(back)
-		}
-		return err
-	})
+	if err := namespace.In(c.ns, f); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // plug gives the clients an interface whose other end is here, and is named.

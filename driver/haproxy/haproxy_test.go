@@ -3,7 +3,6 @@ package haproxy
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,55 +11,23 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/driver/drivertest"
+	"github.com/drover-vm/drover/namespace/namespacetest"
 )
-
-// inNamespace tells the second of the two processes that a run consists of.
-const inNamespace = "DROVER_HAPROXY_TEST_NAMESPACE"
 
 // TestMain runs the tests in a network namespace of their own, with nothing but
 // a loopback interface.
 func TestMain(m *testing.M) {
-	if os.Getenv(inNamespace) == "" {
-		os.Exit(reexec())
-	}
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "ip link set lo up: %v %s\n", err, out)
-		os.Exit(1)
-	}
-	goleak.VerifyTestMain(m)
-}
-
-func reexec() int {
-	if _, err := exec.LookPath("haproxy"); err != nil || os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "the tests of driver/haproxy need root and Debian's package haproxy (make deps)")
-		return 1
-	}
-	runtime.LockOSThread() // the child is to end with the process, not with a thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNamespace+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		return exit.ExitCode()
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "run the tests in a network namespace:", err)
-		return 1
-	}
-	return 0
+	namespacetest.Main(m, namespacetest.Spaces{
+		Flags: syscall.CLONE_NEWNET, Programs: []string{"haproxy", "ip"}, Prepare: []string{"ip link set lo up"},
+	})
 }
 
 // bench is a HAProxy with three web servers: two of its own and a spare one.

@@ -3,11 +3,9 @@ package kernel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 
@@ -15,6 +13,7 @@ import (
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/namespace"
 )
 
 var _ driver.Addresses = (*Addresses)(nil)
@@ -130,32 +129,12 @@ func wrap(op string, err error) error {
 	return drover.E(drover.Internal, op, err)
 }
 
-// inside runs f on a thread that is in the edge's namespace. A thread that
-// cannot be brought back is not used again.
-func (a *Addresses) inside(f func() error) (err error) {
+// inside runs f in the edge's namespace.
+func (a *Addresses) inside(f func() error) error {
 	if a.space < 0 {
 		return f()
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			result <- err
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(a.space); err != nil {
-			result <- fmt.Errorf("enter the edge's namespace: %w", err)
-			return
-		}
-		err = f()
-		if back := netns.Set(home); back == nil {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
+	return namespace.In(a.space, f)
 }
 
 // change computes the entries that are to stand from those that do, and makes

@@ -3,62 +3,27 @@ package kernel
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-	"go.uber.org/goleak"
+	"github.com/drover-vm/drover/namespace"
+	"github.com/drover-vm/drover/namespace/namespacetest"
 )
-
-// inNamespace tells the second of the two processes that a run consists of.
-const inNamespace = "DROVER_KERNEL_TEST_NAMESPACE"
 
 // TestMain runs the tests in a network and a mount namespace of their own: the
 // sites that they make vanish with the process, however it ends.
 func TestMain(m *testing.M) {
-	if os.Getenv(inNamespace) == "" {
-		os.Exit(reexec())
-	}
-	for _, command := range []string{"mount --make-rprivate /", "mount -t tmpfs tmpfs /run", "ip link set lo up"} {
-		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v %s\n", command, err, out)
-			os.Exit(1)
-		}
-	}
-	goleak.VerifyTestMain(m)
-}
-
-func reexec() int {
-	for _, tool := range []string{"ip", "nft", "ping"} {
-		if _, err := exec.LookPath(tool); err != nil || os.Geteuid() != 0 {
-			fmt.Fprintf(os.Stderr, "the tests of driver/kernel need root, iproute2, nftables and iputils-ping (make deps): %s: %v\n", tool, err)
-			return 1
-		}
-	}
-	runtime.LockOSThread() // the child is to end with the process, not with a thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNamespace+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		return exit.ExitCode()
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "run the tests in namespaces:", err)
-		return 1
-	}
-	return 0
+	namespacetest.Main(m, namespacetest.Spaces{
+		Flags:    syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		Programs: []string{"ip", "nft", "ping"},
+		Prepare:  []string{"mount --make-rprivate /", "mount -t tmpfs tmpfs /run", "ip link set lo up"},
+	})
 }
 
 // world is two sites with an edge each, a router between them, and a client
@@ -181,29 +146,14 @@ cd /proc/sys/net
 grep -s . ipv4/conf/{all,br-*}/{proxy_arp,forwarding,rp_filter} ipv6/conf/{all,br-*}/{proxy_ndp,forwarding} ipv{4,6}/neigh/br-*/proxy_delay netfilter/nf_conntrack_{acct,timestamp} || true
 `
 
-// in runs f on a thread in the namespace: sockets that it makes are there.
-func in[T any](t *testing.T, ns string, f func() (T, error)) (T, error) {
+// in runs f in the namespace: sockets that it makes are there.
+func in[T any](t *testing.T, ns string, f func() (T, error)) (value T, err error) {
 	t.Helper()
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends here
-		var r result
-		h, err := netns.GetFromPath(path(ns))
-		if err == nil {
-			err = netns.Set(h)
-			h.Close()
-		}
-		if r.err = err; err == nil {
-			r.value, r.err = f()
-		}
-		done <- r
-	}()
-	r := <-done
-	return r.value, r.err
+	err = namespace.InNamed(ns, func() error {
+		value, err = f()
+		return err
+	})
+	return value, err
 }
 
 const patience = 5 * time.Second // for one packet there and back, on a busy machine

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/namespace"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -148,30 +148,10 @@ func (s *Segments) release() error {
 	return errors.Join(err, s.ns.Close())
 }
 
-// within runs f on a thread in the driver's network namespace, for what makes
+// within runs f in the driver's network namespace, for what makes
 // sockets of its own.
 func (s *Segments) within(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		now, err := netns.Get()
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		defer now.Close()
-		if now.Equal(s.ns) {
-			defer runtime.UnlockOSThread()
-		} else if err := netns.Set(s.ns); err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		// A thread in another namespace stays locked: it ends with the goroutine.
-		done <- f()
-	}()
-	return <-done
+	return namespace.In(s.ns, f)
 }
 
 // fail wraps what the kernel said, with the kind it stands for.

@@ -5,14 +5,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/drover-vm/drover/driver"
 	"github.com/drover-vm/drover/driver/vxlan"
-	"github.com/vishvananda/netns"
+	"github.com/drover-vm/drover/namespace"
 	"go.uber.org/goleak"
 )
 
@@ -113,23 +112,10 @@ func (w *world) guest(name, edge string, number int) driver.Station {
 	return st
 }
 
-// inside runs f on a thread in the namespace.
+// inside runs f in the namespace.
 func (w *world) inside(name string, f func() error) {
 	w.t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine
-		ns, err := netns.GetFromName(w.prefix + name)
-		if err == nil {
-			err = netns.Set(ns)
-			ns.Close()
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	if err := namespace.InNamed(w.prefix+name, f); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -10,13 +10,13 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
+	"github.com/drover-vm/drover/namespace"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -249,29 +249,9 @@ func (t *Tunnels) Close() error {
 	return fail("close wireguard", t.release())
 }
 
-// within runs f on a thread in the driver's network namespace.
+// within runs f in the driver's network namespace.
 func (t *Tunnels) within(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		now, err := netns.Get()
-		if err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		defer now.Close()
-		if now.Equal(t.ns) {
-			defer runtime.UnlockOSThread()
-		} else if err := netns.Set(t.ns); err != nil {
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		// A thread in another namespace stays locked: it ends with the goroutine.
-		done <- f()
-	}()
-	return <-done
+	return namespace.In(t.ns, f)
 }
 
 // begin takes the lock unless the operation cannot begin. On success the

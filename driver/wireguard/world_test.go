@@ -5,13 +5,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/drover-vm/drover/driver/wireguard"
-	"github.com/vishvananda/netns"
+	"github.com/drover-vm/drover/namespace"
 	"go.uber.org/goleak"
 )
 
@@ -75,22 +74,9 @@ func (w *world) ip(name string, args ...string) string {
 	return out
 }
 
-// inside runs f on a thread in the namespace.
+// inside runs f in the namespace.
 func (w *world) inside(name string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // the thread ends with the goroutine
-		ns, err := netns.GetFromName(w.prefix + name)
-		if err == nil {
-			err = netns.Set(ns)
-			ns.Close()
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
+	return namespace.InNamed(w.prefix+name, f)
 }
 
 func (w *world) config(i, mtu int) wireguard.Config {
