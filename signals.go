@@ -180,3 +180,9 @@ type LinkSignals struct {
 	// Week is what it is usually like, by the hour; those hours that are known.
 	Week []LinkHour `json:"week,omitempty"`
 }
+
+// ObservedVM is a VM's signals with those of the host that it is on.
+type ObservedVM struct {
+	Signals
+	OnHost HostSignals `json:"on_host,omitzero"`
+}

@@ -27,6 +27,8 @@ type pace struct {
 	Survey time.Duration
 	// Windows are the times over which its changes are counted.
 	Windows []time.Duration
+	// Asked are the Windows of a survey that somebody waits for.
+	Asked []time.Duration
 	// Share is which part of one processor all surveys of a host may take: after
 	// one that took t, none begins for t/Share.
 	Share float64
@@ -42,6 +44,7 @@ var usualPace = pace{
 	Counters: 15 * time.Second,
 	Survey:   2 * time.Minute,
 	Windows:  sample.Windows,
+	Asked:    []time.Duration{100 * time.Millisecond, time.Second, 3 * time.Second},
 	Share:    0.01,
 	Content:  10 * time.Minute,
 	Way:      30 * time.Second,
@@ -83,8 +86,9 @@ type signals struct {
 	subjects map[string]*watchedSubject // by UUID
 	figures  signalFigures
 
-	// asked has one token: who has it answers another agent's question.
-	asked chan struct{}
+	// asked has one token: who has it answers another agent's question; so has
+	// urgent: who has it looks at a guest for somebody who waits.
+	asked, urgent chan struct{}
 }
 
 // signalFigures are for the metrics.
@@ -104,6 +108,9 @@ type watchedVM struct {
 	curves   []drover.DirtyCurve
 	prints   []uint64 // of pages that are not zero
 	surveyed time.Time
+	// urgent is when somebody asked for a look that was made at once: surveys that
+	// began before it are of another time.
+	urgent time.Time
 	// asked is when each peer was asked last what it has.
 	asked map[peerKey]time.Time
 }
@@ -119,8 +126,8 @@ func newSignals(a *Agent, d driver.Signals, p driver.Pings) *signals {
 	s := &signals{
 		a: a, d: d, pings: p, pace: usualPace,
 		vms: map[string]*watchedVM{}, ways: map[peerKey]*watchedWay{}, subjects: map[string]*watchedSubject{},
-		asked: make(chan struct{}, 1),
-		idle:  newRate(), busy: newRate(),
+		asked: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
+		idle: newRate(), busy: newRate(),
 	}
 	return s
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -100,16 +101,17 @@ func (s *signals) surveyOne(ctx context.Context, uuid string) time.Duration {
 		s.mu.Unlock()
 		return 0
 	}
-	w.surveyed = s.a.clock()
+	began := s.a.clock()
+	w.surveyed = began
 	vm := w.vm
 	s.mu.Unlock()
 
-	f, err := s.look(ctx, vm)
+	f, err := s.look(ctx, vm, s.pace.Windows)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.figures.surveys++
 	s.figures.busy += f.Busy
-	if w = s.vms[uuid]; w == nil || ctx.Err() != nil {
+	if w = s.vms[uuid]; w == nil || ctx.Err() != nil || !began.After(w.urgent) && !w.urgent.IsZero() {
 		return f.Busy
 	}
 	if err != nil {
@@ -141,7 +143,8 @@ func (w *watchedVM) take(f found, now time.Time) {
 	}
 	w.prints = f.Hashes[:min(len(f.Hashes), wan.MaxHeld)]
 	if c := f.Curve(); c.Known() {
-		w.curves = append(w.curves, c)
+		// A mean is of curves over the same windows.
+		w.curves = append(slices.DeleteFunc(w.curves, func(o drover.DirtyCurve) bool { return !sameWindows(o, c) }), c)
 		w.curves = w.curves[max(0, len(w.curves)-curvesKept):]
 	}
 	w.s.Dirty = sample.Concave(sample.MeanCurve(w.curves, now, curveAge))
@@ -154,8 +157,12 @@ func (w *watchedVM) take(f found, now time.Time) {
 	w.s.At = now
 }
 
+func sameWindows(a, b drover.DirtyCurve) bool {
+	return slices.EqualFunc(a.Points, b.Points, func(x, y drover.DirtyPoint) bool { return x.WindowSeconds == y.WindowSeconds })
+}
+
 // look surveys a guest's memory. A move that begins ends it within useEvery.
-func (s *signals) look(ctx context.Context, vm drover.VM) (f found, err error) {
+func (s *signals) look(ctx context.Context, vm drover.VM, windows []time.Duration) (f found, err error) {
 	if vm.State != drover.VMRunning {
 		return f, drover.Errorf(drover.Refused, "", "it is %s", vm.State)
 	}
@@ -169,7 +176,7 @@ func (s *signals) look(ctx context.Context, vm drover.VM) (f found, err error) {
 	}
 	defer m.Close()
 	f.Survey, err = sample.Look(ctx, pages{m}, sample.Options{
-		Windows: s.pace.Windows, Pages: surveyPages, Busy: surveyBusy, Chunk: surveyChunk, Rest: surveyRest,
+		Windows: windows, Pages: surveyPages, Busy: surveyBusy, Chunk: surveyChunk, Rest: surveyRest,
 		Rand: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())),
 		Hash: wan.Fingerprint, Now: time.Now, Stop: stop,
 		Sleep: func(ctx context.Context, d time.Duration) error { return sleep(ctx, max(0, d), nil) },

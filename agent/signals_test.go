@@ -26,6 +26,7 @@ import (
 var quickPace = pace{
 	Counters: 5 * time.Millisecond, Survey: 10 * time.Millisecond, Share: 1, Content: 20 * time.Millisecond,
 	Way: 20 * time.Millisecond, Sessions: 5 * time.Millisecond,
+	Asked:   []time.Duration{time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond},
 	Windows: []time.Duration{2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond},
 }
 
@@ -38,8 +39,11 @@ const (
 )
 
 // watched is a world whose north1 has a guest that is looked at.
-func watched(t *testing.T) (*world, *memory.Pages) {
+func watched(t *testing.T) (*world, *memory.Pages) { return watchedAt(t, quickPace) }
+
+func watchedAt(t *testing.T, p pace) (*world, *memory.Pages) {
 	w := newWorld(t)
+	w.pace = p
 	w.addVM()
 	h := w.hosts["north1"]
 	pages := memory.NewPages(allPages)
@@ -354,4 +358,50 @@ func TestSignalsSilent(t *testing.T) {
 	if s := g.vms["u"].s; !strings.Contains(s.Skipped, "silent") || s.ZeroShare.Known() || s.Dirty.Known() {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestSurveyNow: who asks for a look gets one of now, whatever the pace is and
+// whatever was seen before; a guest that a move uses is left alone.
+func TestSurveyNow(t *testing.T) {
+	seldom := quickPace
+	seldom.Survey = time.Hour
+	w, pages := watchedAt(t, seldom)
+	ask := func(uuid string) error {
+		_, err := w.client("north1").Survey(t.Context(), &droverv1.SurveyRequest{VmUuid: uuid})
+		return err
+	}
+	look := func() drover.Signals {
+		t.Helper()
+		must(t, ask(vmUUID))
+		s := first(w.observe("anything", func(*droverv1.ObserveResponse) bool { return true }))
+		if !s.ZeroShare.Known() || s.Dirty.Samples != 1 || len(s.Dirty.Points) != 3 || s.Dirty.Points[2].WindowSeconds != 0.004 {
+			t.Fatalf("%+v", s)
+		}
+		return s
+	}
+	w.observe("the survey of the usual kind", func(r *droverv1.ObserveResponse) bool { return first(r).ZeroShare.Known() })
+	before := look()
+	noise := make([]byte, driver.PageBytes)
+	for i := range int64(ownPages) {
+		binary.LittleEndian.PutUint64(noise, uint64(i)+1)
+		pages.Write(goldenPages+ownPages+i, noise)
+	}
+	if after := look(); before.ZeroShare.Value-after.ZeroShare.Value < 0.2 {
+		t.Errorf("zeros before %v, after a quarter was written %v", before.ZeroShare.Value, after.ZeroShare.Value)
+	}
+	if err := ask("nobody"); drover.KindOf(err) != drover.NotFound {
+		t.Errorf("a VM that is not there: %v", err)
+	}
+	if err := ask("no/name"); drover.KindOf(err) != drover.Invalid {
+		t.Errorf("no name: %v", err)
+	}
+	w.ask("north1", "reserve-source", 1, &droverv1.Reserve{})
+	reads := pages.Reads()
+	if err := ask(vmUUID); drover.KindOf(err) != drover.Refused || !strings.Contains(err.Error(), "a move is using it") {
+		t.Errorf("a VM that a move uses: %v", err)
+	}
+	if n := pages.Reads(); n != reads {
+		t.Errorf("%d pages were read of a guest that a move uses", n-reads)
+	}
+	w.ask("north1", "release-source", 1, &droverv1.Release{})
 }

@@ -53,6 +53,8 @@ type world struct {
 	skew  atomic.Int64
 	// replica is what moves begin with; empty: nothing.
 	replica string
+	// pace is that of hosts which look at their VMs.
+	pace pace
 	// onPoint is told of every journal write and hypervisor call, in order;
 	// it may kill.
 	mu      sync.Mutex
@@ -223,7 +225,7 @@ func (h *host) start() {
 	a, err := New(deps, cfg)
 	must(t, err)
 	if h.signals != nil {
-		a.signals.pace = quickPace
+		a.signals.pace = h.w.pace
 	}
 	a.journal.trace = func(point string) error {
 		if l.dead.Load() {

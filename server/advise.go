@@ -18,6 +18,11 @@ func (s service) Advise(ctx context.Context, r *droverv1.AdviseRequest) (*drover
 	if err := drover.CheckName("vm", r.GetVm()); err != nil {
 		return nil, err
 	}
+	if r.GetFresh() {
+		if err := s.signals.refreshNamed(ctx, r.GetVm()); err != nil {
+			return nil, err
+		}
+	}
 	if r.GetTo() == nil {
 		a, err := s.adviseBest(ctx, r.GetVm())
 		return &droverv1.AdviseResponse{Advice: api.AdviceToProto(a)}, err

@@ -81,3 +81,44 @@ func TestSignals(t *testing.T) {
 		t.Errorf("link: %v", err)
 	}
 }
+
+// TestSignalsFresh: who asks for a fresh look has the agent look, once, and gets
+// what it saw; a VM that cannot be looked at is refused in a clear line.
+func TestSignalsFresh(t *testing.T) {
+	in := newInstallation(t)
+	in.allUp()
+	fresh := func(vm string) (drover.Signals, error) {
+		r, err := in.client.GetSignals(t.Context(), &droverv1.GetSignalsRequest{Vm: vm, Fresh: true})
+		return api.SignalsFromProto(r.GetSignals()), err
+	}
+	if _, err := fresh("web1"); drover.KindOf(err) != drover.NotFound {
+		t.Errorf("an agent that does not know the VM: %v", err)
+	}
+	at := time.Now().UTC()
+	in.Agents["n1"].Set(func(s *servertest.State) {
+		s.Seen = &droverv1.ObserveResponse{
+			Vms: []*droverv1.Signals{api.SignalsToProto(drover.Signals{
+				VM: "web1", UUID: "uuid-web1", Host: "n1", At: at, ZeroShare: drover.Reading{Value: 0.5, At: at, Samples: 9},
+			})},
+			Host: api.HostSignalsToProto(drover.HostSignals{Host: "n1", At: at, CPUFreeShare: drover.Reading{Value: 0.5, At: at}}),
+		}
+	})
+	s, err := fresh("web1")
+	if err != nil || s.ZeroShare.Value != 0.5 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	_, err = in.client.Advise(t.Context(), &droverv1.AdviseRequest{Vm: "web1", Fresh: true, NoPreflight: true})
+	if err != nil {
+		t.Error(err)
+	}
+	in.Agents["n1"].Get(func(s *servertest.State) {
+		if s.Surveys != 2 {
+			t.Errorf("%d surveys, want one for the signals and one for the advice", s.Surveys)
+		}
+	})
+	for _, name := range []string{"nobody", "no/name"} {
+		if _, err := fresh(name); drover.KindOf(err) != drover.NotFound && drover.KindOf(err) != drover.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -6835,6 +6835,86 @@ func (x *ObservedSessions) GetLifetimes() *Lifetimes {
 	return nil
 }
 
+type SurveyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VmUuid        string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyRequest) Reset() {
+	*x = SurveyRequest{}
+	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyRequest) ProtoMessage() {}
+
+func (x *SurveyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyRequest.ProtoReflect.Descriptor instead.
+func (*SurveyRequest) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{104}
+}
+
+func (x *SurveyRequest) GetVmUuid() string {
+	if x != nil {
+		return x.VmUuid
+	}
+	return ""
+}
+
+type SurveyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyResponse) Reset() {
+	*x = SurveyResponse{}
+	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyResponse) ProtoMessage() {}
+
+func (x *SurveyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyResponse.ProtoReflect.Descriptor instead.
+func (*SurveyResponse) Descriptor() ([]byte, []int) {
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{105}
+}
+
 type HeldRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VmUuid        string                 `protobuf:"bytes,1,opt,name=vm_uuid,json=vmUuid,proto3" json:"vm_uuid,omitempty"`
@@ -6846,7 +6926,7 @@ type HeldRequest struct {
 
 func (x *HeldRequest) Reset() {
 	*x = HeldRequest{}
-	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	mi := &file_drover_v1_agent_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6858,7 +6938,7 @@ func (x *HeldRequest) String() string {
 func (*HeldRequest) ProtoMessage() {}
 
 func (x *HeldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[104]
+	mi := &file_drover_v1_agent_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6871,7 +6951,7 @@ func (x *HeldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldRequest.ProtoReflect.Descriptor instead.
 func (*HeldRequest) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{104}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *HeldRequest) GetVmUuid() string {
@@ -6904,7 +6984,7 @@ type HeldResponse struct {
 
 func (x *HeldResponse) Reset() {
 	*x = HeldResponse{}
-	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	mi := &file_drover_v1_agent_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6916,7 +6996,7 @@ func (x *HeldResponse) String() string {
 func (*HeldResponse) ProtoMessage() {}
 
 func (x *HeldResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_drover_v1_agent_proto_msgTypes[105]
+	mi := &file_drover_v1_agent_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6929,7 +7009,7 @@ func (x *HeldResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldResponse.ProtoReflect.Descriptor instead.
 func (*HeldResponse) Descriptor() ([]byte, []int) {
-	return file_drover_v1_agent_proto_rawDescGZIP(), []int{105}
+	return file_drover_v1_agent_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *HeldResponse) GetHeld() int32 {
@@ -7442,13 +7522,17 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x10ObservedSessions\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12.\n" +
 	"\bsessions\x18\x02 \x01(\v2\x12.drover.v1.ReadingR\bsessions\x122\n" +
-	"\tlifetimes\x18\x03 \x01(\v2\x14.drover.v1.LifetimesR\tlifetimes\"b\n" +
+	"\tlifetimes\x18\x03 \x01(\v2\x14.drover.v1.LifetimesR\tlifetimes\"(\n" +
+	"\rSurveyRequest\x12\x17\n" +
+	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\"\x10\n" +
+	"\x0eSurveyResponse\"b\n" +
 	"\vHeldRequest\x12\x17\n" +
 	"\avm_uuid\x18\x01 \x01(\tR\x06vmUuid\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\"\n" +
 	"\ffingerprints\x18\x03 \x03(\x06R\ffingerprints\"\"\n" +
 	"\fHeldResponse\x12\x12\n" +
-	"\x04held\x18\x01 \x01(\x05R\x04held2\xf5\t\n" +
+	"\x04held\x18\x01 \x01(\x05R\x04held2\xb4\n" +
+	"\n" +
 	"\fAgentService\x12C\n" +
 	"\bDescribe\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse\x12B\n" +
 	"\x05Watch\x12\x1a.drover.v1.DescribeRequest\x1a\x1b.drover.v1.DescribeResponse0\x01\x12L\n" +
@@ -7470,7 +7554,8 @@ const file_drover_v1_agent_proto_rawDesc = "" +
 	"\x05Owned\x12\x17.drover.v1.OwnedRequest\x1a\x18.drover.v1.OwnedResponse\x12L\n" +
 	"\vRemoveOwned\x12\x1d.drover.v1.RemoveOwnedRequest\x1a\x1e.drover.v1.RemoveOwnedResponse\x12C\n" +
 	"\bRemoveVM\x12\x1a.drover.v1.RemoveVMRequest\x1a\x1b.drover.v1.RemoveVMResponse\x12@\n" +
-	"\aObserve\x12\x19.drover.v1.ObserveRequest\x1a\x1a.drover.v1.ObserveResponse2\xc9\x04\n" +
+	"\aObserve\x12\x19.drover.v1.ObserveRequest\x1a\x1a.drover.v1.ObserveResponse\x12=\n" +
+	"\x06Survey\x12\x18.drover.v1.SurveyRequest\x1a\x19.drover.v1.SurveyResponse2\xc9\x04\n" +
 	"\vPeerService\x127\n" +
 	"\x04Ping\x12\x16.drover.v1.PingRequest\x1a\x17.drover.v1.PingResponse\x12@\n" +
 	"\aPrepare\x12\x19.drover.v1.PrepareRequest\x1a\x1a.drover.v1.PrepareResponse\x12=\n" +
@@ -7495,7 +7580,7 @@ func file_drover_v1_agent_proto_rawDescGZIP() []byte {
 	return file_drover_v1_agent_proto_rawDescData
 }
 
-var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
+var file_drover_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_drover_v1_agent_proto_goTypes = []any{
 	(*DescribeRequest)(nil),     // 0: drover.v1.DescribeRequest
 	(*DescribeResponse)(nil),    // 1: drover.v1.DescribeResponse
@@ -7601,52 +7686,54 @@ var file_drover_v1_agent_proto_goTypes = []any{
 	(*ObservedSubject)(nil),     // 101: drover.v1.ObservedSubject
 	(*ObserveResponse)(nil),     // 102: drover.v1.ObserveResponse
 	(*ObservedSessions)(nil),    // 103: drover.v1.ObservedSessions
-	(*HeldRequest)(nil),         // 104: drover.v1.HeldRequest
-	(*HeldResponse)(nil),        // 105: drover.v1.HeldResponse
-	nil,                         // 106: drover.v1.DescribeResponse.MeshRttMsEntry
-	nil,                         // 107: drover.v1.CheckSourceResponse.BackingIdsEntry
-	nil,                         // 108: drover.v1.CheckTargetRequest.BackingIdsEntry
-	nil,                         // 109: drover.v1.CheckTargetResponse.SameBackingEntry
-	nil,                         // 110: drover.v1.CloneDefinition.PathsEntry
-	(*Host)(nil),                // 111: drover.v1.Host
-	(*VM)(nil),                  // 112: drover.v1.VM
-	(*Segment)(nil),             // 113: drover.v1.Segment
-	(*Mesh)(nil),                // 114: drover.v1.Mesh
-	(*EdgePassage)(nil),         // 115: drover.v1.EdgePassage
-	(*Check)(nil),               // 116: drover.v1.Check
-	(*ProbeTarget)(nil),         // 117: drover.v1.ProbeTarget
-	(*EdgeOp)(nil),              // 118: drover.v1.EdgeOp
-	(*Progress)(nil),            // 119: drover.v1.Progress
-	(*PathFigures)(nil),         // 120: drover.v1.PathFigures
-	(*EdgeState)(nil),           // 121: drover.v1.EdgeState
-	(*MeshPeer)(nil),            // 122: drover.v1.MeshPeer
-	(*BackendServer)(nil),       // 123: drover.v1.BackendServer
-	(*Signals)(nil),             // 124: drover.v1.Signals
-	(*HostSignals)(nil),         // 125: drover.v1.HostSignals
-	(*LinkSignals)(nil),         // 126: drover.v1.LinkSignals
-	(*Reading)(nil),             // 127: drover.v1.Reading
-	(*Lifetimes)(nil),           // 128: drover.v1.Lifetimes
+	(*SurveyRequest)(nil),       // 104: drover.v1.SurveyRequest
+	(*SurveyResponse)(nil),      // 105: drover.v1.SurveyResponse
+	(*HeldRequest)(nil),         // 106: drover.v1.HeldRequest
+	(*HeldResponse)(nil),        // 107: drover.v1.HeldResponse
+	nil,                         // 108: drover.v1.DescribeResponse.MeshRttMsEntry
+	nil,                         // 109: drover.v1.CheckSourceResponse.BackingIdsEntry
+	nil,                         // 110: drover.v1.CheckTargetRequest.BackingIdsEntry
+	nil,                         // 111: drover.v1.CheckTargetResponse.SameBackingEntry
+	nil,                         // 112: drover.v1.CloneDefinition.PathsEntry
+	(*Host)(nil),                // 113: drover.v1.Host
+	(*VM)(nil),                  // 114: drover.v1.VM
+	(*Segment)(nil),             // 115: drover.v1.Segment
+	(*Mesh)(nil),                // 116: drover.v1.Mesh
+	(*EdgePassage)(nil),         // 117: drover.v1.EdgePassage
+	(*Check)(nil),               // 118: drover.v1.Check
+	(*ProbeTarget)(nil),         // 119: drover.v1.ProbeTarget
+	(*EdgeOp)(nil),              // 120: drover.v1.EdgeOp
+	(*Progress)(nil),            // 121: drover.v1.Progress
+	(*PathFigures)(nil),         // 122: drover.v1.PathFigures
+	(*EdgeState)(nil),           // 123: drover.v1.EdgeState
+	(*MeshPeer)(nil),            // 124: drover.v1.MeshPeer
+	(*BackendServer)(nil),       // 125: drover.v1.BackendServer
+	(*Signals)(nil),             // 126: drover.v1.Signals
+	(*HostSignals)(nil),         // 127: drover.v1.HostSignals
+	(*LinkSignals)(nil),         // 128: drover.v1.LinkSignals
+	(*Reading)(nil),             // 129: drover.v1.Reading
+	(*Lifetimes)(nil),           // 130: drover.v1.Lifetimes
 }
 var file_drover_v1_agent_proto_depIdxs = []int32{
-	111, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
-	112, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
+	113, // 0: drover.v1.DescribeResponse.host:type_name -> drover.v1.Host
+	114, // 1: drover.v1.DescribeResponse.vms:type_name -> drover.v1.VM
 	2,   // 2: drover.v1.DescribeResponse.links:type_name -> drover.v1.LinkCounters
-	113, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
-	114, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
-	115, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
-	106, // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
+	115, // 3: drover.v1.DescribeResponse.segments:type_name -> drover.v1.Segment
+	116, // 4: drover.v1.DescribeResponse.mesh:type_name -> drover.v1.Mesh
+	117, // 5: drover.v1.DescribeResponse.passages:type_name -> drover.v1.EdgePassage
+	108, // 6: drover.v1.DescribeResponse.mesh_rtt_ms:type_name -> drover.v1.DescribeResponse.MeshRttMsEntry
 	22,  // 7: drover.v1.CheckSourceRequest.retarget:type_name -> drover.v1.Retarget
-	116, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
-	112, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
-	111, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
-	107, // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
-	112, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
-	111, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
-	108, // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
+	118, // 8: drover.v1.CheckSourceResponse.checks:type_name -> drover.v1.Check
+	114, // 9: drover.v1.CheckSourceResponse.vm:type_name -> drover.v1.VM
+	113, // 10: drover.v1.CheckSourceResponse.host:type_name -> drover.v1.Host
+	109, // 11: drover.v1.CheckSourceResponse.backing_ids:type_name -> drover.v1.CheckSourceResponse.BackingIdsEntry
+	114, // 12: drover.v1.CheckTargetRequest.vm:type_name -> drover.v1.VM
+	113, // 13: drover.v1.CheckTargetRequest.source:type_name -> drover.v1.Host
+	110, // 14: drover.v1.CheckTargetRequest.backing_ids:type_name -> drover.v1.CheckTargetRequest.BackingIdsEntry
 	46,  // 15: drover.v1.CheckTargetRequest.clone:type_name -> drover.v1.CloneDefinition
-	116, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
-	111, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
-	109, // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
+	118, // 16: drover.v1.CheckTargetResponse.checks:type_name -> drover.v1.Check
+	113, // 17: drover.v1.CheckTargetResponse.host:type_name -> drover.v1.Host
+	111, // 18: drover.v1.CheckTargetResponse.same_backing:type_name -> drover.v1.CheckTargetResponse.SameBackingEntry
 	7,   // 19: drover.v1.RunRequest.ref:type_name -> drover.v1.MoveRef
 	9,   // 20: drover.v1.RunRequest.reserve:type_name -> drover.v1.Reserve
 	10,  // 21: drover.v1.RunRequest.release:type_name -> drover.v1.Release
@@ -7693,26 +7780,26 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	13,  // 62: drover.v1.LendDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 63: drover.v1.AttachDisks.disks:type_name -> drover.v1.DiskPlan
 	13,  // 64: drover.v1.BringDisks.disks:type_name -> drover.v1.DiskPlan
-	117, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
+	119, // 65: drover.v1.Retarget.probe:type_name -> drover.v1.ProbeTarget
 	23,  // 66: drover.v1.ChangeGuest.change:type_name -> drover.v1.GuestChange
 	13,  // 67: drover.v1.Copy.disks:type_name -> drover.v1.DiskPlan
 	13,  // 68: drover.v1.Replicate.disks:type_name -> drover.v1.DiskPlan
 	26,  // 69: drover.v1.StartVM.target_edge:type_name -> drover.v1.EdgeAgent
 	13,  // 70: drover.v1.ReleaseSource.disks:type_name -> drover.v1.DiskPlan
-	118, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
-	118, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
+	120, // 71: drover.v1.Edge.ops:type_name -> drover.v1.EdgeOp
+	120, // 72: drover.v1.StageEdge.ops:type_name -> drover.v1.EdgeOp
 	47,  // 73: drover.v1.CloneDefinition.nics:type_name -> drover.v1.CloneNIC
-	110, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
-	117, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
+	112, // 74: drover.v1.CloneDefinition.paths:type_name -> drover.v1.CloneDefinition.PathsEntry
+	119, // 75: drover.v1.CloneDefinition.probe:type_name -> drover.v1.ProbeTarget
 	46,  // 76: drover.v1.DefineClone.clone:type_name -> drover.v1.CloneDefinition
 	13,  // 77: drover.v1.CopyClone.disks:type_name -> drover.v1.DiskPlan
-	119, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
+	121, // 78: drover.v1.RunResponse.progress:type_name -> drover.v1.Progress
 	52,  // 79: drover.v1.RunResponse.result:type_name -> drover.v1.RunResult
-	120, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
+	122, // 80: drover.v1.RunResult.path:type_name -> drover.v1.PathFigures
 	15,  // 81: drover.v1.RunResult.remote_disks:type_name -> drover.v1.RemoteDisk
 	7,   // 82: drover.v1.CancelRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 83: drover.v1.SetRateRequest.ref:type_name -> drover.v1.MoveRef
-	117, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
+	119, // 84: drover.v1.ProbeStartRequest.target:type_name -> drover.v1.ProbeTarget
 	61,  // 85: drover.v1.ProbeStopResponse.result:type_name -> drover.v1.ProbeResult
 	7,   // 86: drover.v1.PrepareRequest.ref:type_name -> drover.v1.MoveRef
 	13,  // 87: drover.v1.PrepareRequest.disks:type_name -> drover.v1.DiskPlan
@@ -7727,23 +7814,23 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	7,   // 96: drover.v1.CutOverRequest.ref:type_name -> drover.v1.MoveRef
 	7,   // 97: drover.v1.HandFramesRequest.ref:type_name -> drover.v1.MoveRef
 	79,  // 98: drover.v1.HandFramesRequest.frames:type_name -> drover.v1.CaughtFrame
-	121, // 99: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
-	122, // 100: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
-	114, // 101: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
-	116, // 102: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
-	123, // 103: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
-	118, // 104: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
-	116, // 105: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
+	123, // 99: drover.v1.EdgeStatusResponse.state:type_name -> drover.v1.EdgeState
+	124, // 100: drover.v1.SetMeshRequest.peers:type_name -> drover.v1.MeshPeer
+	116, // 101: drover.v1.RotateMeshResponse.mesh:type_name -> drover.v1.Mesh
+	118, // 102: drover.v1.CheckEdgeResponse.checks:type_name -> drover.v1.Check
+	125, // 103: drover.v1.CheckEdgeResponse.servers:type_name -> drover.v1.BackendServer
+	120, // 104: drover.v1.CheckOpsRequest.ops:type_name -> drover.v1.EdgeOp
+	118, // 105: drover.v1.CheckOpsResponse.checks:type_name -> drover.v1.Check
 	91,  // 106: drover.v1.CheckOpsResponse.leases:type_name -> drover.v1.HeldLease
 	94,  // 107: drover.v1.OwnedResponse.things:type_name -> drover.v1.OwnedThing
 	100, // 108: drover.v1.ObserveRequest.peers:type_name -> drover.v1.ObservedPeer
 	101, // 109: drover.v1.ObserveRequest.subjects:type_name -> drover.v1.ObservedSubject
-	124, // 110: drover.v1.ObserveResponse.vms:type_name -> drover.v1.Signals
-	125, // 111: drover.v1.ObserveResponse.host:type_name -> drover.v1.HostSignals
-	126, // 112: drover.v1.ObserveResponse.ways:type_name -> drover.v1.LinkSignals
+	126, // 110: drover.v1.ObserveResponse.vms:type_name -> drover.v1.Signals
+	127, // 111: drover.v1.ObserveResponse.host:type_name -> drover.v1.HostSignals
+	128, // 112: drover.v1.ObserveResponse.ways:type_name -> drover.v1.LinkSignals
 	103, // 113: drover.v1.ObserveResponse.sessions:type_name -> drover.v1.ObservedSessions
-	127, // 114: drover.v1.ObservedSessions.sessions:type_name -> drover.v1.Reading
-	128, // 115: drover.v1.ObservedSessions.lifetimes:type_name -> drover.v1.Lifetimes
+	129, // 114: drover.v1.ObservedSessions.sessions:type_name -> drover.v1.Reading
+	130, // 115: drover.v1.ObservedSessions.lifetimes:type_name -> drover.v1.Lifetimes
 	0,   // 116: drover.v1.AgentService.Describe:input_type -> drover.v1.DescribeRequest
 	0,   // 117: drover.v1.AgentService.Watch:input_type -> drover.v1.DescribeRequest
 	3,   // 118: drover.v1.AgentService.CheckSource:input_type -> drover.v1.CheckSourceRequest
@@ -7762,44 +7849,46 @@ var file_drover_v1_agent_proto_depIdxs = []int32{
 	95,  // 131: drover.v1.AgentService.RemoveOwned:input_type -> drover.v1.RemoveOwnedRequest
 	97,  // 132: drover.v1.AgentService.RemoveVM:input_type -> drover.v1.RemoveVMRequest
 	99,  // 133: drover.v1.AgentService.Observe:input_type -> drover.v1.ObserveRequest
-	62,  // 134: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
-	64,  // 135: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
-	67,  // 136: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
-	70,  // 137: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
-	72,  // 138: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
-	74,  // 139: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
-	76,  // 140: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
-	78,  // 141: drover.v1.PeerService.HandFrames:input_type -> drover.v1.HandFramesRequest
-	104, // 142: drover.v1.PeerService.Held:input_type -> drover.v1.HeldRequest
-	1,   // 143: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
-	1,   // 144: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
-	4,   // 145: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
-	6,   // 146: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
-	51,  // 147: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
-	54,  // 148: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
-	56,  // 149: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
-	58,  // 150: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
-	60,  // 151: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
-	82,  // 152: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
-	84,  // 153: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
-	86,  // 154: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
-	88,  // 155: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
-	90,  // 156: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
-	93,  // 157: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
-	96,  // 158: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
-	98,  // 159: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
-	102, // 160: drover.v1.AgentService.Observe:output_type -> drover.v1.ObserveResponse
-	63,  // 161: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
-	65,  // 162: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
-	69,  // 163: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
-	71,  // 164: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
-	73,  // 165: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
-	75,  // 166: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
-	77,  // 167: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
-	80,  // 168: drover.v1.PeerService.HandFrames:output_type -> drover.v1.HandFramesResponse
-	105, // 169: drover.v1.PeerService.Held:output_type -> drover.v1.HeldResponse
-	143, // [143:170] is the sub-list for method output_type
-	116, // [116:143] is the sub-list for method input_type
+	104, // 134: drover.v1.AgentService.Survey:input_type -> drover.v1.SurveyRequest
+	62,  // 135: drover.v1.PeerService.Ping:input_type -> drover.v1.PingRequest
+	64,  // 136: drover.v1.PeerService.Prepare:input_type -> drover.v1.PrepareRequest
+	67,  // 137: drover.v1.PeerService.Finish:input_type -> drover.v1.FinishRequest
+	70,  // 138: drover.v1.PeerService.Fate:input_type -> drover.v1.FateRequest
+	72,  // 139: drover.v1.PeerService.Abandon:input_type -> drover.v1.AbandonRequest
+	74,  // 140: drover.v1.PeerService.Digest:input_type -> drover.v1.DigestRequest
+	76,  // 141: drover.v1.PeerService.CutOver:input_type -> drover.v1.CutOverRequest
+	78,  // 142: drover.v1.PeerService.HandFrames:input_type -> drover.v1.HandFramesRequest
+	106, // 143: drover.v1.PeerService.Held:input_type -> drover.v1.HeldRequest
+	1,   // 144: drover.v1.AgentService.Describe:output_type -> drover.v1.DescribeResponse
+	1,   // 145: drover.v1.AgentService.Watch:output_type -> drover.v1.DescribeResponse
+	4,   // 146: drover.v1.AgentService.CheckSource:output_type -> drover.v1.CheckSourceResponse
+	6,   // 147: drover.v1.AgentService.CheckTarget:output_type -> drover.v1.CheckTargetResponse
+	51,  // 148: drover.v1.AgentService.Run:output_type -> drover.v1.RunResponse
+	54,  // 149: drover.v1.AgentService.Cancel:output_type -> drover.v1.CancelResponse
+	56,  // 150: drover.v1.AgentService.SetRate:output_type -> drover.v1.SetRateResponse
+	58,  // 151: drover.v1.AgentService.ProbeStart:output_type -> drover.v1.ProbeStartResponse
+	60,  // 152: drover.v1.AgentService.ProbeStop:output_type -> drover.v1.ProbeStopResponse
+	82,  // 153: drover.v1.AgentService.EdgeStatus:output_type -> drover.v1.EdgeStatusResponse
+	84,  // 154: drover.v1.AgentService.SetMesh:output_type -> drover.v1.SetMeshResponse
+	86,  // 155: drover.v1.AgentService.RotateMesh:output_type -> drover.v1.RotateMeshResponse
+	88,  // 156: drover.v1.AgentService.CheckEdge:output_type -> drover.v1.CheckEdgeResponse
+	90,  // 157: drover.v1.AgentService.CheckOps:output_type -> drover.v1.CheckOpsResponse
+	93,  // 158: drover.v1.AgentService.Owned:output_type -> drover.v1.OwnedResponse
+	96,  // 159: drover.v1.AgentService.RemoveOwned:output_type -> drover.v1.RemoveOwnedResponse
+	98,  // 160: drover.v1.AgentService.RemoveVM:output_type -> drover.v1.RemoveVMResponse
+	102, // 161: drover.v1.AgentService.Observe:output_type -> drover.v1.ObserveResponse
+	105, // 162: drover.v1.AgentService.Survey:output_type -> drover.v1.SurveyResponse
+	63,  // 163: drover.v1.PeerService.Ping:output_type -> drover.v1.PingResponse
+	65,  // 164: drover.v1.PeerService.Prepare:output_type -> drover.v1.PrepareResponse
+	69,  // 165: drover.v1.PeerService.Finish:output_type -> drover.v1.FinishResponse
+	71,  // 166: drover.v1.PeerService.Fate:output_type -> drover.v1.FateResponse
+	73,  // 167: drover.v1.PeerService.Abandon:output_type -> drover.v1.AbandonResponse
+	75,  // 168: drover.v1.PeerService.Digest:output_type -> drover.v1.DigestResponse
+	77,  // 169: drover.v1.PeerService.CutOver:output_type -> drover.v1.CutOverResponse
+	80,  // 170: drover.v1.PeerService.HandFrames:output_type -> drover.v1.HandFramesResponse
+	107, // 171: drover.v1.PeerService.Held:output_type -> drover.v1.HeldResponse
+	144, // [144:172] is the sub-list for method output_type
+	116, // [116:144] is the sub-list for method input_type
 	116, // [116:116] is the sub-list for extension type_name
 	116, // [116:116] is the sub-list for extension extendee
 	0,   // [0:116] is the sub-list for field type_name
@@ -7855,7 +7944,7 @@ func file_drover_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_drover_v1_agent_proto_rawDesc), len(file_drover_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   111,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1111,7 +1111,9 @@ type AdviseRequest struct {
 	// Absent: the best site.
 	To *Place `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// Do not have the agents check what is advised.
-	NoPreflight   bool `protobuf:"varint,3,opt,name=no_preflight,json=noPreflight,proto3" json:"no_preflight,omitempty"`
+	NoPreflight bool `protobuf:"varint,3,opt,name=no_preflight,json=noPreflight,proto3" json:"no_preflight,omitempty"`
+	// Have the VM's agent look at it first, which takes some seconds.
+	Fresh         bool `protobuf:"varint,4,opt,name=fresh,proto3" json:"fresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1163,6 +1165,13 @@ func (x *AdviseRequest) GetTo() *Place {
 func (x *AdviseRequest) GetNoPreflight() bool {
 	if x != nil {
 		return x.NoPreflight
+	}
+	return false
+}
+
+func (x *AdviseRequest) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
 	}
 	return false
 }
@@ -2678,8 +2687,10 @@ func (x *RemoveMadeVMResponse) GetRemoved() []string {
 }
 
 type GetSignalsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Have its agent look at it now, which takes some seconds.
+	Fresh         bool `protobuf:"varint,2,opt,name=fresh,proto3" json:"fresh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2721,9 +2732,18 @@ func (x *GetSignalsRequest) GetVm() string {
 	return ""
 }
 
+func (x *GetSignalsRequest) GetFresh() bool {
+	if x != nil {
+		return x.Fresh
+	}
+	return false
+}
+
 type GetSignalsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Signals       *Signals               `protobuf:"bytes,1,opt,name=signals,proto3" json:"signals,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Signals *Signals               `protobuf:"bytes,1,opt,name=signals,proto3" json:"signals,omitempty"`
+	// What is known of the host that it is on.
+	Host          *HostSignals `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2761,6 +2781,13 @@ func (*GetSignalsResponse) Descriptor() ([]byte, []int) {
 func (x *GetSignalsResponse) GetSignals() *Signals {
 	if x != nil {
 		return x.Signals
+	}
+	return nil
+}
+
+func (x *GetSignalsResponse) GetHost() *HostSignals {
+	if x != nil {
+		return x.Host
 	}
 	return nil
 }
@@ -3016,11 +3043,12 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\n" +
 	"disks_only\x18o \x01(\bR\tdisksOnly\"G\n" +
 	"\x11PreflightResponse\x122\n" +
-	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"d\n" +
+	"\tpreflight\x18\x01 \x01(\v2\x14.drover.v1.PreflightR\tpreflight\"z\n" +
 	"\rAdviseRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12 \n" +
 	"\x02to\x18\x02 \x01(\v2\x10.drover.v1.PlaceR\x02to\x12!\n" +
-	"\fno_preflight\x18\x03 \x01(\bR\vnoPreflight\";\n" +
+	"\fno_preflight\x18\x03 \x01(\bR\vnoPreflight\x12\x14\n" +
+	"\x05fresh\x18\x04 \x01(\bR\x05fresh\";\n" +
 	"\x0eAdviseResponse\x12)\n" +
 	"\x06advice\x18\x01 \x01(\v2\x11.drover.v1.AdviceR\x06advice\"\"\n" +
 	"\x10AdviseAllRequest\x12\x0e\n" +
@@ -3117,11 +3145,13 @@ const file_drover_v1_drover_proto_rawDesc = "" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"O\n" +
 	"\x14RemoveMadeVMResponse\x12\x1d\n" +
 	"\x02vm\x18\x01 \x01(\v2\r.drover.v1.VMR\x02vm\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\tR\aremoved\"#\n" +
+	"\aremoved\x18\x02 \x03(\tR\aremoved\"9\n" +
 	"\x11GetSignalsRequest\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"B\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
+	"\x05fresh\x18\x02 \x01(\bR\x05fresh\"n\n" +
 	"\x12GetSignalsResponse\x12,\n" +
-	"\asignals\x18\x01 \x01(\v2\x12.drover.v1.SignalsR\asignals\",\n" +
+	"\asignals\x18\x01 \x01(\v2\x12.drover.v1.SignalsR\asignals\x12*\n" +
+	"\x04host\x18\x02 \x01(\v2\x16.drover.v1.HostSignalsR\x04host\",\n" +
 	"\x16ListLinkSignalsRequest\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\"K\n" +
 	"\x17ListLinkSignalsResponse\x120\n" +
@@ -3263,8 +3293,9 @@ var file_drover_v1_drover_proto_goTypes = []any{
 	(*Gate)(nil),                    // 77: drover.v1.Gate
 	(*Protection)(nil),              // 78: drover.v1.Protection
 	(*Signals)(nil),                 // 79: drover.v1.Signals
-	(*LinkSignals)(nil),             // 80: drover.v1.LinkSignals
-	(*Accuracy)(nil),                // 81: drover.v1.Accuracy
+	(*HostSignals)(nil),             // 80: drover.v1.HostSignals
+	(*LinkSignals)(nil),             // 81: drover.v1.LinkSignals
+	(*Accuracy)(nil),                // 82: drover.v1.Accuracy
 }
 var file_drover_v1_drover_proto_depIdxs = []int32{
 	61, // 0: drover.v1.ListSitesResponse.sites:type_name -> drover.v1.Site
@@ -3307,73 +3338,74 @@ var file_drover_v1_drover_proto_depIdxs = []int32{
 	78, // 37: drover.v1.ListProtectionsResponse.protections:type_name -> drover.v1.Protection
 	64, // 38: drover.v1.RemoveMadeVMResponse.vm:type_name -> drover.v1.VM
 	79, // 39: drover.v1.GetSignalsResponse.signals:type_name -> drover.v1.Signals
-	80, // 40: drover.v1.ListLinkSignalsResponse.signals:type_name -> drover.v1.LinkSignals
-	81, // 41: drover.v1.AccuracyResponse.accuracy:type_name -> drover.v1.Accuracy
-	0,  // 42: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
-	2,  // 43: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
-	4,  // 44: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
-	6,  // 45: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
-	8,  // 46: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
-	10, // 47: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
-	12, // 48: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
-	14, // 49: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
-	16, // 50: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
-	18, // 51: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
-	20, // 52: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
-	22, // 53: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
-	24, // 54: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
-	26, // 55: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
-	28, // 56: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
-	30, // 57: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
-	32, // 58: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
-	34, // 59: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
-	36, // 60: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
-	38, // 61: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
-	40, // 62: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
-	42, // 63: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
-	44, // 64: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
-	46, // 65: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
-	48, // 66: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
-	50, // 67: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
-	52, // 68: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
-	54, // 69: drover.v1.DroverService.GetSignals:input_type -> drover.v1.GetSignalsRequest
-	56, // 70: drover.v1.DroverService.ListLinkSignals:input_type -> drover.v1.ListLinkSignalsRequest
-	58, // 71: drover.v1.DroverService.Accuracy:input_type -> drover.v1.AccuracyRequest
-	1,  // 72: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
-	3,  // 73: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
-	5,  // 74: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
-	7,  // 75: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
-	9,  // 76: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
-	11, // 77: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
-	13, // 78: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
-	15, // 79: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
-	17, // 80: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
-	19, // 81: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
-	21, // 82: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
-	23, // 83: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
-	25, // 84: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
-	27, // 85: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
-	29, // 86: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
-	31, // 87: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
-	33, // 88: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
-	35, // 89: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
-	37, // 90: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
-	39, // 91: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
-	41, // 92: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
-	43, // 93: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
-	45, // 94: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
-	47, // 95: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
-	49, // 96: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
-	51, // 97: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
-	53, // 98: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
-	55, // 99: drover.v1.DroverService.GetSignals:output_type -> drover.v1.GetSignalsResponse
-	57, // 100: drover.v1.DroverService.ListLinkSignals:output_type -> drover.v1.ListLinkSignalsResponse
-	59, // 101: drover.v1.DroverService.Accuracy:output_type -> drover.v1.AccuracyResponse
-	72, // [72:102] is the sub-list for method output_type
-	42, // [42:72] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	80, // 40: drover.v1.GetSignalsResponse.host:type_name -> drover.v1.HostSignals
+	81, // 41: drover.v1.ListLinkSignalsResponse.signals:type_name -> drover.v1.LinkSignals
+	82, // 42: drover.v1.AccuracyResponse.accuracy:type_name -> drover.v1.Accuracy
+	0,  // 43: drover.v1.DroverService.ListSites:input_type -> drover.v1.ListSitesRequest
+	2,  // 44: drover.v1.DroverService.ListHosts:input_type -> drover.v1.ListHostsRequest
+	4,  // 45: drover.v1.DroverService.ListLinks:input_type -> drover.v1.ListLinksRequest
+	6,  // 46: drover.v1.DroverService.ListVMs:input_type -> drover.v1.ListVMsRequest
+	8,  // 47: drover.v1.DroverService.ListServices:input_type -> drover.v1.ListServicesRequest
+	10, // 48: drover.v1.DroverService.ListSegments:input_type -> drover.v1.ListSegmentsRequest
+	12, // 49: drover.v1.DroverService.ListEdges:input_type -> drover.v1.ListEdgesRequest
+	14, // 50: drover.v1.DroverService.RotateEdge:input_type -> drover.v1.RotateEdgeRequest
+	16, // 51: drover.v1.DroverService.Diagnose:input_type -> drover.v1.DiagnoseRequest
+	18, // 52: drover.v1.DroverService.ListMoves:input_type -> drover.v1.ListMovesRequest
+	20, // 53: drover.v1.DroverService.GetMove:input_type -> drover.v1.GetMoveRequest
+	22, // 54: drover.v1.DroverService.Preflight:input_type -> drover.v1.PreflightRequest
+	24, // 55: drover.v1.DroverService.Advise:input_type -> drover.v1.AdviseRequest
+	26, // 56: drover.v1.DroverService.AdviseAll:input_type -> drover.v1.AdviseAllRequest
+	28, // 57: drover.v1.DroverService.GetRequirements:input_type -> drover.v1.GetRequirementsRequest
+	30, // 58: drover.v1.DroverService.SetRequirements:input_type -> drover.v1.SetRequirementsRequest
+	32, // 59: drover.v1.DroverService.StartMove:input_type -> drover.v1.StartMoveRequest
+	34, // 60: drover.v1.DroverService.WatchMove:input_type -> drover.v1.WatchMoveRequest
+	36, // 61: drover.v1.DroverService.CancelMove:input_type -> drover.v1.CancelMoveRequest
+	38, // 62: drover.v1.DroverService.EndOldSessions:input_type -> drover.v1.EndOldSessionsRequest
+	40, // 63: drover.v1.DroverService.SetMoveRate:input_type -> drover.v1.SetMoveRateRequest
+	42, // 64: drover.v1.DroverService.CommitMove:input_type -> drover.v1.CommitMoveRequest
+	44, // 65: drover.v1.DroverService.ReturnMove:input_type -> drover.v1.ReturnMoveRequest
+	46, // 66: drover.v1.DroverService.Protect:input_type -> drover.v1.ProtectRequest
+	48, // 67: drover.v1.DroverService.EndProtection:input_type -> drover.v1.EndProtectionRequest
+	50, // 68: drover.v1.DroverService.ListProtections:input_type -> drover.v1.ListProtectionsRequest
+	52, // 69: drover.v1.DroverService.RemoveVM:input_type -> drover.v1.RemoveMadeVMRequest
+	54, // 70: drover.v1.DroverService.GetSignals:input_type -> drover.v1.GetSignalsRequest
+	56, // 71: drover.v1.DroverService.ListLinkSignals:input_type -> drover.v1.ListLinkSignalsRequest
+	58, // 72: drover.v1.DroverService.Accuracy:input_type -> drover.v1.AccuracyRequest
+	1,  // 73: drover.v1.DroverService.ListSites:output_type -> drover.v1.ListSitesResponse
+	3,  // 74: drover.v1.DroverService.ListHosts:output_type -> drover.v1.ListHostsResponse
+	5,  // 75: drover.v1.DroverService.ListLinks:output_type -> drover.v1.ListLinksResponse
+	7,  // 76: drover.v1.DroverService.ListVMs:output_type -> drover.v1.ListVMsResponse
+	9,  // 77: drover.v1.DroverService.ListServices:output_type -> drover.v1.ListServicesResponse
+	11, // 78: drover.v1.DroverService.ListSegments:output_type -> drover.v1.ListSegmentsResponse
+	13, // 79: drover.v1.DroverService.ListEdges:output_type -> drover.v1.ListEdgesResponse
+	15, // 80: drover.v1.DroverService.RotateEdge:output_type -> drover.v1.RotateEdgeResponse
+	17, // 81: drover.v1.DroverService.Diagnose:output_type -> drover.v1.DiagnoseResponse
+	19, // 82: drover.v1.DroverService.ListMoves:output_type -> drover.v1.ListMovesResponse
+	21, // 83: drover.v1.DroverService.GetMove:output_type -> drover.v1.GetMoveResponse
+	23, // 84: drover.v1.DroverService.Preflight:output_type -> drover.v1.PreflightResponse
+	25, // 85: drover.v1.DroverService.Advise:output_type -> drover.v1.AdviseResponse
+	27, // 86: drover.v1.DroverService.AdviseAll:output_type -> drover.v1.AdviseAllResponse
+	29, // 87: drover.v1.DroverService.GetRequirements:output_type -> drover.v1.GetRequirementsResponse
+	31, // 88: drover.v1.DroverService.SetRequirements:output_type -> drover.v1.SetRequirementsResponse
+	33, // 89: drover.v1.DroverService.StartMove:output_type -> drover.v1.StartMoveResponse
+	35, // 90: drover.v1.DroverService.WatchMove:output_type -> drover.v1.WatchMoveResponse
+	37, // 91: drover.v1.DroverService.CancelMove:output_type -> drover.v1.CancelMoveResponse
+	39, // 92: drover.v1.DroverService.EndOldSessions:output_type -> drover.v1.EndOldSessionsResponse
+	41, // 93: drover.v1.DroverService.SetMoveRate:output_type -> drover.v1.SetMoveRateResponse
+	43, // 94: drover.v1.DroverService.CommitMove:output_type -> drover.v1.CommitMoveResponse
+	45, // 95: drover.v1.DroverService.ReturnMove:output_type -> drover.v1.ReturnMoveResponse
+	47, // 96: drover.v1.DroverService.Protect:output_type -> drover.v1.ProtectResponse
+	49, // 97: drover.v1.DroverService.EndProtection:output_type -> drover.v1.EndProtectionResponse
+	51, // 98: drover.v1.DroverService.ListProtections:output_type -> drover.v1.ListProtectionsResponse
+	53, // 99: drover.v1.DroverService.RemoveVM:output_type -> drover.v1.RemoveMadeVMResponse
+	55, // 100: drover.v1.DroverService.GetSignals:output_type -> drover.v1.GetSignalsResponse
+	57, // 101: drover.v1.DroverService.ListLinkSignals:output_type -> drover.v1.ListLinkSignalsResponse
+	59, // 102: drover.v1.DroverService.Accuracy:output_type -> drover.v1.AccuracyResponse
+	73, // [73:103] is the sub-list for method output_type
+	43, // [43:73] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_drover_proto_init() }

@@ -19,6 +19,7 @@ type adviseFlags struct {
 	to     placeFlag
 	all    bool
 	quick  bool
+	fresh  bool
 	whyNot methodFlag
 }
 
@@ -45,6 +46,7 @@ func newAdviseCommand(a *app) *cobra.Command {
 	fl.Var(&f.to, "to", "where the VM would be: SITE or SITE/HOST (default: the best site)")
 	fl.BoolVar(&f.all, "all", false, "of every VM that is not there, in a table, as far as the inventory can tell")
 	fl.BoolVar(&f.quick, "quick", false, "do not have the agents check what is advised")
+	fl.BoolVar(&f.fresh, "fresh", false, "have the VM's agent look at it first, which takes some seconds")
 	fl.Var(&f.whyNot, "why-not", "say what is for and against this method")
 	_ = cmd.RegisterFlagCompletionFunc("to", completeFlag(&f.clientFlags, places))
 	_ = cmd.RegisterFlagCompletionFunc("why-not", cobra.FixedCompletions(methodStrings(), cobra.ShellCompDirectiveNoFileComp))
@@ -63,6 +65,8 @@ func (f *adviseFlags) check(c *cobra.Command, args []string) error {
 		return bad("want --all or a VM, not both")
 	case f.all && (f.to.Site == "" || f.to.Host != ""):
 		return bad("missing --to: want --all --to SITE")
+	case f.all && f.fresh:
+		return bad("--fresh is for one VM")
 	case f.all && f.whyNot != "":
 		return bad("--why-not is for one VM")
 	case f.all:
@@ -77,7 +81,7 @@ func (f *adviseFlags) check(c *cobra.Command, args []string) error {
 }
 
 func (a *app) advise(ctx context.Context, cl *api.Client, vm string, f *adviseFlags) error {
-	r := &droverv1.AdviseRequest{Vm: vm, NoPreflight: f.quick}
+	r := &droverv1.AdviseRequest{Vm: vm, NoPreflight: f.quick, Fresh: f.fresh}
 	if f.to.Site != "" {
 		r.To = api.PlaceToProto(drover.Place(f.to))
 	}

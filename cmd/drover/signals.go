@@ -17,19 +17,20 @@ import (
 // newSignalsCommand shows what is known of a VM that decides what moving it costs.
 func newSignalsCommand(a *app) *cobra.Command {
 	var flags clientFlags
+	var fresh bool
 	cmd := &cobra.Command{
 		Use:   "signals VM",
 		Short: "Show what has been observed of a VM: memory, how it is written, disks, network, sessions",
 		Args:  oneArg("VM"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return flags.call(c.Context(), func(ctx context.Context, cl *api.Client) error {
-				r, err := cl.GetSignals(ctx, &droverv1.GetSignalsRequest{Vm: args[0]})
+				r, err := cl.GetSignals(ctx, &droverv1.GetSignalsRequest{Vm: args[0], Fresh: fresh})
 				if err != nil {
 					return err
 				}
 				s := api.SignalsFromProto(r.GetSignals())
 				if a.output == formatJSON {
-					return a.json(s)
+					return a.json(drover.ObservedVM{Signals: s, OnHost: api.HostSignalsFromProto(r.GetHost())})
 				}
 				return a.table([]string{"SIGNAL", "VALUE", "AGE", "RESTS ON"}, signalRows(s, time.Now()))
 			})
@@ -43,6 +44,7 @@ func newSignalsCommand(a *app) *cobra.Command {
 			return names, err
 		}),
 	}
+	cmd.Flags().BoolVar(&fresh, "fresh", false, "have its agent look at it now, which takes some seconds")
 	flags.register(cmd)
 	return cmd
 }

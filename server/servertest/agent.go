@@ -68,6 +68,8 @@ type State struct {
 	// such question.
 	Seen  *droverv1.ObserveResponse
 	Asked *droverv1.ObserveRequest
+	// Surveys counts the surveys that it was asked for.
+	Surveys int
 	// Edge is nil for an agent that is no site's edge.
 	Edge *EdgeState
 }

@@ -77,6 +77,8 @@ const (
 	AgentServiceRemoveVMProcedure = "/drover.v1.AgentService/RemoveVM"
 	// AgentServiceObserveProcedure is the fully-qualified name of the AgentService's Observe RPC.
 	AgentServiceObserveProcedure = "/drover.v1.AgentService/Observe"
+	// AgentServiceSurveyProcedure is the fully-qualified name of the AgentService's Survey RPC.
+	AgentServiceSurveyProcedure = "/drover.v1.AgentService/Survey"
 	// PeerServicePingProcedure is the fully-qualified name of the PeerService's Ping RPC.
 	PeerServicePingProcedure = "/drover.v1.PeerService/Ping"
 	// PeerServicePrepareProcedure is the fully-qualified name of the PeerService's Prepare RPC.
@@ -143,6 +145,9 @@ type AgentServiceClient interface {
 	// ways to others. It waits for nothing: what it is asked of for the first time
 	// is there some time later.
 	Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error)
+	// Survey looks at a VM here now, whatever the pace, and returns when it has:
+	// what it found is in the next answer to Observe.
+	Survey(context.Context, *droverv1.SurveyRequest) (*droverv1.SurveyResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the drover.v1.AgentService service. By default, it
@@ -264,6 +269,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Observe")),
 			connect.WithClientOptions(opts...),
 		),
+		survey: connect.NewClient[droverv1.SurveyRequest, droverv1.SurveyResponse](
+			httpClient,
+			baseURL+AgentServiceSurveyProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Survey")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -287,6 +298,7 @@ type agentServiceClient struct {
 	removeOwned *connect.Client[droverv1.RemoveOwnedRequest, droverv1.RemoveOwnedResponse]
 	removeVM    *connect.Client[droverv1.RemoveVMRequest, droverv1.RemoveVMResponse]
 	observe     *connect.Client[droverv1.ObserveRequest, droverv1.ObserveResponse]
+	survey      *connect.Client[droverv1.SurveyRequest, droverv1.SurveyResponse]
 }
 
 // Describe calls drover.v1.AgentService.Describe.
@@ -443,6 +455,15 @@ func (c *agentServiceClient) Observe(ctx context.Context, req *droverv1.ObserveR
 	return nil, err
 }
 
+// Survey calls drover.v1.AgentService.Survey.
+func (c *agentServiceClient) Survey(ctx context.Context, req *droverv1.SurveyRequest) (*droverv1.SurveyResponse, error) {
+	response, err := c.survey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the drover.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Describe observes the host: itself, its VMs, its links' counters.
@@ -489,6 +510,9 @@ type AgentServiceHandler interface {
 	// ways to others. It waits for nothing: what it is asked of for the first time
 	// is there some time later.
 	Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error)
+	// Survey looks at a VM here now, whatever the pace, and returns when it has:
+	// what it found is in the next answer to Observe.
+	Survey(context.Context, *droverv1.SurveyRequest) (*droverv1.SurveyResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -606,6 +630,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Observe")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceSurveyHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceSurveyProcedure,
+		svc.Survey,
+		connect.WithSchema(agentServiceMethods.ByName("Survey")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/drover.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServiceDescribeProcedure:
@@ -644,6 +674,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceRemoveVMHandler.ServeHTTP(w, r)
 		case AgentServiceObserveProcedure:
 			agentServiceObserveHandler.ServeHTTP(w, r)
+		case AgentServiceSurveyProcedure:
+			agentServiceSurveyHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -723,6 +755,10 @@ func (UnimplementedAgentServiceHandler) RemoveVM(context.Context, *droverv1.Remo
 
 func (UnimplementedAgentServiceHandler) Observe(context.Context, *droverv1.ObserveRequest) (*droverv1.ObserveResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.Observe is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Survey(context.Context, *droverv1.SurveyRequest) (*droverv1.SurveyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("drover.v1.AgentService.Survey is not implemented"))
 }
 
 // PeerServiceClient is a client for the drover.v1.PeerService service.
