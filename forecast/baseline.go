@@ -8,6 +8,8 @@ import (
 // know is nil.
 type Baseline struct {
 	TotalSeconds, WireBytes, PauseMillis *float64
+	// Converges is whether its rounds come to an end.
+	Converges bool
 }
 
 // MemoryOverBandwidth is what operators reckon in their heads: memory and disks,
@@ -28,17 +30,17 @@ func Geometric(in Input) Baseline {
 	b := bandwidth(in, f) / 8
 	d := f.dirty.rate(1)
 	limit, _ := pauses(f)
-	left, bytes := f.memory.value, 0.0
+	left, bytes, ends := f.memory.value, 0.0, false
 	for range 30 { // Xen's own limit of rounds
 		bytes += left
 		left = min(d*over(left, b), f.memory.value)
-		if left <= b*limit {
+		if ends = left <= b*limit; ends {
 			break
 		}
 	}
 	bytes += left + f.disk.value
 	total, pause := over(bytes, b), 1e3*over(left, b)
-	return Baseline{TotalSeconds: &total, WireBytes: &bytes, PauseMillis: &pause}
+	return Baseline{TotalSeconds: &total, WireBytes: &bytes, PauseMillis: &pause, Converges: ends}
 }
 
 // bandwidth is the link's rate as bought or measured, in bits per second.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -48,10 +49,10 @@ func newBenchCommand(a *app) *cobra.Command {
 				return err
 			}
 			report, err := bench.Run(cmd.Context(), args[0], o)
-			if err != nil {
-				return err
+			if report != nil {
+				err = errors.Join(err, a.printReport(report))
 			}
-			return a.printReport(report)
+			return err
 		},
 	}
 	f := cmd.Flags()
@@ -60,6 +61,8 @@ func newBenchCommand(a *app) *cobra.Command {
 	f.Int64Var(&o.Seed, "seed", 1, "what random choices are drawn from")
 	f.IntVar(&o.Runs, "runs", 0, "how often each row is measured; 0 is the benchmark's own choice")
 	f.DurationVar(&o.ReturnAfter, "return-after", 10*time.Minute, "wan: how long a guest is away before it returns")
+	f.StringVar(&o.Record, "record", "", "forecast: write each move with all that it was foretold from to this file")
+	f.StringVar(&o.Replay, "replay", "", "forecast: foretell the moves of such a file anew, without a lab")
 	f.StringVar(&o.LabFile, "lab", "", "measure in this lab (a file or a ready lab's name)")
 	f.StringVar(&o.Guest, "guest", "", "measure this guest of the lab")
 	return cmd

@@ -25,12 +25,14 @@ type Row map[string]any
 
 // Report is what a benchmark prints.
 type Report struct {
-	Bench   string         `json:"bench"`
-	Commit  string         `json:"commit"`
-	Machine string         `json:"machine"`
-	Seed    int64          `json:"seed"`
-	Rows    []Row          `json:"rows"`
-	Summary map[string]any `json:"summary"`
+	Bench   string `json:"bench"`
+	Commit  string `json:"commit"`
+	Machine string `json:"machine"`
+	Seed    int64  `json:"seed"`
+	// Incomplete says why a run has ended early; what it had measured is there.
+	Incomplete string         `json:"incomplete,omitempty"`
+	Rows       []Row          `json:"rows"`
+	Summary    map[string]any `json:"summary"`
 }
 
 // Options are what every benchmark understands.
@@ -49,6 +51,9 @@ type Options struct {
 	ReturnAfter time.Duration
 	// LabFile and Guest replace the lab and the guest that are measured.
 	LabFile, Guest string
+	// Record is a file for all that was seen, Replay one of an earlier run that is
+	// judged anew without a lab; forecast alone has them.
+	Record, Replay string
 	// Log gets progress.
 	Log io.Writer
 }
@@ -90,7 +95,8 @@ func All() []Bench {
 	}
 }
 
-// Run runs the named benchmark.
+// Run runs the named benchmark. One that ends early returns what it had measured
+// until then, if anything, and the error.
 func Run(ctx context.Context, name string, o Options) (*Report, error) {
 	all := All()
 	i := slices.IndexFunc(all, func(b Bench) bool { return b.Name == name })
@@ -101,13 +107,23 @@ func Run(ctx context.Context, name string, o Options) (*Report, error) {
 		}
 		return nil, drover.Errorf(drover.Invalid, "bench", "%q: want one of %s", name, strings.Join(names, ", "))
 	}
+	if (o.Record != "" || o.Replay != "") && name != "forecast" {
+		return nil, drover.Errorf(drover.Invalid, "bench", "--record and --replay are for forecast, not for %s", name)
+	}
 	rows, summary, err := all[i].run(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("bench %s: %w", name, err)
+		err = fmt.Errorf("bench %s: %w", name, err)
+		if len(rows) == 0 {
+			return nil, err
+		}
 	}
-	return &Report{
-		Bench: name, Commit: o.Commit, Machine: machine(ctx), Seed: o.Seed, Rows: rows, Summary: summary,
-	}, nil
+	r := &Report{
+		Bench: name, Commit: o.Commit, Machine: machine(context.WithoutCancel(ctx)), Seed: o.Seed, Rows: rows, Summary: summary,
+	}
+	if err != nil {
+		r.Incomplete = err.Error()
+	}
+	return r, err
 }
 
 // machine says on what was measured: processors, kernel, QEMU.

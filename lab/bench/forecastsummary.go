@@ -2,8 +2,8 @@ package bench
 
 import "math"
 
-// forecastGoals are what the held-out half is judged by: the median and the 90 %
-// quantile of the relative error.
+// forecastGoals are what each half is judged by: the median and the 90 % quantile
+// of the relative error.
 var forecastGoals = map[string]struct{ median, p90 float64 }{
 	"total_s": {0.10, 0.20}, "wire_bytes": {0.10, 0.20}, "pause_ms": {0.25, math.Inf(1)},
 }
@@ -15,48 +15,63 @@ const (
 	leastConverged              = 0.95
 )
 
-// summariseForecast judges each half on its own; only held_out counts.
-func summariseForecast(rows []Row) map[string]any {
+// summariseForecast judges each half on its own.
+func summariseForecast(rows []Row, halves ...string) map[string]any {
 	summary := map[string]any{}
-	for _, half := range []string{"tuning", "held_out"} {
-		right, moves := 0, 0
-		for figure, goal := range forecastGoals {
-			errs, simple, geometric, inside := []float64{}, []float64{}, []float64{}, 0
-			for _, r := range rows {
-				if r["split"] != half || r["figure"] != figure {
-					continue
-				}
-				errs = append(errs, math.Abs(r["error"].(float64)))
-				if r["inside"].(bool) {
-					inside++
-				}
-				simple = append(simple, math.Abs(r["baseline_memory_over_bandwidth"].(float64)))
-				geometric = append(geometric, math.Abs(r["baseline_geometric"].(float64)))
-				if figure == "total_s" {
-					moves++
-					if r["converged"] == r["will_converge"] {
-						right++
-					}
-				}
+	for _, half := range halves {
+		by := map[string][]Row{}
+		for _, r := range rows {
+			if r["split"] == half {
+				by[r["figure"].(string)] = append(by[r["figure"].(string)], r)
 			}
-			if len(errs) == 0 {
-				continue
-			}
-			coverage := float64(inside) / float64(len(errs))
-			one := map[string]any{
-				"n": len(errs), "median_error": quantile(errs, 0.5), "p90_error": quantile(errs, 0.9), "coverage": coverage,
-				"geometric_median_error": quantile(geometric, 0.5), "geometric_p90_error": quantile(geometric, 0.9),
-				"ok": quantile(errs, 0.5) <= goal.median && quantile(errs, 0.9) <= goal.p90 && coverage >= leastCoverage && coverage <= mostCoverage,
-			}
-			if figure != "pause_ms" { // of which memory over bandwidth says nothing
-				one["memory_over_bandwidth_median_error"], one["memory_over_bandwidth_p90_error"] = quantile(simple, 0.5), quantile(simple, 0.9)
-			}
-			summary[half+"_"+figure] = one
 		}
-		if moves > 0 {
-			share := float64(right) / float64(moves)
-			summary[half+"_converges"] = map[string]any{"n": moves, "right": share, "ok": share >= leastConverged}
+		for figure, goal := range forecastGoals {
+			if mine := by[figure]; len(mine) > 0 {
+				summary[summaryName(half, figure)] = summariseFigure(figure, mine, goal.median, goal.p90)
+			}
+		}
+		if mine := by["converges"]; len(mine) > 0 {
+			right, ended := shareOf(mine, "right"), shareOf(mine, "converged")
+			summary[summaryName(half, "converges")] = map[string]any{
+				"n": len(mine), "did": ended, "right": right, "geometric_right": shareOf(mine, "baseline_geometric_right"), "ok": right >= leastConverged,
+			}
 		}
 	}
 	return summary
+}
+
+// summariseFigure judges one figure's rows, beside the simpler models.
+func summariseFigure(figure string, rows []Row, median, p90 float64) map[string]any {
+	errs := func(key string) []float64 {
+		out := make([]float64, len(rows))
+		for i, r := range rows {
+			out[i] = math.Abs(r[key].(float64))
+		}
+		return out
+	}
+	own, geometric, simple := errs("error"), errs("baseline_geometric"), errs("baseline_memory_over_bandwidth")
+	coverage := shareOf(rows, "inside")
+	s := map[string]any{
+		"n": len(rows), "median_error": quantile(own, 0.5), "p90_error": quantile(own, 0.9), "coverage": coverage,
+		"geometric_median_error": quantile(geometric, 0.5), "geometric_p90_error": quantile(geometric, 0.9),
+	}
+	beats := quantile(own, 0.5) < quantile(geometric, 0.5) && quantile(own, 0.9) < quantile(geometric, 0.9)
+	if figure != "pause_ms" { // of which memory over bandwidth says nothing
+		s["memory_over_bandwidth_median_error"], s["memory_over_bandwidth_p90_error"] = quantile(simple, 0.5), quantile(simple, 0.9)
+		beats = beats && quantile(own, 0.5) < quantile(simple, 0.5) && quantile(own, 0.9) < quantile(simple, 0.9)
+	}
+	s["beats"] = beats
+	s["ok"] = beats && quantile(own, 0.5) <= median && quantile(own, 0.9) <= p90 && coverage >= leastCoverage && coverage <= mostCoverage
+	return s
+}
+
+// shareOf is in which part of the rows a key is true.
+func shareOf(rows []Row, key string) float64 {
+	n := 0
+	for _, r := range rows {
+		if r[key] == true {
+			n++
+		}
+	}
+	return float64(n) / float64(len(rows))
 }
