@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -40,9 +41,54 @@ func manyVMs(n int) (*Server, *overview) {
 	return s, o
 }
 
-// BenchmarkAdviseVM is one VM, eight methods and three sites, with the forecasts.
+// observed has every VM, host and way of an overview observed, and forecasts learned
+// from two hundred moves.
+func observed(s *Server, o *overview) {
+	g := newSignals(s)
+	r := func(v float64) drover.Reading { return drover.Reading{Value: v, At: o.now, Samples: 8192} }
+	for i, v := range o.vms {
+		dirty := drover.DirtyCurve{At: o.now, Samples: 6}
+		for _, w := range []float64{0.1, 1, 10} {
+			dirty.Points = append(dirty.Points, drover.DirtyPoint{WindowSeconds: w, Bytes: (1 - math.Exp(-w)) * float64(1+i%50) * 2e6})
+		}
+		g.vms[v.UUID] = drover.Signals{
+			VM: v.Name, UUID: v.UUID, Host: v.Host, At: o.now, MemoryBytes: r(float64(v.MemoryBytes)), ZeroShare: r(0.3),
+			KnownShare: map[string]drover.Reading{"site1": r(0.2)}, CompressedShare: r(0.4), ResentShare: r(0.5), Dirty: dirty,
+			HotBytes: r(float64(1+i%50) * 1e6), HotSeconds: r(1), ColdBytesPerSecond: r(1e5), DiskAllocatedBytes: r(3e9),
+			DiskWriteBytesPerSecond: r(1e6), DiskDistinctBytesPerSecond: r(4e5), NetworkRxBPS: r(2e6), NetworkTxBPS: r(8e6), CPUShare: r(0.4), Sessions: r(40),
+			Lifetimes: drover.Lifetimes{P50Seconds: 3, P90Seconds: 60, P99Seconds: 1800, At: o.now, Samples: 500},
+		}
+	}
+	for name := range o.hosts {
+		g.hosts[name] = drover.HostSignals{Host: name, At: o.now, CPUFreeShare: r(0.6), EncodeBytesPerSecond: r(3e8)}
+	}
+	for _, l := range o.links {
+		way := way{l.A, l.B}
+		seen := drover.LinkSignals{Link: l.Name, From: l.A, To: l.B, At: o.now, RTTMillis: r(66), LossShare: r(0.0001), CapacityBPS: r(622e6), FreeBPS: r(400e6)}
+		for h := range 168 {
+			seen.Week = append(seen.Week, drover.LinkHour{Hour: h, Samples: 50, RTTMillis: 66, FreeBPS: 3e8 + 1e6*float64(h)})
+		}
+		g.ways[way] = seen
+	}
+	o.seen = g
+	o.model = forecast.New(nil, o.now)
+	var history []drover.Move
+	for i := range 200 {
+		m := drover.Move{Method: drover.Methods()[i%8], State: drover.MoveDone, From: drover.Place{Site: "site0", Host: "host-site0"}, Ended: o.now.Add(-time.Duration(i) * time.Hour)}
+		in := forecast.Input{Now: o.now, Method: m.Method, VM: o.vms[i%len(o.vms)], From: m.From, To: drover.Place{Site: "site1"}}
+		f := o.model.Forecast(in)
+		m.Forecast = &f
+		m.Measured = drover.Figures{TotalSeconds: new(1.2 * f.Points["total_s"]), WireBytes: new(int64(f.Points["wire_bytes"])), PauseMillis: new(300.0)}
+		history = append(history, m)
+	}
+	o.model = forecast.New(history, o.now)
+}
+
+// BenchmarkAdviseVM is one VM, eight methods and three sites, with the forecasts,
+// all of it observed.
 func BenchmarkAdviseVM(b *testing.B) {
 	s, o := manyVMs(1)
+	observed(s, o)
 	for b.Loop() {
 		for _, site := range o.order[1:] {
 			advisor.Advise(s.question(o, o.vms[0], drover.Place{Site: site}), o.policy)
@@ -53,6 +99,7 @@ func BenchmarkAdviseVM(b *testing.B) {
 // BenchmarkAdviseFleet is ten thousand VMs and one site, with the forecasts.
 func BenchmarkAdviseFleet(b *testing.B) {
 	s, o := manyVMs(10_000)
+	observed(s, o)
 	for b.Loop() {
 		for _, v := range o.vms {
 			short(advisor.Advise(s.question(o, v, drover.Place{Site: "site1"}), o.policy))

@@ -64,11 +64,18 @@ type forecastGuest struct {
 }
 
 var forecastGuests = []forecastGuest{
-	{"g1", 96 << 20, 16 << 20, 0.7},
+	{"g1", 112 << 20, 16 << 20, 0.7},
 	{"g2", 128 << 20, 32 << 20, 0.35},
 	{"g3", 160 << 20, 24 << 20, 0.85},
 	{"g4", 208 << 20, 32 << 20, 0.5},
 }
+
+// forecastGuestOwn is what such a guest needs itself, forecastRoom the part of the
+// rest that a working set takes at most.
+const (
+	forecastGuestOwn = 80 << 20
+	forecastRoom     = 0.7
+)
 
 // forecastSetting is one move, drawn by the seed. The link is one of its half's
 // where the guest then is.
@@ -91,7 +98,7 @@ func forecastSettings(seed int64, n int) []forecastSetting {
 		all[i] = forecastSetting{
 			Guest: g.name, Way: random.Float64(), HeldOut: i >= (n+1)/2,
 			Load: control.Memory{
-				WorkingSetBytes: int64(between(3e6, 0.3*float64(g.memory))), RateBytesPerS: int64(between(0.3e6, 30e6)),
+				WorkingSetBytes: int64(between(3e6, min(60e6, forecastRoom*float64(g.memory-forecastGuestOwn)))), RateBytesPerS: int64(between(0.3e6, 30e6)),
 				Compressible: g.compressible,
 			},
 		}
