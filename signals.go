@@ -92,9 +92,14 @@ type Signals struct {
 	// KnownShare is the part of its other pages whose content is at a site
 	// already, by the site's name.
 	KnownShare map[string]Reading `json:"known_share,omitempty"`
-	// CompressedShare is what a compressor leaves of the pages that are neither:
-	// bytes out over bytes in.
-	CompressedShare Reading `json:"compressed_share,omitzero"`
+	// KnownHereShare is the part of them whose content its own host has, besides in
+	// the VM: of images, of what was sent before.
+	KnownHereShare Reading `json:"known_here_share,omitzero"`
+	// CompressedShare is what a compressor leaves of the pages that are neither
+	// zeros nor known here, KnownHereCompressedShare of those that are known here,
+	// and may have to be sent all the same: bytes out over bytes in.
+	CompressedShare          Reading `json:"compressed_share,omitzero"`
+	KnownHereCompressedShare Reading `json:"known_here_compressed_share,omitzero"`
 	// ResentShare is what is left of a page that is sent again, as its
 	// difference from before: bytes out over bytes in. Only moves show it.
 	ResentShare Reading `json:"resent_share,omitzero"`

@@ -30,10 +30,12 @@ const (
 	// surveyRest is slept then.
 	surveyChunk = 256
 	surveyRest  = time.Millisecond
-	// packRuns stretches of packPages pages are compressed, some 10 ms in all: what
-	// follows each other in memory is alike, and a compressor sees it together.
-	packRuns  = 16
-	packPages = 32
+	// packRuns stretches of packPages pages are compressed, some 20 ms in all: what
+	// follows each other in memory is alike, and a compressor sees it together. Of
+	// that likeness the share is off by more than as many single pages would be: it
+	// is the number of stretches that counts.
+	packRuns  = 64
+	packPages = 16
 	// packLeast is how many pages have to be left for a share to be told.
 	packLeast = 32
 	// surveyIdle is the wait where no guest is due.
@@ -131,15 +133,19 @@ func (s *signals) surveyOne(ctx context.Context, uuid string) time.Duration {
 // found is what a survey has found.
 type found struct {
 	sample.Survey
-	packed drover.Reading
+	packed packed
 }
 
 // take takes a survey over.
 func (w *watchedVM) take(f found, now time.Time) {
 	w.s.Skipped = ""
 	w.s.ZeroShare = f.ZeroShare()
-	if f.packed.Known() {
-		w.s.CompressedShare = f.packed
+	for to, r := range map[*drover.Reading]drover.Reading{
+		&w.s.KnownHereShare: f.packed.here, &w.s.KnownHereCompressedShare: f.packed.known, &w.s.CompressedShare: f.packed.own,
+	} {
+		if r.Known() {
+			*to = r
+		}
 	}
 	w.prints = f.Hashes[:min(len(f.Hashes), wan.MaxHeld)]
 	if c := f.Curve(); c.Known() {
@@ -221,52 +227,68 @@ func (p pages) State(page int64) (sample.State, error) {
 	return sample.Absent, err
 }
 
-// pack tells what a compressor leaves of pages that are neither zero nor, as far as
-// this host's own library tells, known elsewhere: what stands on the same images
-// there does here.
-func (s *signals) pack(ctx context.Context, vm drover.VM, m driver.GuestMemory, stop func() error) (drover.Reading, error) {
+// pack tells what a compressor leaves of pages that are not zero: of those that this
+// host's own library has, which may be known elsewhere, and of the others.
+func (s *signals) pack(ctx context.Context, vm drover.VM, m driver.GuestMemory, stop func() error) (packed, error) {
 	r := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	var blocks [][]byte
 	var prints []uint64
 	for _, run := range sample.Runs(r, m.Pages(), packRuns, packPages) {
 		if err := stop(); err != nil {
-			return drover.Reading{}, err
+			return packed{}, err
 		}
 		for _, page := range run {
 			state, err := m.State(page)
 			if err != nil {
-				return drover.Reading{}, err
+				return packed{}, err
 			}
 			if state != driver.PagePresent {
 				continue
 			}
 			p := make([]byte, driver.PageBytes)
 			if err := m.Read(page, p); err != nil {
-				return drover.Reading{}, err
+				return packed{}, err
 			}
 			if print := wan.Fingerprint(p); print != 0 {
 				blocks, prints = append(blocks, p), append(prints, print)
 			}
 		}
 	}
-	if known, err := s.a.wan.Known(ctx, s.subject(vm), prints); err == nil {
-		left := blocks[:0]
-		for i, b := range blocks {
-			if !known[i] {
-				left = append(left, b)
-			}
+	var here, own [][]byte
+	known, err := s.a.wan.Known(ctx, s.subject(vm), prints)
+	for i, b := range blocks {
+		if err == nil && known[i] {
+			here = append(here, b)
+		} else {
+			own = append(own, b)
 		}
-		blocks = left
 	}
+	now := s.a.clock()
+	var p packed
+	if err == nil && len(blocks) > 0 {
+		p.here = drover.Reading{Value: float64(len(here)) / float64(len(blocks)), At: now, Samples: int64(len(blocks))}
+	}
+	if p.own, err = packedShare(own, now); err != nil {
+		return packed{}, err
+	}
+	p.known, err = packedShare(here, now)
+	return p, err
+}
+
+// packed is which part of a sample of pages this host knows, and what a compressor
+// leaves of them and of the others.
+type packed struct{ here, known, own drover.Reading }
+
+func packedShare(blocks [][]byte, now time.Time) (drover.Reading, error) {
 	if len(blocks) < packLeast {
 		return drover.Reading{}, nil
 	}
-	packed, err := wan.Packed(blocks)
+	size, err := wan.Packed(blocks)
 	if err != nil {
 		return drover.Reading{}, err
 	}
 	n := len(blocks)
-	return drover.Reading{Value: float64(packed) / float64(n*driver.PageBytes), At: s.a.clock(), Samples: int64(n)}, nil
+	return drover.Reading{Value: float64(size) / float64(n*driver.PageBytes), At: now, Samples: int64(n)}, nil
 }
 
 func (s *signals) subject(vm drover.VM) wan.Subject {

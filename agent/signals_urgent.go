@@ -74,6 +74,7 @@ func (s *signals) surveyNow(ctx context.Context, uuid string) error {
 	w.curves = nil
 	w.take(f, now)
 	clear(w.asked)
+	w.s.KnownShare = nil // it was of other pages
 	s.mu.Unlock()
 	s.count(ctx)
 	s.askContent(ctx)

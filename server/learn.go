@@ -26,8 +26,9 @@ func merge(old, v drover.Signals, now time.Time) drover.Signals {
 		{&old.MemoryBytes, &v.MemoryBytes},
 		{&old.MemoryUsedBytes, &v.MemoryUsedBytes},
 		{&old.ZeroShare, &v.ZeroShare},
-		{&old.CompressedShare, &v.CompressedShare},
 		{&old.ResentShare, &v.ResentShare},
+		{&old.KnownHereShare, &v.KnownHereShare},
+		{&old.KnownHereCompressedShare, &v.KnownHereCompressedShare},
 		{&old.HotBytes, &v.HotBytes},
 		{&old.HotSeconds, &v.HotSeconds},
 		{&old.ColdBytesPerSecond, &v.ColdBytesPerSecond},
@@ -42,6 +43,11 @@ func merge(old, v drover.Signals, now time.Time) drover.Signals {
 		{&old.Sessions, &v.Sessions},
 	} {
 		*r.now = better(*r.old, *r.now, now)
+	}
+	// What a move has shown of how well memory compresses was of what it had to send
+	// then; a forecast corrects what samples say now by it.
+	if !v.CompressedShare.Known() {
+		v.CompressedShare = old.CompressedShare
 	}
 	v.KnownShare = mergeShares(old.KnownShare, v.KnownShare)
 	v.DiskKnownShare = mergeShares(old.DiskKnownShare, v.DiskKnownShare)
@@ -140,7 +146,7 @@ func learnVM(v *drover.Signals, p drover.PathFigures, to string, now time.Time) 
 	packed := func(k drover.PathKinds) drover.Reading {
 		return ratio(k.Compressed.WireBytes+k.Raw.WireBytes, k.Compressed.GuestBytes+k.Raw.GuestBytes, k.Compressed.Blocks+k.Raw.Blocks, now)
 	}
-	if r := packed(memory); r.Known() {
+	if r := packed(memory); r.Known() && !v.CompressedShare.Known() {
 		v.CompressedShare = r
 	}
 	if again := resent(memory, drover.Bytes(v.MemoryBytes.Or(0)), now); again.Known() {

@@ -10,9 +10,9 @@ import (
 
 // Limits of a question what is held here.
 const (
-	// MaxHeld bounds the fingerprints of one question: of 1024 pages, a share is
-	// within 3 % of the whole memory's in two cases of three at worst.
-	MaxHeld = 1024
+	// MaxHeld bounds the fingerprints of one question, 32 KiB: of 4096 pages, what is
+	// not held when nine in ten are is within 5 % in two cases of three.
+	MaxHeld = 4096
 	// MinHeld is the least: who asks for fewer wants to know of pages, not of
 	// a share.
 	MinHeld = 64

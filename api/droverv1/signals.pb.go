@@ -299,26 +299,29 @@ type Signals struct {
 	MemoryUsedBytes *Reading               `protobuf:"bytes,11,opt,name=memory_used_bytes,json=memoryUsedBytes,proto3" json:"memory_used_bytes,omitempty"`
 	ZeroShare       *Reading               `protobuf:"bytes,12,opt,name=zero_share,json=zeroShare,proto3" json:"zero_share,omitempty"`
 	// By site.
-	KnownShare            map[string]*Reading `protobuf:"bytes,13,rep,name=known_share,json=knownShare,proto3" json:"known_share,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	CompressedShare       *Reading            `protobuf:"bytes,14,opt,name=compressed_share,json=compressedShare,proto3" json:"compressed_share,omitempty"`
-	ResentShare           *Reading            `protobuf:"bytes,15,opt,name=resent_share,json=resentShare,proto3" json:"resent_share,omitempty"`
-	Dirty                 *DirtyCurve         `protobuf:"bytes,16,opt,name=dirty,proto3" json:"dirty,omitempty"`
-	HotBytes              *Reading            `protobuf:"bytes,17,opt,name=hot_bytes,json=hotBytes,proto3" json:"hot_bytes,omitempty"`
-	HotS                  *Reading            `protobuf:"bytes,18,opt,name=hot_s,json=hotS,proto3" json:"hot_s,omitempty"`
-	ColdBytesPerS         *Reading            `protobuf:"bytes,19,opt,name=cold_bytes_per_s,json=coldBytesPerS,proto3" json:"cold_bytes_per_s,omitempty"`
-	DiskAllocatedBytes    *Reading            `protobuf:"bytes,30,opt,name=disk_allocated_bytes,json=diskAllocatedBytes,proto3" json:"disk_allocated_bytes,omitempty"`
-	DiskKnownShare        map[string]*Reading `protobuf:"bytes,31,rep,name=disk_known_share,json=diskKnownShare,proto3" json:"disk_known_share,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	DiskCompressedShare   *Reading            `protobuf:"bytes,32,opt,name=disk_compressed_share,json=diskCompressedShare,proto3" json:"disk_compressed_share,omitempty"`
-	DiskReadBytesPerS     *Reading            `protobuf:"bytes,33,opt,name=disk_read_bytes_per_s,json=diskReadBytesPerS,proto3" json:"disk_read_bytes_per_s,omitempty"`
-	DiskWriteBytesPerS    *Reading            `protobuf:"bytes,34,opt,name=disk_write_bytes_per_s,json=diskWriteBytesPerS,proto3" json:"disk_write_bytes_per_s,omitempty"`
-	DiskDistinctBytesPerS *Reading            `protobuf:"bytes,35,opt,name=disk_distinct_bytes_per_s,json=diskDistinctBytesPerS,proto3" json:"disk_distinct_bytes_per_s,omitempty"`
-	NetworkRxBps          *Reading            `protobuf:"bytes,40,opt,name=network_rx_bps,json=networkRxBps,proto3" json:"network_rx_bps,omitempty"`
-	NetworkTxBps          *Reading            `protobuf:"bytes,41,opt,name=network_tx_bps,json=networkTxBps,proto3" json:"network_tx_bps,omitempty"`
-	CpuShare              *Reading            `protobuf:"bytes,42,opt,name=cpu_share,json=cpuShare,proto3" json:"cpu_share,omitempty"`
-	Sessions              *Reading            `protobuf:"bytes,43,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	Lifetimes             *Lifetimes          `protobuf:"bytes,44,opt,name=lifetimes,proto3" json:"lifetimes,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	KnownShare      map[string]*Reading `protobuf:"bytes,13,rep,name=known_share,json=knownShare,proto3" json:"known_share,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CompressedShare *Reading            `protobuf:"bytes,14,opt,name=compressed_share,json=compressedShare,proto3" json:"compressed_share,omitempty"`
+	ResentShare     *Reading            `protobuf:"bytes,15,opt,name=resent_share,json=resentShare,proto3" json:"resent_share,omitempty"`
+	Dirty           *DirtyCurve         `protobuf:"bytes,16,opt,name=dirty,proto3" json:"dirty,omitempty"`
+	HotBytes        *Reading            `protobuf:"bytes,17,opt,name=hot_bytes,json=hotBytes,proto3" json:"hot_bytes,omitempty"`
+	HotS            *Reading            `protobuf:"bytes,18,opt,name=hot_s,json=hotS,proto3" json:"hot_s,omitempty"`
+	ColdBytesPerS   *Reading            `protobuf:"bytes,19,opt,name=cold_bytes_per_s,json=coldBytesPerS,proto3" json:"cold_bytes_per_s,omitempty"`
+	// Of the pages that are known on the VM's own host, too.
+	KnownHereShare           *Reading            `protobuf:"bytes,20,opt,name=known_here_share,json=knownHereShare,proto3" json:"known_here_share,omitempty"`
+	KnownHereCompressedShare *Reading            `protobuf:"bytes,21,opt,name=known_here_compressed_share,json=knownHereCompressedShare,proto3" json:"known_here_compressed_share,omitempty"`
+	DiskAllocatedBytes       *Reading            `protobuf:"bytes,30,opt,name=disk_allocated_bytes,json=diskAllocatedBytes,proto3" json:"disk_allocated_bytes,omitempty"`
+	DiskKnownShare           map[string]*Reading `protobuf:"bytes,31,rep,name=disk_known_share,json=diskKnownShare,proto3" json:"disk_known_share,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	DiskCompressedShare      *Reading            `protobuf:"bytes,32,opt,name=disk_compressed_share,json=diskCompressedShare,proto3" json:"disk_compressed_share,omitempty"`
+	DiskReadBytesPerS        *Reading            `protobuf:"bytes,33,opt,name=disk_read_bytes_per_s,json=diskReadBytesPerS,proto3" json:"disk_read_bytes_per_s,omitempty"`
+	DiskWriteBytesPerS       *Reading            `protobuf:"bytes,34,opt,name=disk_write_bytes_per_s,json=diskWriteBytesPerS,proto3" json:"disk_write_bytes_per_s,omitempty"`
+	DiskDistinctBytesPerS    *Reading            `protobuf:"bytes,35,opt,name=disk_distinct_bytes_per_s,json=diskDistinctBytesPerS,proto3" json:"disk_distinct_bytes_per_s,omitempty"`
+	NetworkRxBps             *Reading            `protobuf:"bytes,40,opt,name=network_rx_bps,json=networkRxBps,proto3" json:"network_rx_bps,omitempty"`
+	NetworkTxBps             *Reading            `protobuf:"bytes,41,opt,name=network_tx_bps,json=networkTxBps,proto3" json:"network_tx_bps,omitempty"`
+	CpuShare                 *Reading            `protobuf:"bytes,42,opt,name=cpu_share,json=cpuShare,proto3" json:"cpu_share,omitempty"`
+	Sessions                 *Reading            `protobuf:"bytes,43,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Lifetimes                *Lifetimes          `protobuf:"bytes,44,opt,name=lifetimes,proto3" json:"lifetimes,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
 }
 
 func (x *Signals) Reset() {
@@ -452,6 +455,20 @@ func (x *Signals) GetHotS() *Reading {
 func (x *Signals) GetColdBytesPerS() *Reading {
 	if x != nil {
 		return x.ColdBytesPerS
+	}
+	return nil
+}
+
+func (x *Signals) GetKnownHereShare() *Reading {
+	if x != nil {
+		return x.KnownHereShare
+	}
+	return nil
+}
+
+func (x *Signals) GetKnownHereCompressedShare() *Reading {
+	if x != nil {
+		return x.KnownHereCompressedShare
 	}
 	return nil
 }
@@ -818,7 +835,7 @@ const file_drover_v1_signals_proto_rawDesc = "" +
 	"\x05p90_s\x18\x02 \x01(\x01R\x04p90S\x12\x13\n" +
 	"\x05p99_s\x18\x03 \x01(\x01R\x04p99S\x12\"\n" +
 	"\rat_unix_nanos\x18\x04 \x01(\x03R\vatUnixNanos\x12\x18\n" +
-	"\asamples\x18\x05 \x01(\x03R\asamples\"\x97\f\n" +
+	"\asamples\x18\x05 \x01(\x03R\asamples\"\xa8\r\n" +
 	"\aSignals\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -837,7 +854,9 @@ const file_drover_v1_signals_proto_rawDesc = "" +
 	"\x05dirty\x18\x10 \x01(\v2\x15.drover.v1.DirtyCurveR\x05dirty\x12/\n" +
 	"\thot_bytes\x18\x11 \x01(\v2\x12.drover.v1.ReadingR\bhotBytes\x12'\n" +
 	"\x05hot_s\x18\x12 \x01(\v2\x12.drover.v1.ReadingR\x04hotS\x12;\n" +
-	"\x10cold_bytes_per_s\x18\x13 \x01(\v2\x12.drover.v1.ReadingR\rcoldBytesPerS\x12D\n" +
+	"\x10cold_bytes_per_s\x18\x13 \x01(\v2\x12.drover.v1.ReadingR\rcoldBytesPerS\x12<\n" +
+	"\x10known_here_share\x18\x14 \x01(\v2\x12.drover.v1.ReadingR\x0eknownHereShare\x12Q\n" +
+	"\x1bknown_here_compressed_share\x18\x15 \x01(\v2\x12.drover.v1.ReadingR\x18knownHereCompressedShare\x12D\n" +
 	"\x14disk_allocated_bytes\x18\x1e \x01(\v2\x12.drover.v1.ReadingR\x12diskAllocatedBytes\x12P\n" +
 	"\x10disk_known_share\x18\x1f \x03(\v2&.drover.v1.Signals.DiskKnownShareEntryR\x0ediskKnownShare\x12F\n" +
 	"\x15disk_compressed_share\x18  \x01(\v2\x12.drover.v1.ReadingR\x13diskCompressedShare\x12D\n" +
@@ -918,32 +937,34 @@ var file_drover_v1_signals_proto_depIdxs = []int32{
 	0,  // 8: drover.v1.Signals.hot_bytes:type_name -> drover.v1.Reading
 	0,  // 9: drover.v1.Signals.hot_s:type_name -> drover.v1.Reading
 	0,  // 10: drover.v1.Signals.cold_bytes_per_s:type_name -> drover.v1.Reading
-	0,  // 11: drover.v1.Signals.disk_allocated_bytes:type_name -> drover.v1.Reading
-	9,  // 12: drover.v1.Signals.disk_known_share:type_name -> drover.v1.Signals.DiskKnownShareEntry
-	0,  // 13: drover.v1.Signals.disk_compressed_share:type_name -> drover.v1.Reading
-	0,  // 14: drover.v1.Signals.disk_read_bytes_per_s:type_name -> drover.v1.Reading
-	0,  // 15: drover.v1.Signals.disk_write_bytes_per_s:type_name -> drover.v1.Reading
-	0,  // 16: drover.v1.Signals.disk_distinct_bytes_per_s:type_name -> drover.v1.Reading
-	0,  // 17: drover.v1.Signals.network_rx_bps:type_name -> drover.v1.Reading
-	0,  // 18: drover.v1.Signals.network_tx_bps:type_name -> drover.v1.Reading
-	0,  // 19: drover.v1.Signals.cpu_share:type_name -> drover.v1.Reading
-	0,  // 20: drover.v1.Signals.sessions:type_name -> drover.v1.Reading
-	3,  // 21: drover.v1.Signals.lifetimes:type_name -> drover.v1.Lifetimes
-	0,  // 22: drover.v1.HostSignals.encode_bytes_per_s:type_name -> drover.v1.Reading
-	0,  // 23: drover.v1.HostSignals.cpu_free_share:type_name -> drover.v1.Reading
-	0,  // 24: drover.v1.LinkSignals.rtt_ms:type_name -> drover.v1.Reading
-	0,  // 25: drover.v1.LinkSignals.jitter_ms:type_name -> drover.v1.Reading
-	0,  // 26: drover.v1.LinkSignals.loss_share:type_name -> drover.v1.Reading
-	0,  // 27: drover.v1.LinkSignals.capacity_bps:type_name -> drover.v1.Reading
-	0,  // 28: drover.v1.LinkSignals.free_bps:type_name -> drover.v1.Reading
-	6,  // 29: drover.v1.LinkSignals.week:type_name -> drover.v1.LinkHour
-	0,  // 30: drover.v1.Signals.KnownShareEntry.value:type_name -> drover.v1.Reading
-	0,  // 31: drover.v1.Signals.DiskKnownShareEntry.value:type_name -> drover.v1.Reading
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	0,  // 11: drover.v1.Signals.known_here_share:type_name -> drover.v1.Reading
+	0,  // 12: drover.v1.Signals.known_here_compressed_share:type_name -> drover.v1.Reading
+	0,  // 13: drover.v1.Signals.disk_allocated_bytes:type_name -> drover.v1.Reading
+	9,  // 14: drover.v1.Signals.disk_known_share:type_name -> drover.v1.Signals.DiskKnownShareEntry
+	0,  // 15: drover.v1.Signals.disk_compressed_share:type_name -> drover.v1.Reading
+	0,  // 16: drover.v1.Signals.disk_read_bytes_per_s:type_name -> drover.v1.Reading
+	0,  // 17: drover.v1.Signals.disk_write_bytes_per_s:type_name -> drover.v1.Reading
+	0,  // 18: drover.v1.Signals.disk_distinct_bytes_per_s:type_name -> drover.v1.Reading
+	0,  // 19: drover.v1.Signals.network_rx_bps:type_name -> drover.v1.Reading
+	0,  // 20: drover.v1.Signals.network_tx_bps:type_name -> drover.v1.Reading
+	0,  // 21: drover.v1.Signals.cpu_share:type_name -> drover.v1.Reading
+	0,  // 22: drover.v1.Signals.sessions:type_name -> drover.v1.Reading
+	3,  // 23: drover.v1.Signals.lifetimes:type_name -> drover.v1.Lifetimes
+	0,  // 24: drover.v1.HostSignals.encode_bytes_per_s:type_name -> drover.v1.Reading
+	0,  // 25: drover.v1.HostSignals.cpu_free_share:type_name -> drover.v1.Reading
+	0,  // 26: drover.v1.LinkSignals.rtt_ms:type_name -> drover.v1.Reading
+	0,  // 27: drover.v1.LinkSignals.jitter_ms:type_name -> drover.v1.Reading
+	0,  // 28: drover.v1.LinkSignals.loss_share:type_name -> drover.v1.Reading
+	0,  // 29: drover.v1.LinkSignals.capacity_bps:type_name -> drover.v1.Reading
+	0,  // 30: drover.v1.LinkSignals.free_bps:type_name -> drover.v1.Reading
+	6,  // 31: drover.v1.LinkSignals.week:type_name -> drover.v1.LinkHour
+	0,  // 32: drover.v1.Signals.KnownShareEntry.value:type_name -> drover.v1.Reading
+	0,  // 33: drover.v1.Signals.DiskKnownShareEntry.value:type_name -> drover.v1.Reading
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_drover_v1_signals_proto_init() }

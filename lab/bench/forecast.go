@@ -98,7 +98,7 @@ func forecastSettings(seed int64, n int) []forecastSetting {
 		all[i] = forecastSetting{
 			Guest: g.name, Way: random.Float64(), HeldOut: i >= (n+1)/2,
 			Load: control.Memory{
-				WorkingSetBytes: int64(between(3e6, min(60e6, forecastRoom*float64(g.memory-forecastGuestOwn)))), RateBytesPerS: int64(between(0.3e6, 30e6)),
+				WorkingSetBytes: int64(between(10e6, min(60e6, forecastRoom*float64(g.memory-forecastGuestOwn)))), RateBytesPerS: int64(between(0.3e6, 30e6)),
 				Compressible: g.compressible,
 			},
 		}
