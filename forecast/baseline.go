@@ -15,7 +15,7 @@ type Baseline struct {
 // MemoryOverBandwidth is what operators reckon in their heads: memory and disks,
 // divided by the link.
 func MemoryOverBandwidth(in Input) Baseline {
-	f := newFacts(in, 0)
+	f := newFacts(in, taught{})
 	bytes := f.memory.value + f.disk.value
 	total := over(8*bytes, bandwidth(in, f))
 	return Baseline{TotalSeconds: &total, WireBytes: &bytes}
@@ -26,7 +26,7 @@ func MemoryOverBandwidth(in Input) Baseline {
 // the one before, so n rounds send V·(1-λ^(n+1))/(1-λ) with λ = D/B, until what is
 // left fits the pause. It knows nothing of zeros, reduction, or hot pages.
 func Geometric(in Input) Baseline {
-	f := newFacts(in, 0)
+	f := newFacts(in, taught{})
 	b := bandwidth(in, f) / 8
 	d := f.dirty.rate(1)
 	limit, _ := pauses(f)

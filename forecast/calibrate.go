@@ -14,8 +14,7 @@ import (
 type Model struct {
 	now    time.Time
 	groups map[group]*lesson
-	// speed is what hosts have encoded, bytes a second, by name.
-	speed map[string]float64
+	taught taught
 }
 
 // group is what is calibrated together: the methods whose guest moves running,
@@ -80,7 +79,7 @@ type residual struct {
 // forecast or without a measurement teach nothing. Times in the future, after a
 // clock has jumped, count as now, and the order counts beside them.
 func New(history []drover.Move, now time.Time) *Model {
-	m := &Model{now: now, groups: map[group]*lesson{}, speed: speeds(history)}
+	m := &Model{now: now, groups: map[group]*lesson{}, taught: teach(history)}
 	by := map[group][]pair{}
 	for _, h := range slices.Backward(history) {
 		for i, p := range pairs(h) {
@@ -205,8 +204,13 @@ var prior = [10]float64{-1.6449, -1.0364, -0.6745, -0.3853, -0.1257, 0.1257, 0.3
 // spread (Lei et al., JASA 2018) and weighted by likeness and age (Barber et al.,
 // Annals of Statistics 2023); the weight of the move itself, which strictly would
 // be at infinity, lies with the prior.
-func (m *Model) calibrate(method drover.Method, link float64, a *answers, out *drover.Forecast) {
-	out.Points, out.Spreads = map[string]float64{pointLink: link}, map[string]float64{}
+func (m *Model) calibrate(method drover.Method, with map[string]float64, a *answers, out *drover.Forecast) {
+	out.Points, out.Spreads = map[string]float64{}, map[string]float64{}
+	for _, name := range madeWith {
+		if v, known := with[name]; known {
+			out.Points[name] = sane(v)
+		}
+	}
 	for i, p := range a {
 		if !p.known {
 			continue
@@ -243,7 +247,7 @@ func (m *Model) Recalibrate(f drover.Forecast) drover.Forecast {
 		}
 	}
 	f.Calibrated = 0
-	m.calibrate(f.Method, sane(f.Points[pointLink]), &a, &f)
+	m.calibrate(f.Method, f.Points, &a, &f)
 	return f
 }
 

@@ -3,6 +3,7 @@ package forecast
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -12,7 +13,9 @@ import (
 // something usual in the place of what nobody knows.
 type facts struct {
 	in      Input
+	taught  taught
 	unknown []string
+	sampled float64 // small, before moves have corrected it
 
 	memory             guess // bytes
 	zero, known, small guess // shares: zeros, of the rest known there, of the rest left by a compressor
@@ -20,6 +23,7 @@ type facts struct {
 	dirty              dirty
 	dirtySpread        float64
 
+	diskLeft              guess // what is left of a byte of them on the wire
 	disk                  guess // bytes to copy
 	diskKnown, diskSmall  guess
 	diskWrite, diskUnique guess // bytes/s
@@ -44,8 +48,9 @@ const (
 	usualKnown, usualKnownSpread = 0.10, 0.40
 	// Fast compressors leave 0.42 to 0.45 of a VM image (zstd's tables).
 	usualSmall, usualSmallSpread = 0.45, 0.35
-	// A page that is sent again is its difference from before.
-	usualResent, usualResentSpread = 0.40, 0.50
+	// Of pages that are sent again some have not changed, or a little, and cross as
+	// their difference; the others are as new ones.
+	changedShare, usualDelta, usualResentSpread = 0.90, 0.02, 0.35
 	// Rate of a WAN that nobody has told of, bits per second.
 	usualLink, usualLinkSpread = 100e6, 1.2
 	// Inside a site, likewise.
@@ -75,13 +80,13 @@ const (
 // freshFor is how long a reading is as good as new.
 const freshFor = 10 * time.Minute
 
-func newFacts(in Input, learned float64) *facts {
-	f := &facts{in: in}
+func newFacts(in Input, t taught) *facts {
+	f := &facts{in: in, taught: t}
 	f.emulate = in.VM.Accelerator == "tcg"
 	f.ofMemory()
 	f.ofDisks()
 	f.ofLink()
-	f.ofSender(learned)
+	f.ofSender(t)
 	s := in.Signals
 	rx, tx := f.take(s.NetworkRxBPS, 0, 0, ""), f.take(s.NetworkTxBPS, 0, 0, "")
 	f.traffic = guess{rx.value + tx.value, with(0.3, rx.spread, tx.spread)}
@@ -138,8 +143,8 @@ func (f *facts) ofMemory() {
 		f.zero.value = min(f.zero.value, share(1-over(used.Value, f.memory.value)))
 	}
 	f.known = f.take(s.KnownShare[f.in.To.Site], usualKnown, usualKnownSpread, "how much of the memory's content is at the destination")
-	f.small = f.take(s.CompressedShare, usualSmall, usualSmallSpread, "how well the memory compresses")
-	f.resent = f.take(s.ResentShare, min(usualResent, f.small.value), usualResentSpread, "")
+	f.packing()
+	f.resent = guess{changedShare*f.rewritten() + usualDelta, with(usualResentSpread, f.small.spread)}
 	for _, g := range []*guess{&f.zero, &f.known, &f.small, &f.resent} {
 		g.value = share(g.value)
 	}
@@ -148,6 +153,39 @@ func (f *facts) ofMemory() {
 	if f.dirtySpread >= usualDirtySpread {
 		f.miss("how fast the guest writes to its memory")
 	}
+}
+
+// packing is what a compressor leaves of the pages that the destination does not
+// have. Those that the VM's own host does not have either are of one kind, those that
+// it has of another; what moves have shown corrects what samples say.
+func (f *facts) packing() {
+	s := f.in.Signals
+	f.small = f.take(s.CompressedShare, usualSmall, usualSmallSpread, "how well the memory compresses")
+	if s.KnownHereShare.Known() && s.KnownHereCompressedShare.Known() {
+		here, rest := share(s.KnownHereShare.Value), 1-share(f.known.value)
+		own := min(1-here, rest)
+		if rest > 0 {
+			f.small.value = (own*share(f.small.value) + (rest-own)*share(s.KnownHereCompressedShare.Value)) / rest
+		}
+	}
+	f.sampled = f.small.value
+	factor := f.taught.packedAll
+	if v, known := f.taught.packed[f.in.VM.UUID]; known {
+		factor = v
+	}
+	if factor > 0 {
+		f.small.value = min(1, f.small.value*factor)
+	}
+}
+
+// rewritten is what a compressor leaves of pages that the guest writes: they are of
+// the kind that nobody has.
+func (f *facts) rewritten() float64 {
+	own := f.in.Signals.CompressedShare
+	if !own.Known() || f.sampled <= 0 {
+		return f.small.value
+	}
+	return min(1, share(own.Value)*f.small.value/f.sampled)
 }
 
 // leastShare is what is left of a page at best: its name.
@@ -179,6 +217,7 @@ func (f *facts) ofDisks() {
 	f.diskKnown = f.take(s.DiskKnownShare[f.in.To.Site], 0, 0.3, "")
 	f.diskSmall = f.take(s.DiskCompressedShare, usualSmall, usualSmallSpread, "")
 	f.diskKnown.value, f.diskSmall.value = share(f.diskKnown.value), max(share(f.diskSmall.value), leastShare)
+	f.diskLeft = f.leftOfDisks()
 	f.diskWrite = f.take(s.DiskWriteBytesPerSecond, 200e3, 1, "how much the VM writes to its disks")
 	f.diskUnique = f.take(s.DiskDistinctBytesPerSecond, f.diskWrite.value/2, with(0.7, f.diskWrite.spread), "")
 	if behind {
@@ -186,6 +225,24 @@ func (f *facts) ofDisks() {
 		f.remote = guess{read.value + f.diskWrite.value, with(read.spread, f.diskWrite.spread)}
 	}
 }
+
+// leftOfDisks is what moves have shown of disks, of those that go back to where they
+// were known last, and of others; it begins with what is known of these.
+func (f *facts) leftOfDisks() guess {
+	left := guess{f.diskKnown.value*pageName + (1-f.diskKnown.value)*f.diskSmall.value, with(f.diskSmall.spread, f.diskKnown.spread)}
+	told := f.taught.fresh
+	if from, moved := f.taught.cameFrom[f.in.VM.UUID]; moved && from == f.in.To.Site && !f.in.Inside() {
+		left.value, told = min(left.value, keptLeft), f.taught.kept
+	}
+	if len(told) > 0 {
+		left.value = drawn(slices.Clone(told), left.value, priorMoves)
+	}
+	return left
+}
+
+// keptLeft is what is left of a byte of a disk that goes back to where it was: what
+// was written since.
+const keptLeft = 0.2
 
 func (f *facts) ofLink() {
 	l := f.in.Link
@@ -219,7 +276,11 @@ func (f *facts) ofLink() {
 
 // ofSender is how fast the source's host makes memory ready: as its agent has seen
 // it, as earlier moves have shown, or by its processors.
-func (f *facts) ofSender(learned float64) {
+func (f *facts) ofSender(t taught) {
+	learned, known := t.speed[f.in.From.Host]
+	if !known {
+		learned = t.speedAll // hosts of an installation are alike
+	}
 	lanes := min(max(f.in.Source.CPUs, 1), mostLanes)
 	usual, spread := laneBytes*float64(lanes), usualEncodeSpread
 	if f.emulate {

@@ -46,7 +46,7 @@ func (a *answers) set(figure int, g guess) {
 // Forecast says what the move would cost. It never fails: what is not known widens
 // the ranges, and is named.
 func (m *Model) Forecast(in Input) drover.Forecast {
-	f := newFacts(in, m.encode(in))
+	f := newFacts(in, m.taught)
 	out := drover.Forecast{Method: in.Method, At: in.Now}
 	if in.Method == drover.Stay {
 		for i := range figureCount {
@@ -72,7 +72,7 @@ func (m *Model) Forecast(in Input) drover.Forecast {
 	if price := in.Terms.PricePerGiB; price != nil && a[wireBytes].known {
 		a.set(cost, guess{a[wireBytes].value / float64(drover.GiB) * sane(*price), a[wireBytes].spread})
 	}
-	m.calibrate(in.Method, f.link.value, &a, &out)
+	m.calibrate(in.Method, map[string]float64{pointLink: f.link.value, pointRTT: f.rtt.value, pointPacked: f.sampled}, &a, &out)
 	slices.Sort(f.unknown)
 	out.Unknown = slices.Compact(f.unknown)
 	return out

@@ -1,6 +1,7 @@
 package forecast
 
 import (
+	"math"
 	"slices"
 
 	"github.com/drover-vm/drover"
@@ -10,42 +11,168 @@ const (
 	// busyShare of the wire's rate is what a move that is held back by its host
 	// stays below: only such a move tells how fast the host is.
 	busyShare = 0.75
-	// speedMoves are the newest moves per host that tell.
-	speedMoves = 15
+	// taughtMoves are the newest moves that tell, per host or VM.
+	taughtMoves = 15
 	// leastTold is how many bytes a move must have sent to tell.
 	leastTold = 32 << 20
+	// packedTold, likewise, of pages that a compressor saw.
+	packedTold = 1 << 20
+	// mostFactor is by what samples can be off, either way; what is more is no sample
+	// of that guest.
+	mostFactor = 4
+	// diskTold, likewise, of disks.
+	diskTold = 1 << 20
+	// allMoves are the newest moves of an installation that tell of all of it, and
+	// priorMoves how many moves the built-in figure counts for beside them.
+	allMoves   = 60
+	priorMoves = 2
 )
 
-// speeds are the hosts' encoders' speeds in moves that have been made, in bytes of
-// memory that was not zero, per second: the median of the newest.
-func speeds(history []drover.Move) map[string]float64 {
-	seen := map[string][]float64{}
-	for _, h := range slices.Backward(history) {
-		if h.State != drover.MoveDone || h.Measured.Path == nil || !staysUp(h.Method) || len(seen[h.From.Host]) >= speedMoves {
-			continue
-		}
-		p := h.Measured.Path.Memory
-		bytes := float64(p.GuestBytes - p.Kinds.Zero.GuestBytes)
-		link := float64(h.Bandwidth)
-		if h.Forecast != nil && h.Forecast.Points != nil {
-			if l := h.Forecast.Points[pointLink]; l > 0 && (link == 0 || l < link) {
-				link = l
-			}
-		}
-		if link <= 0 || bytes < leastTold || p.Seconds <= 0 || p.CutSeconds > 0 || float64(p.WireRate()) > busyShare*link {
-			continue
-		}
-		seen[h.From.Host] = append(seen[h.From.Host], bytes/p.Seconds)
-	}
-	m := map[string]float64{}
-	for host, vs := range seen {
-		m[host] = sane(median(vs))
-	}
-	return m
+// What a forecast was made with, beside the figures in its Points: later ones learn
+// from how it came true.
+const (
+	pointLink   = "link_bps"
+	pointRTT    = "rtt_s"
+	pointPacked = "packed_share"
+)
+
+var madeWith = [...]string{pointLink, pointRTT, pointPacked}
+
+// taught is what moves that were made have shown of the parts of a move, where the
+// models are told too little: how fast hosts encode, what a move takes besides its
+// bytes, by how much samples of a guest's pages flatter or slander the compressor.
+type taught struct {
+	speed map[string]float64 // bytes of memory that is not zero, per second, by host
+	// speedAll is that of all hosts together; zero is not known.
+	speedAll float64
+	fixed    []float64          // seconds
+	packed   map[string]float64 // factor, by VM
+	// packedAll is that of all VMs together.
+	packedAll float64
+	// cameFrom is where a VM was before, by its UUID: there its disks are known as
+	// they were. kept and fresh are what crossed of disks that came back there and
+	// elsewhere, wire bytes by guest bytes.
+	cameFrom    map[string]string
+	kept, fresh []float64
 }
 
-// pointLink is the rate of the link that a forecast was made with, beside the
-// figures in its Points.
-const pointLink = "link_bps"
+// told are a move's measurements that teach, as the move tells them.
+type told struct {
+	drover.Move
+	path   drover.PathFigures
+	points map[string]float64
+}
 
-func (m *Model) encode(in Input) float64 { return m.speed[in.From.Host] }
+func teach(history []drover.Move) taught {
+	t := taught{speed: map[string]float64{}, packed: map[string]float64{}, packedAll: 1, cameFrom: map[string]string{}}
+	speeds, packs := map[string][]float64{}, map[string][]float64{}
+	var all, fast []float64
+	for _, h := range slices.Backward(history) {
+		if h.State != drover.MoveDone || h.Measured.Path == nil || !staysUp(h.Method) {
+			continue
+		}
+		m := told{h, *h.Measured.Path, nil}
+		if h.Forecast != nil {
+			m.points = h.Forecast.Points
+		}
+		if v, ok := m.encoded(); ok && len(fast) < allMoves {
+			fast = append(fast, v)
+			if len(speeds[h.From.Host]) < taughtMoves {
+				speeds[h.From.Host] = append(speeds[h.From.Host], v)
+			}
+		}
+		if v, ok := m.besides(); ok && len(t.fixed) < allMoves {
+			t.fixed = append(t.fixed, v)
+		}
+		if v, ok := m.packed(); ok && len(all) < allMoves {
+			all = append(all, v)
+			if len(packs[h.VMUUID]) < taughtMoves {
+				packs[h.VMUUID] = append(packs[h.VMUUID], v)
+			}
+		}
+	}
+	t.disks(history)
+	t.speedAll = sane(median(slices.Clone(fast)))
+	for host, vs := range speeds {
+		t.speed[host] = math.Exp(drawn(logs(vs), math.Log(max(t.speedAll, 1)), priorMoves))
+	}
+	if len(all) > 0 {
+		t.packedAll = math.Exp(drawn(logs(all), 0, priorMoves))
+	}
+	for vm, vs := range packs {
+		t.packed[vm] = math.Exp(drawn(logs(vs), math.Log(t.packedAll), priorMoves))
+	}
+	return t
+}
+
+// disks follows VMs from place to place.
+func (t *taught) disks(history []drover.Move) {
+	for _, h := range history {
+		if h.State != drover.MoveDone || h.Method.Makes() {
+			continue
+		}
+		if p := h.Measured.Path; p != nil && staysUp(h.Method) && p.Disk.GuestBytes >= diskTold {
+			left := min(1.1, sane(float64(p.Disk.WireBytes)/float64(p.Disk.GuestBytes)))
+			if t.cameFrom[h.VMUUID] == h.To.Site {
+				t.kept = append(t.kept, left)
+			} else {
+				t.fresh = append(t.fresh, left)
+			}
+		}
+		t.cameFrom[h.VMUUID] = h.From.Site
+	}
+	t.kept, t.fresh = t.kept[max(0, len(t.kept)-allMoves):], t.fresh[max(0, len(t.fresh)-allMoves):]
+}
+
+// drawn is the median of values, drawn to a prior that counts as n of them.
+func drawn(vs []float64, prior float64, n int) float64 {
+	k := float64(len(vs))
+	return (k*median(vs) + float64(n)*prior) / (k + float64(n))
+}
+
+func logs(vs []float64) []float64 {
+	out := make([]float64, len(vs))
+	for i, v := range vs {
+		out[i] = math.Log(max(v, 1e-3))
+	}
+	return out
+}
+
+// encoded is how fast the source made memory ready, in bytes that were not zero per
+// second, those that were compressed counted as often as they cost, where that and not
+// the link held the move back.
+func (m told) encoded() (float64, bool) {
+	p := m.path.Memory
+	bytes := float64(p.GuestBytes-p.Kinds.Zero.GuestBytes) + packCost*float64(p.Kinds.Compressed.GuestBytes+p.Kinds.Raw.GuestBytes)
+	link := float64(m.Bandwidth)
+	if l := m.points[pointLink]; l > 0 && (link == 0 || l < link) {
+		link = l
+	}
+	if link <= 0 || bytes < leastTold || p.Seconds <= 0 || p.CutSeconds > 0 || float64(p.WireRate()) > busyShare*link {
+		return 0, false
+	}
+	return sane(bytes / p.Seconds), true
+}
+
+// besides is what the move took besides its bytes and its round trips, in seconds.
+func (m told) besides() (float64, bool) {
+	rtt, known := m.points[pointRTT]
+	total, p := m.Measured.TotalSeconds, m.path
+	if !known || total == nil || !finite(*total) || p.Total().CutSeconds > 0 {
+		return 0, false
+	}
+	rest := *total - p.Disk.Seconds - p.Memory.Seconds - p.Switchover.Seconds - liveTrips*sane(rtt)
+	return sane(rest), true
+}
+
+// packed is what a compressor left of pages, over what had been expected of it.
+func (m told) packed() (float64, bool) {
+	expected := m.points[pointPacked]
+	k := m.path.Memory.Plus(m.path.Switchover).Kinds
+	guest := float64(k.Compressed.GuestBytes + k.Raw.GuestBytes)
+	if !finite(expected) || expected <= 0 || guest < packedTold {
+		return 0, false
+	}
+	factor := float64(k.Compressed.WireBytes+k.Raw.WireBytes) / guest / expected
+	return min(max(sane(factor), 1/mostFactor), mostFactor), true
+}

@@ -2,6 +2,7 @@ package forecast
 
 import (
 	"math"
+	"slices"
 
 	"github.com/drover-vm/drover"
 )
@@ -11,15 +12,27 @@ import (
 const (
 	// liveFixed is reservation, volumes, the receiving hypervisor's start, the
 	// verification and the release; liveTrips the round trips in them.
-	liveFixed, liveFixedEmulated = 1.0, 1.5
+	liveFixed, liveFixedEmulated = 0.5, 0.6
 	liveTrips                    = 12
+	// diskFixed is what the mirror takes besides its bytes, diskTrips the round trips
+	// until it is in step.
+	diskFixed, diskTrips = 0.10, 5.0
 	// Finish starts the guest at the destination; the device state is small
 	// without passed-through devices.
-	finish, finishEmulated = 0.080, 0.300
+	finish, finishEmulated = 0.080, 0.200
+	// finishTrips are the round trips in it: the agents' words cross once there and
+	// once back, and half of that is waited for anyway.
+	finishTrips = 1
 	// zeroRate is how many bytes of zeros a hypervisor finds in a second.
 	zeroRate = 2e9
 	// framing is what frames, acknowledgements, TLS, TCP and IP add.
-	framing = 1.06
+	framing = 1.07
+	// fallShare is by which part of itself a transfer over a link with a round trip
+	// of a second would be slower: congestion control's share of long links.
+	fallShare = 3.5
+	// packCost is what a page that is compressed costs a host beside what every page
+	// costs it that is not zero.
+	packCost = 1.0
 	// control is what the two ends and the probes say in a second, in bytes.
 	control = 6e3
 	// pageName is what is left of a page that the destination has.
@@ -53,18 +66,18 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	rest := (1 - f.known.value) * f.small.value
 	l.first = min(1.02, f.known.value*pageName+rest+pageName)
 	l.again = min(1.02, f.resent.value+pageName)
-	wire := f.link.value / 8 / framing * carry // bytes/s of what is sent
+	wire := f.link.value / 8 / (1 + fallShare*f.rtt.value) * carry // bytes/s of what is sent
 	encode := f.encode.value * carry
 	content := f.memory.value * (1 - f.zero.value)
 	r := rounds{
 		first: content, lead: f.memory.value * f.zero.value / zeroRate,
-		before: min(wire/l.first, encode), after: min(wire/l.again, encode),
+		before: both(wire/l.first, encode/(1+packCost*(1-f.known.value))), after: both(wire/l.again, encode/(1+packCost*changedShare)),
 		dirty: f.dirty, throttle: !f.in.Terms.NoThrottle,
 	}
 	r.dirty.scale *= dirtier
 	r.limit, r.most = pauses(f)
 	l.rounds = r
-	diskRho := f.diskKnown.value*pageName + (1-f.diskKnown.value)*f.diskSmall.value
+	diskRho := f.diskLeft.value
 	diskRate := min(wire/max(diskRho, pageName), encode)
 	// What the guest writes while its disks are copied crosses too; the copy is
 	// made to end when it would not (its writes wait then).
@@ -73,6 +86,9 @@ func newLive(f *facts, carry, dirtier float64) *live {
 		writes = 0
 	}
 	l.diskSeconds = over(f.disk.value, diskRate-writes)
+	if f.disk.value > 0 {
+		l.diskSeconds += diskFixed + diskTrips*f.rtt.value
+	}
 	l.diskBytes = f.disk.value + writes*l.diskSeconds
 	l.diskWire = l.diskBytes * diskRho
 	l.fixed = liveFixed
@@ -80,9 +96,20 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	if f.emulate {
 		l.fixed, l.base = liveFixedEmulated, finishEmulated
 	}
+	if n := len(f.taught.fixed); n > 0 {
+		l.fixed = drawn(slices.Clone(f.taught.fixed), l.fixed, priorMoves)
+	}
 	l.fixed += liveTrips * f.rtt.value
-	l.base += roundTripsOfPause * f.rtt.value
+	l.base += finishTrips * f.rtt.value
 	return l
+}
+
+// both is the rate of what two things hold back, each with its own: neither waits
+// for the other all the time, nor never.
+func both(a, b float64) float64 {
+	a, b = max(a, 1e-3), max(b, 1e-3)
+	low, high := min(a, b), max(a, b)
+	return low / math.Cbrt(1+math.Pow(low/high, 3))
 }
 
 // pauses is how long the last round may take at first and in the end, in seconds.
@@ -104,9 +131,8 @@ type result struct {
 
 func (l *live) run() result {
 	o := l.rounds.run()
-	last := over(o.last, l.rounds.after)
 	r := result{outcome: o}
-	r.pause = l.base + min(last, o.limit*4)
+	r.pause = l.base + o.still
 	r.total = l.fixed + l.diskSeconds + o.seconds + r.pause
 	if !o.ended {
 		r.total = max(r.total, forever)
@@ -162,7 +188,7 @@ func foretell(f *facts) foretold {
 	bytes := with(f.memory.spread, nonzeroSpread(f))
 	disk := over(middle.diskBytes, out.middle.guest) * f.disk.spread
 	out.total = guess{out.middle.total, with(modelSpread, total.sd(), 0.7*bytes, 0.7*disk)}
-	out.pause = guess{out.middle.pause, with(modelSpread, pause.sd(), f.rtt.spread*over(roundTripsOfPause*f.rtt.value, out.middle.pause))}
+	out.pause = guess{out.middle.pause, with(modelSpread, pause.sd(), f.rtt.spread*over(finishTrips*f.rtt.value, out.middle.pause))}
 	out.wire = guess{out.middle.wire, with(modelSpread, wire.sd(), bytes, f.small.spread, knownSpread(f), disk)}
 	out.guest = guess{out.middle.guest, with(0.03, guest.sd(), bytes, disk)}
 	out.convergence = drover.Convergence{

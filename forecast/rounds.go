@@ -7,9 +7,12 @@ import "math"
 // below follows them round by round, which is what a formula cannot: the guest
 // is held back and the pause grows while the rounds go on.
 const (
-	// A round ends the rounds when what is dirty fits the pause. Its length is at
-	// least what a look at the bitmap takes.
-	leastRound = 0.010
+	// The rounds end when what is left fits the pause, by the rate of the last tenth
+	// of a second: that is how often QEMU measures it, so no look at what is dirty
+	// comes sooner after another. By that rate, whatever it is that is left: pages
+	// that are sent again may take longer than those of the first round, and the
+	// pause with them.
+	leastRound = 0.100
 	// throttlePeriod is the least time between two looks at whether rounds help,
 	// throttleShare of what a period carried may be dirty after it, twice.
 	throttlePeriod, throttleShare       = 1.0, 0.5
@@ -40,7 +43,8 @@ type rounds struct {
 type outcome struct {
 	seconds float64 // all rounds but the last
 	again   float64 // bytes that are sent again in them
-	last    float64 // bytes of the last, in which the guest stands still
+	last    float64 // bytes that are sent again in the last, in which the guest stands still
+	still   float64 // seconds that the last takes
 	count   int
 	held    int     // percent by which the guest is held back at the end
 	limit   float64 // seconds that the last round may take in the end
@@ -54,7 +58,7 @@ func (o outcome) alone() bool { return o.ended && o.held == 0 }
 type stepped struct {
 	rounds
 	outcome
-	left, carry              float64
+	fresh, left              float64 // bytes of the first round, and of later ones, that wait
 	period, carried, dirtied float64
 	high                     int
 	stuckAt                  float64
@@ -73,44 +77,78 @@ func (r rounds) alone() bool {
 }
 
 func (r rounds) until(heldBack bool) outcome {
-	s := &stepped{rounds: r, outcome: outcome{limit: r.limit}, left: r.first, carry: max(r.before, 1), stuckAt: -1, natural: r.dirty.scale}
+	r.before, r.after = max(r.before, 1), max(r.after, 1)
+	s := &stepped{rounds: r, outcome: outcome{limit: r.limit}, fresh: r.first, stuckAt: -1, natural: r.dirty.scale}
 	for s.count < mostRounds && s.seconds < forever && !(heldBack && s.held > 0) {
-		took := max(s.left/s.carry, leastRound)
-		if s.count == 0 {
-			took += s.lead
+		now := s.after
+		if s.fresh > 0 {
+			now = s.before
 		}
-		next := s.dirty.unique(took)
+		// It sees that it can end within half of its measurements.
+		took := max((s.fresh+s.left)/now-s.outcome.limit+leastRound/2, leastRound)
+		was := s.left
+		sent, next := s.send(took)
 		again := 1
-		if s.count > 1 && math.Abs(next-s.left) <= 1e-3*s.left {
+		if s.count > 1 && s.fresh == 0 && math.Abs(s.left-was) <= 1e-3*was {
 			// In step: nothing changes until somebody does something.
-			if again = s.quiet(took); again == 0 {
+			if again = s.quiet(took, sent, next); again == 0 {
 				break
 			}
 		}
-		s.round(took, next, again)
-		if s.left <= s.carry*s.outcome.limit {
-			s.last, s.ended = s.left, true
+		s.round(took, sent, next, again)
+		if s.fresh+s.left <= now*s.outcome.limit {
+			s.last, s.still, s.ended = s.left, s.waits(), true
 			return s.outcome
 		}
 		s.act()
 	}
-	s.last = s.left
+	s.last, s.still = s.left, s.waits()
 	if !s.ended && s.seconds < forever {
-		s.again += s.carry * (forever - s.seconds)
+		s.again += s.after * (forever - s.seconds)
 	}
 	return s.outcome
 }
 
-// round takes rounds of one length over.
-func (s *stepped) round(took, next float64, times int) {
-	n := float64(times)
+// waits is how long what waits takes to be sent.
+func (s *stepped) waits() float64 { return s.fresh/s.before + s.left/s.after }
+
+// send sends for a time, and has the guest write meanwhile.
+func (s *stepped) send(took float64) (sent, next float64) {
+	fresh := min(s.fresh, took*s.before)
+	s.fresh -= fresh
+	left := min(s.left, (took-fresh/s.before)*s.after)
+	s.left -= left
 	if s.count > 0 {
-		s.again += s.left * n
+		s.again += left
 	}
+	if s.count == 0 {
+		took += s.lead
+	}
+	next = s.dirty.unique(took)
+	// What waits already is none the worse for being written: of all that was ever
+	// written that is left, of the first round fresh.
+	if all := s.dirty.unique(s.seconds + took); all > s.left {
+		next *= 1 - s.left/all
+	} else {
+		next = 0
+	}
+	if s.first > 0 {
+		next *= 1 - s.fresh/s.first
+	}
+	s.left = min(s.left+next, s.dirty.most)
+	return fresh + left, next
+}
+
+// round takes rounds of one length over.
+func (s *stepped) round(took, sent, next float64, times int) {
+	n := float64(times)
+	if s.count == 0 {
+		took += s.lead
+	}
+	s.again += sent * (n - 1)
 	s.count += times
 	s.seconds += took * n
-	s.period, s.carried, s.dirtied = s.period+took*n, s.carried+s.left*n, s.dirtied+next*n
-	s.left, s.carry = next, max(s.after, 1)
+	s.period, s.carried, s.dirtied = s.period+took*n, s.carried+sent*n, s.dirtied+next*n
 }
 
 // act is what QEMU and the watch do after a round.
@@ -137,9 +175,9 @@ func (s *stepped) act() {
 
 // quiet is how many rounds of that length pass before something is done; zero:
 // nothing ever is.
-func (s *stepped) quiet(took float64) int {
+func (s *stepped) quiet(took, sent, next float64) int {
 	n := math.Inf(1)
-	if s.throttle && s.held < throttleMost && (s.left == 0 || s.dirty.unique(took) > throttleShare*s.left) {
+	if s.throttle && s.held < throttleMost && next > throttleShare*sent {
 		n = math.Ceil((throttlePeriod - s.period) / took)
 	}
 	if s.outcome.limit < s.most {
