@@ -7,7 +7,7 @@
 //	move/NAME       the record's document (see store.EncodeRecord)
 //	lock/VM-UUID    the name of the VM's unfinished move
 //	request/ID      the name of the move that the request made
-//	site/NAME host/NAME link/NAME vm/HOST/NAME   the last observation, JSON
+//	SORT/KEY        an item of the inventory (site/NAME, vm/HOST/NAME, …), JSON
 //
 // A revision is etcd's own. Compaction is left to etcd: watching from a
 // revision that it has compacted gives drover.NotFound.
@@ -32,6 +32,8 @@ import (
 // Store is a Journal and an Inventory in etcd. The client stays its caller's,
 // to close.
 type Store struct {
+	store.Inventory
+
 	client *clientv3.Client
 	prefix string
 }
@@ -47,7 +49,9 @@ func New(client *clientv3.Client, prefix string) *Store {
 	if !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
 	}
-	return &Store{client: client, prefix: prefix}
+	s := &Store{client: client, prefix: prefix}
+	s.Inventory = store.NewInventory(s)
+	return s
 }
 
 func (s *Store) move(name string) string  { return s.prefix + "move/" + name }

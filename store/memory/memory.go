@@ -38,6 +38,8 @@ type Fault func(op Op, name string, after bool) error
 
 // Store is a Journal and an Inventory. The zero value is not usable; see New.
 type Store struct {
+	store.Inventory
+
 	mu       sync.Mutex
 	revision int64
 	entries  map[string]entry
@@ -70,7 +72,9 @@ var (
 
 // New returns an empty store.
 func New() *Store {
-	return &Store{entries: make(map[string]entry), changed: make(chan struct{})}
+	s := &Store{entries: make(map[string]entry), changed: make(chan struct{})}
+	s.Inventory = store.NewInventory(s)
+	return s
 }
 
 // SetFault makes calls fail as f says; nil ends it.

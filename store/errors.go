@@ -2,42 +2,11 @@ package store
 
 import (
 	"cmp"
-	"encoding/json"
-	"strings"
 
 	"github.com/drover-vm/drover"
 )
 
-// EncodeItem returns the key and the document of an inventory's item; prefix
-// names its sort ("site/") in errors.
-func EncodeItem[T any](prefix string, keyOf func(T) string, v T) (key string, doc []byte, err error) {
-	op := "keep " + strings.TrimSuffix(prefix, "/")
-	if key = keyOf(v); key == "" {
-		return "", nil, drover.Errorf(drover.Invalid, op, "it has no name")
-	}
-	doc, err = json.Marshal(v)
-	if err != nil {
-		return "", nil, drover.E(drover.Invalid, op+" "+key, err)
-	}
-	return key, doc, nil
-}
-
-// DecodeItem reads an item's document; one that cannot be read gives
-// drover.Corrupt.
-func DecodeItem[T any](prefix string, doc []byte) (v T, err error) {
-	if err := json.Unmarshal(doc, &v); err != nil {
-		return v, drover.E(drover.Corrupt, strings.TrimSuffix(prefix, "/"), err)
-	}
-	return v, nil
-}
-
 // The errors that all stores give alike.
-
-// NoItem says that the inventory keeps nothing under the key.
-func NoItem(prefix, key string) error {
-	sort := strings.TrimSuffix(prefix, "/")
-	return drover.Errorf(drover.NotFound, sort+" "+key, "there is no %s of that name", sort)
-}
 
 // NoMove says that there is no move of that name.
 func NoMove(name string) error {
