@@ -44,11 +44,7 @@ type Disk struct {
 	o     Options
 	open  atomic.Bool
 	meter meter
-
-	mu     sync.Mutex
-	closed bool
-	cancel context.CancelFunc // of the session; nil for none
-	ended  chan struct{}      // closed when it has ended
+	turn  turn
 }
 
 // New returns a disk that is not open yet.
@@ -101,52 +97,22 @@ func (d *Disk) connect(ctx context.Context) (*nbd.Client, error) {
 // Serve speaks with one client until it goes or ctx ends, and closes conn. A
 // session that is under way is ended first.
 func (d *Disk) Serve(ctx context.Context, conn net.Conn) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan struct{})
-	defer close(ended)
-	for {
-		d.mu.Lock()
-		if d.closed {
-			d.mu.Unlock()
-			return conn.Close()
-		}
-		before := d.ended
-		if before == nil {
-			d.cancel, d.ended = cancel, ended
-			d.mu.Unlock()
-			break
-		}
-		d.cancel()
-		d.mu.Unlock()
-		<-before
+	ctx, done, ok := d.turn.take(ctx)
+	if !ok {
+		return conn.Close()
 	}
+	defer done()
 	s := &session{d: d, slot: make(chan struct{}, 1)}
-	err := nbd.Serve(ctx, conn, nbd.ServerOptions{
-		Open: func(context.Context, string) (nbd.Backend, error) { return s, nil },
-	})
 	// What is outstanding at the far end is nobody's any more: the far end ends
 	// it before it takes another session.
-	s.close()
-	d.mu.Lock()
-	d.cancel, d.ended = nil, nil
-	d.mu.Unlock()
-	return err
+	defer s.close()
+	return nbd.Serve(ctx, conn, nbd.ServerOptions{
+		Open: func(context.Context, string) (nbd.Backend, error) { return s, nil },
+	})
 }
 
 // Close ends the session and takes no other.
-func (d *Disk) Close() {
-	d.mu.Lock()
-	d.closed = true
-	ended := d.ended
-	if d.cancel != nil {
-		d.cancel()
-	}
-	d.mu.Unlock()
-	if ended != nil {
-		<-ended
-	}
-}
+func (d *Disk) Close() { d.turn.close() }
 
 // session is a client's session, and the sessions at the far end that serve it, one
 // after the other. It is the client's backend.

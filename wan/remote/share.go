@@ -41,12 +41,8 @@ type ShareOptions struct {
 // Share serves an image to a VM at another site. It has one session at a time: a
 // new one ends the old one, requests included.
 type Share struct {
-	o ShareOptions
-
-	mu     sync.Mutex
-	closed bool
-	cancel context.CancelFunc // of the session; nil for none
-	ended  chan struct{}
+	o    ShareOptions
+	turn turn
 
 	opening chan struct{} // held while image is opened or closed
 	imageMu sync.Mutex
@@ -74,47 +70,19 @@ func NewShare(o ShareOptions) *Share {
 // Serve speaks with one client until it goes or ctx ends, and closes conn. A
 // session that is under way is ended first, its requests carried out.
 func (s *Share) Serve(ctx context.Context, conn net.Conn) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ended := make(chan struct{})
-	defer close(ended)
-	for {
-		s.mu.Lock()
-		if s.closed {
-			s.mu.Unlock()
-			return conn.Close()
-		}
-		before := s.ended
-		if before == nil {
-			s.cancel, s.ended = cancel, ended
-			s.mu.Unlock()
-			break
-		}
-		s.cancel()
-		s.mu.Unlock()
-		<-before
+	ctx, done, ok := s.turn.take(ctx)
+	if !ok {
+		return conn.Close()
 	}
-	err := nbd.Serve(ctx, conn, nbd.ServerOptions{
+	defer done()
+	return nbd.Serve(ctx, conn, nbd.ServerOptions{
 		Open: func(context.Context, string) (nbd.Backend, error) { return shared{s}, nil },
 	})
-	s.mu.Lock()
-	s.cancel, s.ended = nil, nil
-	s.mu.Unlock()
-	return err
 }
 
 // Close ends the session and closes the image. It takes no other.
 func (s *Share) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	ended := s.ended
-	if s.cancel != nil {
-		s.cancel()
-	}
-	s.mu.Unlock()
-	if ended != nil {
-		<-ended
-	}
+	s.turn.close()
 	s.opening <- struct{}{}
 	defer func() { <-s.opening }()
 	s.imageMu.Lock()
