@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/drover-vm/drover"
@@ -130,17 +131,29 @@ func StationMAC(mac string) (net.HardwareAddr, error) {
 	return m, nil
 }
 
-// CatchQueue is what a catch keeps, by the rules of the contract. It is not safe
-// for concurrent use.
+// CatchQueue is what a catch keeps, by the rules of the contract. Methods may be
+// called concurrently. The zero value is not usable; see NewCatchQueue.
 type CatchQueue struct {
+	mu      sync.Mutex
 	frames  []Frame
 	bytes   int
 	started bool
 	dropped int64
+
+	some   chan struct{} // holds a token when there may be something to take
+	closed chan struct{}
+	once   sync.Once
+}
+
+// NewCatchQueue returns an empty one.
+func NewCatchQueue() *CatchQueue {
+	return &CatchQueue{some: make(chan struct{}, 1), closed: make(chan struct{})}
 }
 
 // Put takes a frame in.
 func (q *CatchQueue) Put(f Frame) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	full := func() bool { return len(q.frames) >= CatchFrames || q.bytes+len(f.Data) > CatchBytes }
 	if q.started {
 		if full() {
@@ -155,10 +168,20 @@ func (q *CatchQueue) Put(f Frame) {
 		}
 	}
 	q.frames, q.bytes = append(q.frames, f), q.bytes+len(f.Data)
+	q.tell()
+}
+
+func (q *CatchQueue) tell() {
+	select {
+	case q.some <- struct{}{}:
+	default:
+	}
 }
 
 // Start forgets what came before the moment, and reports whether it had begun.
 func (q *CatchQueue) Start(since time.Time) (already bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.started {
 		return true
 	}
@@ -167,11 +190,14 @@ func (q *CatchQueue) Start(since time.Time) (already bool) {
 		q.bytes -= len(q.frames[0].Data)
 		q.frames = q.frames[1:]
 	}
+	q.tell()
 	return false
 }
 
-// Take returns all that is wanted, and forgets it.
-func (q *CatchQueue) Take() []Frame {
+// take returns all that is wanted, and forgets it.
+func (q *CatchQueue) take() []Frame {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if !q.started {
 		return nil
 	}
@@ -180,8 +206,42 @@ func (q *CatchQueue) Take() []Frame {
 	return all
 }
 
+// Next is Catch.Next.
+func (q *CatchQueue) Next(ctx context.Context) ([]Frame, error) {
+	const op = "wait for frames"
+	for {
+		if frames := q.take(); len(frames) > 0 {
+			return frames, nil
+		}
+		select {
+		case <-q.some:
+		case <-q.closed:
+			return nil, drover.Errorf(drover.Canceled, op, "it is closed")
+		case <-ctx.Done():
+			return nil, drover.E(drover.Canceled, op, ctx.Err())
+		}
+	}
+}
+
 // Dropped is how many frames found no room after Start.
-func (q *CatchQueue) Dropped() int64 { return q.dropped }
+func (q *CatchQueue) Dropped() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.dropped
+}
+
+// Close wakes who waits. Repeatable.
+func (q *CatchQueue) Close() { q.once.Do(func() { close(q.closed) }) }
+
+// Closed reports whether Close was called.
+func (q *CatchQueue) Closed() bool {
+	select {
+	case <-q.closed:
+		return true
+	default:
+		return false
+	}
+}
 
 // Asks reports whether a frame to everybody asks who has one of the addresses,
 // by ARP (RFC 826) or neighbour discovery (RFC 4861).

@@ -90,7 +90,7 @@ func (p *Ports) Catch(_ context.Context, s driver.CaughtStation) (driver.Catch, 
 	if !p.has(s.MAC) {
 		return nil, drover.Errorf(drover.NotFound, "catch", "no station %s is here", s.MAC)
 	}
-	c := &portCatch{ports: p, station: s, some: make(chan struct{}, 1), closed: make(chan struct{})}
+	c := &portCatch{ports: p, station: s, queue: driver.NewCatchQueue()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.catches[c] = true
@@ -134,14 +134,11 @@ func (m *memoryPort) Close() error { return nil }
 type portCatch struct {
 	ports   *Ports
 	station driver.CaughtStation
-	some    chan struct{}
-
-	mu     sync.Mutex
-	queue  driver.CatchQueue
-	begun  bool
-	closed chan struct{}
+	queue   *driver.CatchQueue
+	begun   bool // ports.mu is held
 }
 
+// hear is called with ports.mu held.
 func (c *portCatch) hear(f driver.Frame, plugged bool) {
 	m, err := driver.StationMAC(c.station.MAC)
 	if err != nil || f.Validate() != nil || slices.Equal(f.Data[6:12], m) {
@@ -150,65 +147,31 @@ func (c *portCatch) hear(f driver.Frame, plugged bool) {
 	if !slices.Equal(f.Data[:6], m) && (f.Data[0]&1 == 0 || !driver.Asks(f.Data, c.station.Addresses)) {
 		return
 	}
-	c.mu.Lock()
 	if plugged || c.begun {
 		c.queue.Put(f)
-	}
-	c.mu.Unlock()
-	c.tell()
-}
-
-func (c *portCatch) tell() {
-	select {
-	case c.some <- struct{}{}:
-	default:
 	}
 }
 
 // Start implements driver.Catch.
 func (c *portCatch) Start(since time.Time) error {
-	c.mu.Lock()
-	c.queue.Start(since)
+	c.ports.mu.Lock()
+	defer c.ports.mu.Unlock()
 	c.begun = true
-	c.mu.Unlock()
-	c.tell()
+	c.queue.Start(since)
 	return nil
 }
 
 // Next implements driver.Catch.
-func (c *portCatch) Next(ctx context.Context) ([]driver.Frame, error) {
-	const op = "wait for frames"
-	for {
-		c.mu.Lock()
-		frames := c.queue.Take()
-		c.mu.Unlock()
-		if len(frames) > 0 {
-			return frames, nil
-		}
-		select {
-		case <-c.some:
-		case <-c.closed:
-			return nil, drover.Errorf(drover.Canceled, op, "it is closed")
-		case <-ctx.Done():
-			return nil, drover.E(drover.Canceled, op, ctx.Err())
-		}
-	}
-}
+func (c *portCatch) Next(ctx context.Context) ([]driver.Frame, error) { return c.queue.Next(ctx) }
 
 // Dropped implements driver.Catch.
-func (c *portCatch) Dropped() int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.queue.Dropped()
-}
+func (c *portCatch) Dropped() int64 { return c.queue.Dropped() }
 
 // Close implements driver.Catch.
 func (c *portCatch) Close() error {
 	c.ports.mu.Lock()
 	defer c.ports.mu.Unlock()
-	if c.ports.catches[c] {
-		delete(c.ports.catches, c)
-		close(c.closed)
-	}
+	delete(c.ports.catches, c)
+	c.queue.Close()
 	return nil
 }

@@ -28,12 +28,10 @@ type catch struct {
 	addresses []netip.Addr
 	bridge    int // index; zero for none
 	readers   sync.WaitGroup
+	queue     *driver.CatchQueue
 
 	mu      sync.Mutex
-	queue   driver.CatchQueue
-	some    chan struct{} // holds a token when there may be something
 	sockets []*os.File
-	closed  chan struct{}
 }
 
 // Catch implements driver.Catcher.
@@ -49,10 +47,7 @@ func (t *Taps) Catch(_ context.Context, s driver.CaughtStation) (driver.Catch, e
 	if err != nil {
 		return nil, err
 	}
-	c := &catch{
-		t: t, card: card, addresses: slices.Clone(s.Addresses),
-		some: make(chan struct{}, 1), closed: make(chan struct{}),
-	}
+	c := &catch{t: t, card: card, addresses: slices.Clone(s.Addresses), queue: driver.NewCatchQueue()}
 	var why string
 	if c.bridge, why = bridgeOf(link); c.bridge == 0 {
 		t.log.Info("frames are caught at the guest's port only, as long as it is there", "mac", s.MAC, "port", link.Attrs().Name, "why", why)
@@ -77,11 +72,9 @@ func (c *catch) listen(index int, all bool) (*os.File, error) {
 	f := os.NewFile(uintptr(fd), "frames for "+c.card.String())
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-c.closed:
+	if c.queue.Closed() {
 		f.Close()
 		return nil, drover.Errorf(drover.Canceled, op, "it is closed")
-	default:
 	}
 	c.sockets = append(c.sockets, f)
 	c.readers.Go(func() { c.read(f) })
@@ -132,27 +125,13 @@ func (c *catch) read(f *os.File) {
 		}
 		own := slices.Clone(buf[:n])
 		frame.Offload, frame.Data = own[:driver.OffloadBytes:driver.OffloadBytes], own[driver.OffloadBytes:]
-		c.mu.Lock()
 		c.queue.Put(frame)
-		c.mu.Unlock()
-		c.tell()
-	}
-}
-
-func (c *catch) tell() {
-	select {
-	case c.some <- struct{}{}:
-	default:
 	}
 }
 
 // Start implements driver.Catch.
 func (c *catch) Start(since time.Time) error {
-	c.mu.Lock()
-	already := c.queue.Start(since)
-	c.mu.Unlock()
-	c.tell()
-	if already || c.bridge == 0 {
+	if already := c.queue.Start(since); already || c.bridge == 0 {
 		return nil
 	}
 	f, err := c.listen(c.bridge, true)
@@ -172,40 +151,15 @@ func (c *catch) Start(since time.Time) error {
 }
 
 // Next implements driver.Catch.
-func (c *catch) Next(ctx context.Context) ([]driver.Frame, error) {
-	const op = "wait for frames"
-	for {
-		c.mu.Lock()
-		frames := c.queue.Take()
-		c.mu.Unlock()
-		if len(frames) > 0 {
-			return frames, nil
-		}
-		select {
-		case <-c.some:
-		case <-c.closed:
-			return nil, drover.Errorf(drover.Canceled, op, "it is closed")
-		case <-ctx.Done():
-			return nil, drover.E(drover.Canceled, op, ctx.Err())
-		}
-	}
-}
+func (c *catch) Next(ctx context.Context) ([]driver.Frame, error) { return c.queue.Next(ctx) }
 
 // Dropped implements driver.Catch.
-func (c *catch) Dropped() int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.queue.Dropped()
-}
+func (c *catch) Dropped() int64 { return c.queue.Dropped() }
 
 // Close implements driver.Catch.
 func (c *catch) Close() error {
 	c.mu.Lock()
-	select {
-	case <-c.closed:
-	default:
-		close(c.closed)
-	}
+	c.queue.Close()
 	sockets := c.sockets
 	c.sockets = nil
 	c.mu.Unlock()
