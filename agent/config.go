@@ -48,6 +48,8 @@ type Config struct {
 	TenantLabel string `yaml:"tenant_label,omitempty"`
 	// Path is how the data path to other agents works.
 	Path PathConfig `yaml:"path,omitempty"`
+	// Signals is how guests are looked at.
+	Signals SignalsConfig `yaml:"signals,omitempty"`
 }
 
 // PathConfig is the data path's part of an agent's file.
@@ -139,6 +141,7 @@ func (c Config) Validate() error {
 	c.validateHypervisor(fault)
 	c.validateEdge(fault)
 	c.validatePath(fault)
+	c.Signals.validate(fault)
 	if len(faults) == 0 {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +43,9 @@ func TestConfigValidate(t *testing.T) {
 		`metrics: "9443" is not an address`:                              func(c *Config) { c.Metrics = "9443" },
 		`cut_limit: 500ms: want`:                                         func(c *Config) { c.CutLimit = Duration(500 * time.Millisecond) },
 		`cut_limit: -1s: want`:                                           func(c *Config) { c.CutLimit = Duration(-time.Second) },
+		`signals.survey: 500ms: want 1s to`:                              func(c *Config) { c.Signals.Survey = Duration(500 * time.Millisecond) },
+		`signals.share: 1.5: want`:                                       func(c *Config) { c.Signals.Share = 1.5 },
+		`signals.share: NaN: want`:                                       func(c *Config) { c.Signals.Share = math.NaN() },
 		`remains.limit: -1: want`:                                        func(c *Config) { c.Remains.Limit = new(Size(-1)) },
 		`remains.keep: -1h0m0s: want`:                                    func(c *Config) { c.Remains.Keep = Duration(-time.Hour) },
 		`tenant_label: "a b": want`:                                      func(c *Config) { c.TenantLabel = "a b" },
@@ -68,12 +72,13 @@ func TestConfigValidate(t *testing.T) {
 // and what is written back.
 func TestConfigFile(t *testing.T) {
 	var c Config
-	const file = "cut_limit: 2m\nremains: {limit: 1.5GiB, keep: 48h}\ntenant_label: owner\nmetrics: 10.1.0.11:9443\n"
+	const file = "cut_limit: 2m\nremains: {limit: 1.5GiB, keep: 48h}\ntenant_label: owner\nmetrics: 10.1.0.11:9443\nsignals: {survey: 5m}\n"
 	for text := file; ; {
 		if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
 			t.Fatal(err)
 		}
-		if c.cutLimit() != 2*time.Minute || c.Remains.limit() != 1536*drover.MiB || c.Remains.keep() != 48*time.Hour || c.tenantLabel() != "owner" || c.Metrics != "10.1.0.11:9443" {
+		if c.cutLimit() != 2*time.Minute || c.Remains.limit() != 1536*drover.MiB || c.Remains.keep() != 48*time.Hour || c.tenantLabel() != "owner" || c.Metrics != "10.1.0.11:9443" ||
+			c.Signals.pace().Survey != 5*time.Minute || c.Signals.pace().Share != 0.01 {
 			t.Errorf("read %+v", c)
 		}
 		if text != file {

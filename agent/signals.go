@@ -40,9 +40,13 @@ type pace struct {
 	Sessions time.Duration
 }
 
+// UsualSurvey is how often a guest's memory is looked at where no file says
+// otherwise.
+const UsualSurvey = 2 * time.Minute
+
 var usualPace = pace{
 	Counters: 15 * time.Second,
-	Survey:   2 * time.Minute,
+	Survey:   UsualSurvey,
 	Windows:  sample.Windows,
 	Asked:    []time.Duration{100 * time.Millisecond, time.Second, 3 * time.Second},
 	Share:    0.01,
@@ -124,7 +128,7 @@ type peerTold struct {
 
 func newSignals(a *Agent, d driver.Signals, p driver.Pings) *signals {
 	s := &signals{
-		a: a, d: d, pings: p, pace: usualPace,
+		a: a, d: d, pings: p, pace: a.config.Signals.pace(),
 		vms: map[string]*watchedVM{}, ways: map[peerKey]*watchedWay{}, subjects: map[string]*watchedSubject{},
 		asked: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
 		idle: newRate(), busy: newRate(),
@@ -152,7 +156,9 @@ func (s *signals) run(ctx context.Context) {
 			s.count(ctx)
 			s.askContent(ctx)
 		})
-		group.Go(func() error { s.survey(ctx); return nil })
+		if !s.a.config.Signals.Off {
+			group.Go(func() error { s.survey(ctx); return nil })
+		}
 	}
 	loop(s.pace.Way/4, s.measureWays)
 	if s.a.siteedge != nil {
@@ -207,8 +213,11 @@ func (s *signals) present(vms []drover.VM) {
 		}
 		w.vm = vm
 		w.s.VM, w.s.UUID, w.s.Host = vm.Name, vm.UUID, s.a.config.Name
-		if vm.State != drover.VMRunning {
+		switch {
+		case vm.State != drover.VMRunning:
 			w.s.Skipped = "it is " + string(vm.State)
+		case s.a.config.Signals.Off:
+			w.s.Skipped = "the agent's file says that guests' memory is left alone"
 		}
 	}
 	for uuid := range s.vms {

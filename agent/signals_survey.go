@@ -47,10 +47,11 @@ const (
 	contentAtOnce = 8
 	// heldLimit bounds one question to another host, or from one.
 	heldLimit = 5 * time.Second
-	// lowest is the priority of the thread that looks at guests' memory: their own
-	// threads go before it, always.
-	lowest = 19
 )
+
+// SurveyNice is the priority of the thread that looks at guests' memory, the
+// lowest there is: their own threads go before it, always.
+const SurveyNice = 19
 
 // errInUse ends a survey whose guest a move has begun to use.
 var errInUse = errors.New("a move is using it")
@@ -60,7 +61,7 @@ func (s *signals) survey(ctx context.Context) {
 	// The thread is not given back: it ends with this goroutine, and its priority
 	// with it.
 	runtime.LockOSThread()
-	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, lowest); err != nil {
+	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, SurveyNice); err != nil {
 		s.a.log.Debug("guests are looked at with the usual priority", "err", err)
 	}
 	for {

@@ -20,7 +20,12 @@ import (
 )
 
 // Ports of Drover's processes in a lab.
-const agentPort, serverPort, metricsPort = "7443", "7444", "7445"
+const (
+	agentPort, serverPort = "7443", "7444"
+	// MetricsPort is where each agent and the server tell their metrics, at their
+	// node's address.
+	MetricsPort = "7445"
+)
 
 // Places inside a node where Drover's processes find their things.
 const (
@@ -131,7 +136,7 @@ func newServerConfig(f *labfile.File, plan *topology.Plan, n *topology.Node, fil
 	return c
 }
 
-func metricsAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), metricsPort) }
+func metricsAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), MetricsPort) }
 
 func agentAddress(a netip.Addr) string { return net.JoinHostPort(a.String(), agentPort) }
 

@@ -90,6 +90,7 @@ func All() []Bench {
 		{"forecast", "what live moves were expected to cost, and what they did: errors, coverage, against two simpler models", forecasts},
 		{"link", "how much of a link the data path fills, against iperf3", linkFill},
 		{"methods", "each method moves a working guest back and forth: pause, outage, sessions", methods},
+		{"signals", "what it costs a guest to be looked at, from inside: processor lost, longest pause", signals},
 		{"wan", "moves between sites, side by side: QEMU's own ways and Drover", wan},
 		{"wanem", "the WAN emulator against what was set: rate, round trip, processor time", emulator},
 	}

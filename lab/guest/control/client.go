@@ -54,6 +54,14 @@ func (c *Client) ResetGap(ctx context.Context) error {
 	return c.do(ctx, http.MethodDelete, "/stats/gap", nil, nil)
 }
 
+// Spin has the guest work, and returns how it got on. It takes as long as the
+// work.
+func (c *Client) Spin(ctx context.Context, s Spin) (SpinStats, error) {
+	var stats SpinStats
+	err := c.do(ctx, http.MethodPost, "/spin", s, &stats)
+	return stats, err
+}
+
 // Addresses returns what the guest answers to, link-local addresses left out.
 func (c *Client) Addresses(ctx context.Context) ([]Address, error) {
 	var list []Address

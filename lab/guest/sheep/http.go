@@ -35,6 +35,7 @@ type handler struct {
 	disk     *diskWriter
 	memory   *memoryWriter
 	gap      *gapMeter
+	spinner  spinner
 	book     *addressBook
 }
 
@@ -47,6 +48,18 @@ func (h *handler) routes() http.Handler {
 	mux.HandleFunc("DELETE /stats/gap", func(w http.ResponseWriter, _ *http.Request) {
 		h.gap.reset()
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST /spin", func(w http.ResponseWriter, r *http.Request) {
+		var req control.Spin
+		if !h.decode(w, r, &req) {
+			return
+		}
+		stats, err := h.spinner.run(r.Context(), req)
+		if err != nil {
+			h.fail(w, err)
+			return
+		}
+		h.reply(w, http.StatusOK, stats)
 	})
 	mux.HandleFunc("GET /addresses", func(w http.ResponseWriter, _ *http.Request) {
 		list, err := h.book.report()
@@ -127,7 +140,7 @@ func (h *handler) act(w http.ResponseWriter, r *http.Request, req any, do func()
 func (h *handler) fail(w http.ResponseWriter, err error) {
 	code := http.StatusBadRequest
 	switch {
-	case errors.Is(err, errNoDisk), errors.Is(err, errNoMemory), errors.Is(err, journal.ErrNoJournal),
+	case errors.Is(err, errNoDisk), errors.Is(err, errNoMemory), errors.Is(err, errSpinning), errors.Is(err, journal.ErrNoJournal),
 		errors.Is(err, journal.ErrForeign), errors.Is(err, journal.ErrGeometry), errors.Is(err, journal.ErrTooSmall):
 		code = http.StatusConflict
 	case errors.Is(err, errNoAddress):
