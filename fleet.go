@@ -54,6 +54,9 @@ type Link struct {
 	// Rate is the rate bought, zero when not known. RTTMillis likewise.
 	Rate      BitRate `json:"rate_bps"`
 	RTTMillis float64 `json:"rtt_ms"`
+	// PricePerGB is what 10^9 bytes over it cost, in either direction and in a
+	// currency that is the same for all links; nil when not known.
+	PricePerGB *float64 `json:"price_per_gb,omitempty"`
 	// Bytes on the wire since counting began: from A to B and from B to A.
 	ABBytes Bytes `json:"a_to_b_bytes"`
 	BABytes Bytes `json:"b_to_a_bytes"`
@@ -62,6 +65,16 @@ type Link struct {
 // Joins reports whether the link joins the two sites, in either direction.
 func (l Link) Joins(a, b string) bool {
 	return l.A == a && l.B == b || l.A == b && l.B == a
+}
+
+// Cost is what that many bytes over the link cost; nil when its price is not
+// known.
+func (l Link) Cost(n Bytes) *float64 {
+	if l.PricePerGB == nil {
+		return nil
+	}
+	const gigabyte = 1e9 // as links are sold
+	return new(float64(n) / gigabyte * *l.PricePerGB)
 }
 
 // VMState is a VM's life on one host.

@@ -31,6 +31,9 @@ func (c *candidate) figures() {
 	}
 	c.limit("longer round trip", extra, r.MaxExtraRTTMillis, ms)
 	c.limit("cost", cost, r.MaxCost, digits)
+	if r.MaxCost != nil && f != nil && f.WireBytes != nil && cost == nil {
+		c.change("name the price of the link between %s and %s in the server's file", c.From.Name, c.To.Name)
+	}
 	c.deadline(total)
 }
 
@@ -51,6 +54,7 @@ func (c *candidate) limit(what string, have *drover.Range, most *float64, unit f
 		c.change("allow a %s of %s", what, unit(have.P90))
 	default:
 		c.miss("%s %s, %s allowed", what, spread(have, unit), unit(*most))
+		c.change("allow a %s of %s", what, unit(have.P90))
 	}
 }
 

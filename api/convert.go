@@ -77,15 +77,19 @@ func HostFromProto(h *droverv1.Host) drover.Host {
 func LinkToProto(l drover.Link) *droverv1.Link {
 	return &droverv1.Link{
 		Name: l.Name, A: l.A, B: l.B, RateBps: int64(l.Rate), RttMs: l.RTTMillis,
-		AbBytes: int64(l.ABBytes), BaBytes: int64(l.BABytes),
+		AbBytes: int64(l.ABBytes), BaBytes: int64(l.BABytes), PricePerGb: l.PricePerGB,
 	}
 }
 
 // LinkFromProto converts a link.
 func LinkFromProto(l *droverv1.Link) drover.Link {
+	if l == nil {
+		return drover.Link{}
+	}
 	return drover.Link{
 		Name: l.GetName(), A: l.GetA(), B: l.GetB(), Rate: drover.BitRate(l.GetRateBps()), RTTMillis: l.GetRttMs(),
 		ABBytes: drover.Bytes(l.GetAbBytes()), BABytes: drover.Bytes(l.GetBaBytes()),
+		PricePerGB: l.PricePerGb,
 	}
 }
 

@@ -69,6 +69,9 @@ type LinkConfig struct {
 	// Rate is the rate bought, RTT the round trip; zero when not known.
 	Rate Rate     `yaml:"rate"`
 	RTT  Duration `yaml:"rtt"`
+	// Price is what 10^9 bytes over it cost, in either direction and in a currency
+	// that is the same for all links; absent: not known.
+	Price *float64 `yaml:"price_per_gb,omitempty"`
 }
 
 // DefaultCutLimit is how long a cut of the WAN may last where the file does not
@@ -93,6 +96,8 @@ const (
 	maxSites  = 1000
 	maxAgents = 10_000
 	maxLinks  = 10_000
+	// maxPrice of a GB: beyond it a digit is wrong in any currency.
+	maxPrice = 1e6
 	// maxSocketPath is what Linux's sockaddr_un holds, without the final zero.
 	maxSocketPath = 107
 )
@@ -155,6 +160,9 @@ func (c Config) Validate() error {
 		}
 		if l.RTT < 0 {
 			v.add(at+"rtt", "%s: want a time of at least zero, such as 50ms", time.Duration(l.RTT))
+		}
+		if p := l.Price; p != nil && !(*p >= 0 && *p <= maxPrice) { // also refuses what is no number
+			v.add(at+"price_per_gb", "%v: want a price from 0 to %v, such as 0.02", *p, maxPrice)
 		}
 	}
 	c.Advice.validate(v)

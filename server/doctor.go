@@ -41,12 +41,16 @@ func (s service) Diagnose(ctx context.Context, r *droverv1.DiagnoseRequest) (*dr
 
 // Kinds of findings that are the server's own; the others are the agents'.
 const (
-	findUnreachable = "unreachable" // an agent that does not answer
-	findFault       = "fault"       // something that it could not look at
+	findUnreachable = "unreachable"  // an agent that does not answer
+	findFault       = "fault"        // something that it could not look at
+	findNeeds       = "requirements" // what a VM was said to need
 )
 
-// fixByDoctor is the fix of what diagnose may remove.
-const fixByDoctor = "drover doctor --remove"
+// The fixes of what diagnose may remove: now, and once nothing can be hidden.
+const (
+	fixByDoctor = "drover doctor --remove"
+	fixLater    = "wait until every agent answers, then drover doctor --remove"
+)
 
 // diagnose looks for what stands without being needed, and removes it if asked
 // to. What belongs to a VM is judged only while every host answers: a VM that
@@ -73,7 +77,12 @@ func (s *Server) diagnose(ctx context.Context, remove bool) (drover.Diagnosis, e
 			found.Findings = append(found.Findings, f)
 		}
 	}
-	return found, nil
+	own, err := s.orphanedNeeds(ctx, before, after, complete, remove)
+	for _, f := range own {
+		found.OK = found.OK && f.Removed
+		found.Findings = append(found.Findings, f)
+	}
+	return found, err
 }
 
 // needs is who may own something: the VMs, with the site where each is, and the
@@ -158,7 +167,7 @@ func (o owned) findings(before, after needs, complete bool) []drover.Finding {
 		case complete:
 			f.Fix = fixByDoctor
 		default:
-			f.Fix = "wait until every agent answers, then drover doctor --remove"
+			f.Fix = fixLater
 		}
 		list = append(list, f)
 	}

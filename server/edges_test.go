@@ -213,6 +213,44 @@ func TestDiagnose(t *testing.T) {
 	})
 }
 
+// TestDiagnoseRequirements: those of a VM that is nowhere are told, and removed when
+// every host answers; those of others stay.
+func TestDiagnoseRequirements(t *testing.T) {
+	in := newInstallation(t)
+	in.allUp()
+	all := in.store.Requirements()
+	for _, k := range []drover.KeptRequirements{
+		{UUID: "uuid-web1", VM: "web1", Values: map[string]string{"max-pause": "1s"}},
+		{UUID: "uuid-gone", VM: "gone", Values: map[string]string{"max-pause": "1s"}},
+	} {
+		if err := all.Put(t.Context(), k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in.Agents["s2"].Stop()
+	in.until("s2 to be missed", func() bool { return !in.hosts()["s2"].Up })
+	for _, f := range in.diagnose(true).Findings {
+		if f.Removed || f.Kind == "requirements" && f.Fix == "drover doctor --remove" {
+			t.Errorf("without host s2: %+v", f)
+		}
+	}
+	in.Agents["s2"].Start()
+	in.allUp()
+	d := in.diagnose(false)
+	if len(d.Findings) != 1 || d.OK || d.Findings[0].Owner != "vm/uuid-gone" || d.Findings[0].Fix != "drover doctor --remove" || !strings.Contains(d.Findings[0].What, "gone") {
+		t.Fatalf("found %+v", d)
+	}
+	if d = in.diagnose(true); !d.OK || len(d.Findings) != 1 || !d.Findings[0].Removed {
+		t.Errorf("removed %+v", d)
+	}
+	if d = in.diagnose(false); !d.OK || len(d.Findings) != 0 {
+		t.Errorf("left %+v", d)
+	}
+	if _, err := all.Get(t.Context(), "uuid-web1"); err != nil {
+		t.Errorf("those of a vm that is there: %v", err)
+	}
+}
+
 // TestDiagnoseAfterAMove: a name that a move which is done has changed stays as
 // it is.
 func TestDiagnoseAfterAMove(t *testing.T) {

@@ -84,6 +84,7 @@ func (o *oracle) input(v drover.VM, to drover.Place, method drover.Method, terms
 		link = &links[i]
 	}
 	o.s.signals.tell(&in, link)
+	in.Terms.PricePerGiB = pricePerGiB(v.Site, to.Site, link)
 	return in
 }
 

@@ -16,6 +16,7 @@ func (o *overview) foretell(vm drover.VM, target drover.Host, to drover.Place, l
 	} else if link != nil {
 		in.Link = forecast.MeasuredLink(*link, vm.Site, to.Site, o.now)
 	}
+	in.Terms.PricePerGiB = pricePerGiB(vm.Site, to.Site, link)
 	all := make(map[drover.Method]drover.Forecast, len(drover.Methods()))
 	for _, in.Method = range drover.Methods() {
 		all[in.Method] = o.model.Forecast(in)

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"maps"
+	"slices"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
@@ -93,6 +95,77 @@ func (s *Server) keptNeeds(ctx context.Context, uuid string) (drover.KeptRequire
 		return drover.KeptRequirements{UUID: uuid}, nil
 	}
 	return kept, err
+}
+
+// forgetNeeds drops what was set for a VM that is no more.
+func (s *Server) forgetNeeds(ctx context.Context, uuid string) error {
+	s.settingNeeds.Lock()
+	defer s.settingNeeds.Unlock()
+	return s.deps.Inventory.Requirements().Delete(ctx, uuid)
+}
+
+// inheritNeeds gives a VM that a move has made what was set for the one that it is
+// like, unless something was set for it already; one that is no more loses it.
+func (s *Server) inheritNeeds(ctx context.Context, m drover.Move) error {
+	if m.State != drover.MoveDone || !m.Method.Makes() || m.Clone == nil {
+		return nil
+	}
+	s.settingNeeds.Lock()
+	defer s.settingNeeds.Unlock()
+	old, err := s.keptNeeds(ctx, m.VMUUID)
+	if err != nil || len(old.Values) == 0 {
+		return err
+	}
+	own, err := s.keptNeeds(ctx, m.Clone.UUID)
+	if err != nil {
+		return err
+	}
+	all := s.deps.Inventory.Requirements()
+	if len(own.Values) == 0 {
+		if err := all.Put(ctx, drover.KeptRequirements{UUID: m.Clone.UUID, VM: m.Clone.Name, Values: old.Values}); err != nil {
+			return err
+		}
+	}
+	if m.Method == drover.Spawn || m.KeepSource {
+		return nil // the old one is there still
+	}
+	return all.Delete(ctx, m.VMUUID)
+}
+
+// orphanedNeeds finds the requirements of VMs that are nowhere. They are not dropped
+// by themselves, however long a VM is gone: one that comes back, from a backup or
+// with a host that was away, needs what it needed.
+func (s *Server) orphanedNeeds(ctx context.Context, before, after needs, complete, remove bool) ([]drover.Finding, error) {
+	s.settingNeeds.Lock()
+	defer s.settingNeeds.Unlock()
+	all := s.deps.Inventory.Requirements()
+	kept, _, err := all.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []drover.Finding
+	for _, k := range kept {
+		why := leftover(&droverv1.OwnedThing{Owner: "vm/" + k.UUID}, before, after)
+		if why == "" {
+			continue
+		}
+		f := drover.Finding{
+			Where: s.cfg.Name, Kind: findNeeds, Owner: "vm/" + k.UUID, What: "requirements of vm " + k.VM + ": " + why, Fix: fixLater,
+		}
+		if complete {
+			f.Fix = fixByDoctor
+		}
+		if complete && remove {
+			if err := all.Delete(ctx, k.UUID); err != nil {
+				f.Fix = "it could not be removed: " + err.Error()
+			} else {
+				f.Removed, f.Fix = true, ""
+			}
+		}
+		found = append(found, f)
+	}
+	slices.SortFunc(found, func(a, b drover.Finding) int { return cmp.Compare(a.What, b.What) })
+	return found, nil
 }
 
 func (s *Server) needsOf(ctx context.Context, vm drover.VM) (drover.VMRequirements, error) {

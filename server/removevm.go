@@ -53,6 +53,9 @@ func (s service) RemoveVM(ctx context.Context, r *droverv1.RemoveMadeVMRequest) 
 	if _, err := host.client.RemoveVM(limited, &droverv1.RemoveVMRequest{Vm: vm.Name, VmUuid: vm.UUID}); err != nil {
 		return nil, err
 	}
+	if err := s.forgetNeeds(ctx, vm.UUID); err != nil {
+		s.log.WarnContext(ctx, "requirements of a vm that was removed are left; doctor removes them", "vm", vm.Name, "error", err)
+	}
 	resp.Removed = append(resp.Removed, fmt.Sprintf("vm %s at %s/%s", vm.Name, vm.Site, vm.Host))
 	for _, d := range vm.Disks {
 		if !d.Shared && !d.ReadOnly {

@@ -79,6 +79,7 @@ func TestRedirect(t *testing.T) {
 	in := newInstallation(t)
 	in.allUp()
 	in.withService()
+	in.require(map[string]string{"countries": "DE"})
 	m := in.startMove(&droverv1.StartMoveRequest{
 		Vm: "web1", To: to("south", ""), Method: "redirect",
 		// One of the backend's own servers has the new VM's name.
@@ -92,6 +93,13 @@ func TestRedirect(t *testing.T) {
 		vms := in.vms()
 		return len(vms) == 1 && vms[0].Name == "one"
 	})
+	// It needs what the other was said to need, of which nothing is left over.
+	if n, err := in.client.GetRequirements(t.Context(), &droverv1.GetRequirementsRequest{Vm: "one"}); err != nil || len(n.GetRequirements().GetStated()) != 1 {
+		t.Errorf("the new VM needs %v, %v", n, err)
+	}
+	if d := in.diagnose(false); len(d.Findings) != 0 {
+		t.Errorf("left over: %+v", d)
+	}
 	var done []string
 	in.Agents["ne"].Get(func(s *servertest.State) { done = s.Edge.Done })
 	want := []string{

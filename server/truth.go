@@ -88,6 +88,9 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	t.mu.Unlock()
 	t.s.meter.end(m)
 	t.s.signals.learn(ctx, m)
+	if err := t.s.inheritNeeds(ctx, m); err != nil {
+		t.s.log.WarnContext(ctx, "a vm that was made lacks the requirements of the one that it is like", "move", m.Name, "error", err)
+	}
 	defer t.s.oracle.relearn()
 	var f drover.Figures
 	var werr error
@@ -100,6 +103,7 @@ func (t *truth) MoveEnded(ctx context.Context, m drover.Move) (drover.Figures, e
 	if m.Generation > 1 && len(t.joining(m)) > 0 {
 		f.WireBytes = m.Measured.PathWireBytes
 	}
+	f.Cost = t.cost(m, f)
 	detour := t.detour(ctx, m, b)
 	t.stopProbes(ctx, m, t.probersOf(m, b), &f)
 	detour(&f)

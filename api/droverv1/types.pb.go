@@ -297,6 +297,7 @@ type Link struct {
 	RttMs         float64                `protobuf:"fixed64,5,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
 	AbBytes       int64                  `protobuf:"varint,6,opt,name=ab_bytes,json=abBytes,proto3" json:"ab_bytes,omitempty"`
 	BaBytes       int64                  `protobuf:"varint,7,opt,name=ba_bytes,json=baBytes,proto3" json:"ba_bytes,omitempty"`
+	PricePerGb    *float64               `protobuf:"fixed64,8,opt,name=price_per_gb,json=pricePerGb,proto3,oneof" json:"price_per_gb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,6 +377,13 @@ func (x *Link) GetAbBytes() int64 {
 func (x *Link) GetBaBytes() int64 {
 	if x != nil {
 		return x.BaBytes
+	}
+	return 0
+}
+
+func (x *Link) GetPricePerGb() float64 {
+	if x != nil && x.PricePerGb != nil {
+		return *x.PricePerGb
 	}
 	return 0
 }
@@ -4586,7 +4594,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x04edge\x18\x10 \x01(\bR\x04edge\x12\x0e\n" +
 	"\x02up\x18\x11 \x01(\bR\x02up\x12/\n" +
 	"\x14last_seen_unix_nanos\x18\x12 \x01(\x03R\x11lastSeenUnixNanos\x12\x14\n" +
-	"\x05fault\x18\x13 \x01(\tR\x05fault\"\x9e\x01\n" +
+	"\x05fault\x18\x13 \x01(\tR\x05fault\"\xd6\x01\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\f\n" +
 	"\x01a\x18\x02 \x01(\tR\x01a\x12\f\n" +
@@ -4594,7 +4602,10 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\brate_bps\x18\x04 \x01(\x03R\arateBps\x12\x15\n" +
 	"\x06rtt_ms\x18\x05 \x01(\x01R\x05rttMs\x12\x19\n" +
 	"\bab_bytes\x18\x06 \x01(\x03R\aabBytes\x12\x19\n" +
-	"\bba_bytes\x18\a \x01(\x03R\abaBytes\"\x8f\x06\n" +
+	"\bba_bytes\x18\a \x01(\x03R\abaBytes\x12%\n" +
+	"\fprice_per_gb\x18\b \x01(\x01H\x00R\n" +
+	"pricePerGb\x88\x01\x01B\x0f\n" +
+	"\r_price_per_gb\"\x8f\x06\n" +
 	"\x02VM\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\tR\x04uuid\x12\x12\n" +
@@ -5176,6 +5187,7 @@ func file_drover_v1_types_proto_init() {
 		return
 	}
 	file_drover_v1_forecast_proto_init()
+	file_drover_v1_types_proto_msgTypes[2].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[21].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[22].OneofWrappers = []any{}
 	file_drover_v1_types_proto_msgTypes[33].OneofWrappers = []any{}

@@ -91,6 +91,7 @@ func expectedLine(f *drover.Forecast) string {
 		{"pause", f.PauseMillis, ms},
 		{"outage", f.OutageMillis, ms},
 		{"wire", f.WireBytes, bytes},
+		{"cost", f.Cost, func(v float64) string { return price(&v) }},
 	} {
 		if p.r != nil && p.r.P90 > 0 {
 			parts = append(parts, fmt.Sprintf("%s %s (%s to %s)", p.name, p.show(p.r.P50), p.show(p.r.P10), p.show(p.r.P90)))

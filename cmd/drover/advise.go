@@ -174,6 +174,9 @@ func forecastLine(f *drover.Forecast) string {
 	add("pause", f.PauseMillis, millis)
 	add("outage", f.OutageMillis, millis)
 	add("wire", f.WireBytes, func(v *float64) string { return drover.Bytes(*v).String() })
+	if f.Cost != nil && f.Cost.P90 > 0 {
+		add("cost", f.Cost, price)
+	}
 	return strings.Join(parts, "   ")
 }
 

@@ -288,6 +288,7 @@ func figuresLine(f drover.Figures) string {
 		{"http outage", millis(f.OutageHTTP)},
 		{"wire", bytesOf(f.WireBytes)},
 		{"guest", bytesOf(f.GuestBytes)},
+		{"cost", price(f.Cost)},
 		{"extra round trip", millis(f.ExtraRTT)},
 		{"trombone", rateAbove0(f.HairpinBPS)},
 		{"disks left behind", rateAbove0(f.RemoteIOBPS)},

@@ -97,3 +97,11 @@ func moment(t time.Time) string {
 }
 
 func list(items []string) string { return strings.Join(items, ",") }
+
+// price shows money, whose currency nobody has said.
+func price(v *float64) string {
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.3g", *v)
+}

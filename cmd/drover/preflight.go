@@ -121,12 +121,24 @@ func (a *app) preflightTable(p drover.Preflight) error {
 	if err := a.table([]string{"CHECK", "RESULT", "FINDING", "WHAT TO DO"}, rows); err != nil {
 		return err
 	}
-	answer := "would move"
-	if !p.OK {
-		answer = "cannot move"
-	}
-	_, err := fmt.Fprintf(a.out, "%s %s to %s by method %s\n", p.VM, answer, p.To, orDash(string(p.Method)))
+	_, err := fmt.Fprintln(a.out, preflightAnswer(p))
 	return err
+}
+
+// preflightAnswer is what the checks come to.
+func preflightAnswer(p drover.Preflight) string {
+	by := ""
+	if p.Method != "" && p.Method != drover.Stay {
+		by = " by method " + string(p.Method)
+	}
+	switch {
+	case p.OK:
+		return fmt.Sprintf("%s would move to %s%s", p.VM, p.To, by)
+	case p.Method == drover.Stay:
+		return fmt.Sprintf("%s should stay, and not move to %s", p.VM, p.To)
+	default:
+		return fmt.Sprintf("%s cannot move to %s%s", p.VM, p.To, by)
+	}
 }
 
 func orDash(s string) string {
