@@ -114,6 +114,15 @@ type signalsBench struct {
 	agent int
 	// gaps of all windows, with the agent and without.
 	gaps map[bool][]control.Gaps
+	// looks are the windows with the agent, alone the long gaps of those without.
+	looks []looked
+	alone [][]control.Gap
+}
+
+// looked is a window: when the agent looked at the guest, and the guest's long gaps.
+type looked struct {
+	spans []span
+	gaps  []control.Gap
 }
 
 // prepare gives the guest something to be looked at, and the agent its pace.
@@ -185,7 +194,12 @@ func (b *signalsBench) window(ctx context.Context, sampling bool) (Row, error) {
 	if err != nil {
 		return nil, err
 	}
+	watch, err := watchSurveys(b.agent)
+	if err != nil {
+		return nil, err
+	}
 	stats, err := b.guest.Spin(ctx, control.Spin{DurationMS: signalsWindow.Milliseconds()})
+	spans := watch.end()
 	if err != nil {
 		return nil, err
 	}
@@ -194,8 +208,15 @@ func (b *signalsBench) window(ctx context.Context, sampling bool) (Row, error) {
 		return nil, err
 	}
 	b.gaps[sampling] = addGaps(b.gaps[sampling], stats.Gaps)
+	if sampling {
+		b.looks = append(b.looks, looked{spans, stats.Long})
+	} else {
+		b.alone = append(b.alone, stats.Long)
+	}
+	longest, over := within(stats.Long, spans, 0, signalsWindow)
 	seconds := stats.DurationMS / 1e3
 	return Row{
+		"looks_s": total(spans).Seconds(), "looks_longest_ms": longest, "looks_over_5ms": int64(over),
 		"sampling": sampling, "seconds": seconds, "steps_per_s": float64(stats.Steps) / seconds, "longest_ms": stats.LongestMS,
 		"step_p50_ms": gapQuantile(stats.Gaps, 0.5), "step_p999_ms": gapQuantile(stats.Gaps, 0.999),
 		"over_1ms_per_s": gapsOver(stats.Gaps, 1) / seconds, "over_5ms_per_s": gapsOver(stats.Gaps, signalsMostPause) / seconds,
@@ -217,40 +238,19 @@ func (b *signalsBench) spent(ctx context.Context, sampling bool) (s agentSpent, 
 		return s, err
 	}
 	s.cpu = used.Seconds()
-	if s.survey, err = lowestThreads(b.agent); err != nil {
+	threads, err := surveyThreads(b.agent)
+	if err != nil {
 		return s, err
+	}
+	for _, file := range threads {
+		d, err := threadTime(file)
+		if err != nil {
+			return s, err
+		}
+		s.survey += d.Seconds()
 	}
 	s.surveys, err = b.metric(ctx, "drover_signals_surveys_total")
 	return s, err
-}
-
-// lowestThreads is what the threads of a process have used that have the lowest
-// priority, in seconds: an agent has one, which looks at guests.
-func lowestThreads(pid int) (float64, error) {
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid)) // the pattern is right
-	sum := 0.0
-	for _, task := range tasks {
-		raw, err := os.ReadFile(filepath.Join(task, "stat"))
-		if err != nil {
-			continue // it has ended
-		}
-		// After the command's closing bracket, nice is field 17 (proc(5)).
-		_, rest, _ := strings.Cut(string(raw), ") ")
-		if f := strings.Fields(rest); len(f) < 17 || f[16] != strconv.Itoa(agent.SurveyNice) {
-			continue
-		}
-		raw, err = os.ReadFile(filepath.Join(task, "schedstat")) // in ns, where stat has ticks
-		if err != nil {
-			return 0, err
-		}
-		first, _, _ := strings.Cut(string(raw), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("processor time of a thread: %w", err)
-		}
-		sum += time.Duration(ns).Seconds()
-	}
-	return sum, nil
 }
 
 // metric asks the agent for one of its metrics.
@@ -297,7 +297,7 @@ func (b *signalsBench) summarise(rows []Row) map[string]any {
 		surveys, survey = surveys+float64(n), survey+number(on, "survey_cpu_s")
 		cpu, seconds = cpu+number(on, "agent_cpu_s"), seconds+number(on, "seconds")
 	}
-	if len(share) == 0 || surveys == 0 {
+	if len(share) == 0 || surveys == 0 || len(b.alone) == 0 {
 		return map[string]any{"pairs": len(share), "ok": false}
 	}
 	usual := agent.UsualSurvey.Seconds()
@@ -321,11 +321,41 @@ func (b *signalsBench) summarise(rows []Row) map[string]any {
 		key := fmt.Sprintf("_over_%gms_per_s", over)
 		summary["on"+key], summary["off"+key] = gapsOver(b.gaps[true], over)/seconds, gapsOver(b.gaps[false], over)/seconds
 	}
+	b.pauses(summary)
 	// The guest's loss and the host's own work, both of one processor.
 	summary["share_ok"] = max(0, lost)+own <= signalsMostShare
-	summary["pause_ok"] = quantile(longer, 0.5) <= signalsMostPause
+	summary["pause_ok"] = summary["pause_ms"].(float64) <= signalsMostPause
 	summary["ok"] = summary["share_ok"] == true && summary["pause_ok"] == true
 	return summary
+}
+
+// shifts is how many times the looks are laid over the windows without any.
+const shifts = 200
+
+// pauses compares how long the guest stood still while it was looked at with how
+// long it would have anyway: the very same times, moved on by chance, in windows in
+// which nobody looked.
+func (b *signalsBench) pauses(summary map[string]any) {
+	var with, without []float64
+	seconds, over, chance := 0.0, 0, 0.0
+	random := rand.New(rand.NewPCG(uint64(b.Seed), 8))
+	for _, w := range b.looks {
+		longest, n := within(w.gaps, w.spans, 0, signalsWindow)
+		with, over, seconds = append(with, longest), over+n, seconds+total(w.spans).Seconds()
+		for range shifts {
+			alone := b.alone[random.IntN(len(b.alone))]
+			longest, n := within(alone, w.spans, time.Duration(random.Int64N(int64(signalsWindow))), signalsWindow)
+			without, chance = append(without, longest), chance+float64(n)/shifts
+		}
+	}
+	summary["looks_s"] = seconds
+	summary["looks_over_5ms_per_s"], summary["chance_over_5ms_per_s"] = float64(over)/seconds, chance/seconds
+	for _, q := range []float64{0.5, 0.9} {
+		key := fmt.Sprintf("_longest_ms_p%g", 100*q)
+		summary["looks"+key], summary["chance"+key] = quantile(with, q), quantile(without, q)
+	}
+	summary["looks_longest_ms_max"], summary["chance_longest_ms_max"] = slices.Max(with), slices.Max(without)
+	summary["pause_ms"] = max(0, quantile(with, 0.5)-quantile(without, 0.5))
 }
 
 // standardError is that of the values' mean.

@@ -127,8 +127,24 @@ type SpinStats struct {
 	// Gaps are the steps by how long they took, ascending; what is empty is left
 	// out.
 	Gaps []Gaps `json:"gaps"`
+	// Long are the first MaxLong of those that took LongMS or more, in their order.
+	Long []Gap `json:"long,omitempty"`
 	// Result is what was computed, so that it had to be.
 	Result uint64 `json:"result,string"`
+}
+
+// LongMS is from when on a step is told with its moment, in milliseconds, and
+// MaxLong how many are: of more the histogram tells enough.
+const (
+	LongMS  = 1
+	MaxLong = 4096
+)
+
+// Gap is a step that took long.
+type Gap struct {
+	// AtMS is when it began, since the work did, and MS how long it took.
+	AtMS float64 `json:"at_ms"`
+	MS   float64 `json:"ms"`
 }
 
 // Gaps are steps that took at most UpToMS milliseconds, and more than those

@@ -63,7 +63,7 @@ func (s *spinner) run(ctx context.Context, req control.Spin) (control.SpinStats,
 // spin is the work itself.
 func spin(ctx context.Context, d time.Duration) control.SpinStats {
 	var counts [gapBounds + 1]int64
-	var stats control.SpinStats
+	stats := control.SpinStats{Long: make([]control.Gap, 0, control.MaxLong)} // no allocation while it works
 	seed := uint64(1)
 	began := time.Now()
 	for last, end := began, began.Add(d); last.Before(end) && ctx.Err() == nil; {
@@ -71,13 +71,16 @@ func spin(ctx context.Context, d time.Duration) control.SpinStats {
 			seed = seed*6364136223846793005 + 1442695040888963407 // Knuth, MMIX
 		}
 		now := time.Now()
-		took := now.Sub(last)
-		last = now
+		took := millis(now.Sub(last))
+		if took >= control.LongMS && len(stats.Long) < control.MaxLong {
+			stats.Long = append(stats.Long, control.Gap{AtMS: millis(last.Sub(began)), MS: took})
+		}
 		stats.Steps++
-		counts[gapBucket(took)]++
-		stats.LongestMS = max(stats.LongestMS, float64(took)/float64(time.Millisecond))
+		counts[gapBucket(now.Sub(last))]++
+		stats.LongestMS = max(stats.LongestMS, took)
+		last = now
 	}
-	stats.DurationMS = float64(time.Since(began)) / float64(time.Millisecond)
+	stats.DurationMS = millis(time.Since(began))
 	stats.Result = seed
 	for i, n := range counts {
 		if n > 0 {
@@ -86,6 +89,8 @@ func spin(ctx context.Context, d time.Duration) control.SpinStats {
 	}
 	return stats
 }
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // gapBound is a bucket's upper bound in milliseconds.
 func gapBound(i int) float64 {
