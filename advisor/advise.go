@@ -39,6 +39,8 @@ func Advise(q Question, p Policy) drover.Advice {
 		a.Changes = []string{"mend its requirements (drover requirements " + q.VM.Name + ")"}
 	case q.To.Name == q.From.Name && q.Host == "":
 		a.Reasons = []string{fmt.Sprintf("it is at %s already", q.To.Name)}
+	case q.To.Name == q.From.Name && q.Host == q.VM.Host:
+		a.Reasons = []string{fmt.Sprintf("it is on %s/%s already", q.To.Name, q.Host)}
 	case best.class() <= classAssumed:
 		a.Method, a.Reasons = best.advice.Method, best.why(found)
 	default:

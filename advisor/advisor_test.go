@@ -451,3 +451,22 @@ func BenchmarkFleet(b *testing.B) {
 		}
 	}
 }
+
+// What would change the mind is what the VM could be given, and nothing that would
+// contradict what it needs.
+func TestWhatWouldChange(t *testing.T) {
+	q := ask(guest{memory: gb, disk: gb, dirty: 5e6}, map[string]string{"keep-memory": "yes", "keep-sessions": "yes", "max-pause": "20ms"})
+	a := advisor.Advise(q, policy())
+	if a.Method != drover.Stay || !slices.ContainsFunc(a.Changes, func(s string) bool { return strings.HasPrefix(s, "allow a pause of ") }) {
+		t.Errorf("%s, would change: %q", a.Method, a.Changes)
+	}
+	for _, c := range a.Changes {
+		if strings.Contains(c, "stateless") || strings.Contains(c, "load balancer") {
+			t.Errorf("its memory is to be kept, and this would change the mind: %s", c)
+		}
+	}
+	q.To, q.Host = q.From, q.VM.Host
+	if a = advisor.Advise(q, policy()); a.Method != drover.Stay || len(a.Reasons) != 1 || !strings.Contains(a.Reasons[0], "already") {
+		t.Errorf("to where it is: %s, %q", a.Method, a.Reasons)
+	}
+}

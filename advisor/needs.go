@@ -153,14 +153,18 @@ func (c *candidate) another(r drover.Requirements) {
 		c.pro("it is stateless: another made of its template does as well")
 	case r.Stateless == nil:
 		c.miss("a second VM lacks what this one writes, and nobody has said that it is stateless")
-		c.change("say that it is stateless, if it is")
+		if !drover.Wants(r.KeepMemory) { // else that would contradict it
+			c.change("say that it is stateless, if it is")
+		}
 	default:
 		c.miss("it has a state of its own, which a second VM would lack")
 	}
 	switch {
 	case m == drover.Redirect && r.Service == "":
 		c.impossible("no load balancer's backend is known to send sessions to it")
-		c.change("say of which service it is, if it stands behind a load balancer")
+		if !drover.Wants(r.KeepMemory) {
+			c.change("say of which service it is, if it stands behind a load balancer")
+		}
 	case m == drover.Redirect:
 		c.pro("the load balancer of service %s sends new sessions to the second VM", r.Service)
 	case r.Service != "":
