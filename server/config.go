@@ -71,7 +71,7 @@ type LinkConfig struct {
 	RTT  Duration `yaml:"rtt"`
 	// Price is what 10^9 bytes over it cost, in either direction and in a currency
 	// that is the same for all links; absent: not known.
-	Price *float64 `yaml:"price_per_gb,omitempty"`
+	Price *Price `yaml:"price_per_gb,omitempty"`
 }
 
 // DefaultCutLimit is how long a cut of the WAN may last where the file does not
@@ -162,7 +162,7 @@ func (c Config) Validate() error {
 			v.add(at+"rtt", "%s: want a time of at least zero, such as 50ms", time.Duration(l.RTT))
 		}
 		if p := l.Price; p != nil && !(*p >= 0 && *p <= maxPrice) { // also refuses what is no number
-			v.add(at+"price_per_gb", "%v: want a price from 0 to %v, such as 0.02", *p, maxPrice)
+			v.add(at+"price_per_gb", "%v: want a price from 0 to %v, such as 0.02", float64(*p), float64(maxPrice))
 		}
 	}
 	c.Advice.validate(v)

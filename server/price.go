@@ -1,6 +1,27 @@
 package server
 
-import "github.com/drover-vm/drover"
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/goccy/go-yaml/ast"
+
+	"github.com/drover-vm/drover"
+)
+
+// Price is what something costs, as files write it: a number.
+type Price float64
+
+// UnmarshalYAML reads a price.
+func (p *Price) UnmarshalYAML(n ast.Node) error {
+	text := n.GetToken().Value
+	v, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return placed(n, fmt.Errorf("%q: want a price, such as 0.02", text))
+	}
+	*p = Price(v)
+	return nil
+}
 
 // pricePerGiB is what forecasts reckon with: what a GiB from site to site costs. It
 // is nothing inside a site, and nil where the link has no price, or there is none.

@@ -8,6 +8,7 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
+	"github.com/drover-vm/drover/server"
 )
 
 // linkPrice is that of the link between north and south, for a GB.
@@ -17,7 +18,7 @@ const linkPrice = 50.0
 func priced(t *testing.T) *installation {
 	in := newInstallation(t)
 	in.end()
-	in.cfg.Links[0].Price = new(linkPrice)
+	in.cfg.Links[0].Price = new(server.Price(linkPrice))
 	in.start()
 	in.allUp()
 	return in

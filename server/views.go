@@ -174,7 +174,7 @@ func (f *fleet) viewLinks() []drover.Link {
 	for _, l := range f.links {
 		links = append(links, drover.Link{
 			Name: l.Name, A: l.A, B: l.B, Rate: drover.BitRate(l.Rate),
-			RTTMillis: float64(time.Duration(l.RTT)) / float64(time.Millisecond), PricePerGB: l.Price,
+			RTTMillis: float64(time.Duration(l.RTT)) / float64(time.Millisecond), PricePerGB: (*float64)(l.Price),
 		})
 	}
 	for _, a := range f.sorted() {

@@ -60,6 +60,9 @@ func TestServerConfig(t *testing.T) {
 		{"no rate", "rate: 200Mbit", "rate: fast", []string{"server.yaml:13: "}},
 		{"no round trip", "rtt: 50ms", "rtt: soon", []string{`server.yaml:13: "soon": want a time`}},
 		{"a list for a rate", "rate: 200Mbit", "rate: [1]", []string{"server.yaml:13: "}},
+		{"negative price", "rtt: 50ms", "rtt: 50ms, price_per_gb: -1", []string{"links[0].price_per_gb: -1: want a price from 0 to"}},
+		{"price that is none", "rtt: 50ms", "rtt: 50ms, price_per_gb: nan", []string{"links[0].price_per_gb: NaN: want a price"}},
+		{"price in words", "rtt: 50ms", "rtt: 50ms, price_per_gb: cheap", []string{`server.yaml:13: "cheap": want a price, such as 0.02`}},
 		{"negative round trip", "rtt: 50ms", "rtt: -1ms", []string{"links[0].rtt: -1ms"}},
 		{"two faults, two lines", "state: /var/lib/drover", "state: x", []string{`state: "x"`}},
 	} {
