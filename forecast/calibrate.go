@@ -41,7 +41,7 @@ const (
 	// this program change.
 	window = 200
 	// Of two moves, one of them so many moves or so long ago, the older counts half.
-	halfMoves = 60.0
+	halfMoves = 20.0
 	halfLife  = 45 * 24 * time.Hour
 	// likeness is by what factor two moves may differ in length to count for each
 	// other in full measure (a Gaussian's deviation, of the logarithm).

@@ -150,6 +150,19 @@ func (d dirty) unique(t float64) float64 {
 	return min(sane(u), d.most)
 }
 
+// meanSteps is into how many parts a time is cut for a mean.
+const meanSteps = 8
+
+// mean is how many bytes are written at least once between a moment of t seconds, any
+// of them alike, and their end.
+func (d dirty) mean(t float64) float64 {
+	sum := 0.0
+	for i := range meanSteps {
+		sum += d.unique(t * (float64(i) + 0.5) / meanSteps)
+	}
+	return sum / meanSteps
+}
+
 func (d dirty) curve(t float64) float64 { return d.hot*(1-math.Exp(-t/d.period)) + d.cold*t }
 
 // rate is the distinct bytes per second over a time.

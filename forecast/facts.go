@@ -169,13 +169,13 @@ func (f *facts) packing() {
 		}
 	}
 	f.sampled = f.small.value
-	factor := f.taught.packedAll
-	if v, known := f.taught.packed[f.in.VM.UUID]; known {
-		factor = v
+	if f.taught.packedAll > 0 {
+		f.small.value *= f.taught.packedAll
 	}
-	if factor > 0 {
-		f.small.value = min(1, f.small.value*factor)
+	if told := f.taught.packed[f.in.VM.UUID]; len(told) > 0 {
+		f.small.value = math.Exp(drawn(logs(told), math.Log(max(f.small.value, leastShare)), priorMoves))
 	}
+	f.small.value = min(1, f.small.value)
 }
 
 // rewritten is what a compressor leaves of pages that the guest writes: they are of
@@ -242,7 +242,7 @@ func (f *facts) leftOfDisks() guess {
 
 // keptLeft is what is left of a byte of a disk that goes back to where it was: what
 // was written since.
-const keptLeft = 0.2
+const keptLeft = 0.1
 
 func (f *facts) ofLink() {
 	l := f.in.Link

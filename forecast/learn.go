@@ -11,8 +11,10 @@ const (
 	// busyShare of the wire's rate is what a move that is held back by its host
 	// stays below: only such a move tells how fast the host is.
 	busyShare = 0.75
-	// taughtMoves are the newest moves that tell, per host or VM.
-	taughtMoves = 15
+	// taughtMoves are the newest moves that tell of a host, packedMoves of a VM: what
+	// a host has besides, and what a guest holds, changes.
+	taughtMoves = 4
+	packedMoves = 4
 	// leastTold is how many bytes a move must have sent to tell.
 	leastTold = 32 << 20
 	// packedTold, likewise, of pages that a compressor saw.
@@ -23,8 +25,9 @@ const (
 	// diskTold, likewise, of disks.
 	diskTold = 1 << 20
 	// allMoves are the newest moves of an installation that tell of all of it, and
-	// priorMoves how many moves the built-in figure counts for beside them.
-	allMoves   = 60
+	// priorMoves how many moves the built-in figure counts for beside them, or a new
+	// sample beside what was seen of a VM.
+	allMoves   = 6
 	priorMoves = 2
 )
 
@@ -45,15 +48,76 @@ type taught struct {
 	speed map[string]float64 // bytes of memory that is not zero, per second, by host
 	// speedAll is that of all hosts together; zero is not known.
 	speedAll float64
-	fixed    []float64          // seconds
-	packed   map[string]float64 // factor, by VM
-	// packedAll is that of all VMs together.
+	rest     rests
+	// packed is what a compressor left of a VM's pages, by its UUID; packedAll the
+	// factor between that and what samples had said, of all VMs.
+	packed    map[string][]float64
 	packedAll float64
 	// cameFrom is where a VM was before, by its UUID: there its disks are known as
 	// they were. kept and fresh are what crossed of disks that came back there and
 	// elsewhere, wire bytes by guest bytes.
 	cameFrom    map[string]string
 	kept, fresh []float64
+}
+
+// rest is what a move took besides its bytes and the round trips of its link, in
+// seconds. The server that leads it talks to both ends, so it depends on where they
+// are.
+type rest struct {
+	from, to string
+	seconds  float64
+}
+
+// rests are those of moves, the newest first, and what of them lies with each site.
+type rests struct {
+	all  []rest
+	site map[string]float64
+}
+
+const (
+	// restMoves are as many as tell of sites, restTurns how often sites and what they
+	// have in common are weighed against each other: they settle within a few.
+	restMoves, restTurns = 60, 12
+	// restPrior is how many moves the guess that a site is like all others counts for.
+	restPrior = 1.0
+)
+
+// learn finds what lies with each site: the means of what is left when the other end's
+// part and the common one are taken away, drawn to none.
+func (r *rests) learn() {
+	r.site = map[string]float64{}
+	for range restTurns {
+		base := r.base(len(r.all))
+		sum, n := map[string]float64{}, map[string]float64{}
+		for _, m := range r.all {
+			off := m.seconds - base
+			sum[m.from], n[m.from] = sum[m.from]+off-r.site[m.to], n[m.from]+1
+			sum[m.to], n[m.to] = sum[m.to]+off-r.site[m.from], n[m.to]+1
+		}
+		next := map[string]float64{}
+		for site := range n {
+			// Half of the way: the two ends of a move would answer each other's errors.
+			next[site] = (r.site[site] + sum[site]/(n[site]+restPrior)) / 2
+		}
+		r.site = next
+	}
+}
+
+// base is what the newest n moves have in common, in the middle.
+func (r rests) base(n int) float64 {
+	var vs []float64
+	for _, m := range r.all[:min(n, len(r.all))] {
+		vs = append(vs, m.seconds-r.site[m.from]-r.site[m.to])
+	}
+	return median(vs)
+}
+
+// fixed is what is expected of a move between two sites besides its bytes; usual is
+// what the models say.
+func (t taught) fixed(from, to string, usual float64) float64 {
+	n := float64(min(len(t.rest.all), allMoves))
+	common := (n*t.rest.base(allMoves) + priorMoves*usual) / (n + priorMoves)
+	return sane(common + t.rest.site[from] + t.rest.site[to])
 }
 
 // told are a move's measurements that teach, as the move tells them.
@@ -64,8 +128,8 @@ type told struct {
 }
 
 func teach(history []drover.Move) taught {
-	t := taught{speed: map[string]float64{}, packed: map[string]float64{}, packedAll: 1, cameFrom: map[string]string{}}
-	speeds, packs := map[string][]float64{}, map[string][]float64{}
+	t := taught{speed: map[string]float64{}, packed: map[string][]float64{}, packedAll: 1, cameFrom: map[string]string{}}
+	speeds := map[string][]float64{}
 	var all, fast []float64
 	for _, h := range slices.Backward(history) {
 		if h.State != drover.MoveDone || h.Measured.Path == nil || !staysUp(h.Method) {
@@ -81,26 +145,26 @@ func teach(history []drover.Move) taught {
 				speeds[h.From.Host] = append(speeds[h.From.Host], v)
 			}
 		}
-		if v, ok := m.besides(); ok && len(t.fixed) < allMoves {
-			t.fixed = append(t.fixed, v)
+		if v, ok := m.besides(); ok && len(t.rest.all) < restMoves {
+			t.rest.all = append(t.rest.all, rest{h.From.Site, h.To.Site, v})
 		}
-		if v, ok := m.packed(); ok && len(all) < allMoves {
-			all = append(all, v)
-			if len(packs[h.VMUUID]) < taughtMoves {
-				packs[h.VMUUID] = append(packs[h.VMUUID], v)
+		if v, expected, ok := m.packed(); ok {
+			if expected > 0 && len(all) < allMoves {
+				all = append(all, min(max(v/expected, 1/mostFactor), mostFactor))
+			}
+			if len(t.packed[h.VMUUID]) < packedMoves {
+				t.packed[h.VMUUID] = append(t.packed[h.VMUUID], v)
 			}
 		}
 	}
 	t.disks(history)
+	t.rest.learn()
 	t.speedAll = sane(median(slices.Clone(fast)))
 	for host, vs := range speeds {
 		t.speed[host] = math.Exp(drawn(logs(vs), math.Log(max(t.speedAll, 1)), priorMoves))
 	}
 	if len(all) > 0 {
 		t.packedAll = math.Exp(drawn(logs(all), 0, priorMoves))
-	}
-	for vm, vs := range packs {
-		t.packed[vm] = math.Exp(drawn(logs(vs), math.Log(t.packedAll), priorMoves))
 	}
 	return t
 }
@@ -165,14 +229,13 @@ func (m told) besides() (float64, bool) {
 	return sane(rest), true
 }
 
-// packed is what a compressor left of pages, over what had been expected of it.
-func (m told) packed() (float64, bool) {
-	expected := m.points[pointPacked]
+// packed is what a compressor left of pages, and what samples had said of that;
+// zero is nothing.
+func (m told) packed() (left, expected float64, ok bool) {
 	k := m.path.Memory.Plus(m.path.Switchover).Kinds
 	guest := float64(k.Compressed.GuestBytes + k.Raw.GuestBytes)
-	if !finite(expected) || expected <= 0 || guest < packedTold {
-		return 0, false
+	if guest < packedTold {
+		return 0, 0, false
 	}
-	factor := float64(k.Compressed.WireBytes+k.Raw.WireBytes) / guest / expected
-	return min(max(sane(factor), 1/mostFactor), mostFactor), true
+	return min(1, max(sane(float64(k.Compressed.WireBytes+k.Raw.WireBytes)/guest), leastShare)), share(m.points[pointPacked]), true
 }

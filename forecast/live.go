@@ -2,7 +2,6 @@ package forecast
 
 import (
 	"math"
-	"slices"
 
 	"github.com/drover-vm/drover"
 )
@@ -13,7 +12,7 @@ const (
 	// liveFixed is reservation, volumes, the receiving hypervisor's start, the
 	// verification and the release; liveTrips the round trips in them.
 	liveFixed, liveFixedEmulated = 0.5, 0.6
-	liveTrips                    = 12
+	liveTrips                    = 3
 	// diskFixed is what the mirror takes besides its bytes, diskTrips the round trips
 	// until it is in step.
 	diskFixed, diskTrips = 0.10, 5.0
@@ -72,7 +71,7 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	r := rounds{
 		first: content, lead: f.memory.value * f.zero.value / zeroRate,
 		before: both(wire/l.first, encode/(1+packCost*(1-f.known.value))), after: both(wire/l.again, encode/(1+packCost*changedShare)),
-		dirty: f.dirty, throttle: !f.in.Terms.NoThrottle,
+		dirty: f.dirty, throttle: !f.in.Terms.NoThrottle, least: leastRound + f.rtt.value,
 	}
 	r.dirty.scale *= dirtier
 	r.limit, r.most = pauses(f)
@@ -96,9 +95,7 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	if f.emulate {
 		l.fixed, l.base = liveFixedEmulated, finishEmulated
 	}
-	if n := len(f.taught.fixed); n > 0 {
-		l.fixed = drawn(slices.Clone(f.taught.fixed), l.fixed, priorMoves)
-	}
+	l.fixed = f.taught.fixed(f.in.From.Site, f.in.To.Site, l.fixed)
 	l.fixed += liveTrips * f.rtt.value
 	l.base += finishTrips * f.rtt.value
 	return l

@@ -37,6 +37,7 @@ type rounds struct {
 	dirty         dirty
 	limit, most   float64 // seconds that the last round may take
 	throttle      bool
+	least         float64 // seconds that a round takes at least
 }
 
 // outcome is how the rounds end.
@@ -77,7 +78,7 @@ func (r rounds) alone() bool {
 }
 
 func (r rounds) until(heldBack bool) outcome {
-	r.before, r.after = max(r.before, 1), max(r.after, 1)
+	r.before, r.after, r.least = max(r.before, 1), max(r.after, 1), max(r.least, leastRound)
 	s := &stepped{rounds: r, outcome: outcome{limit: r.limit}, fresh: r.first, stuckAt: -1, natural: r.dirty.scale}
 	for s.count < mostRounds && s.seconds < forever && !(heldBack && s.held > 0) {
 		now := s.after
@@ -85,7 +86,7 @@ func (r rounds) until(heldBack bool) outcome {
 			now = s.before
 		}
 		// It sees that it can end within half of its measurements.
-		took := max((s.fresh+s.left)/now-s.outcome.limit+leastRound/2, leastRound)
+		took := max((s.fresh+s.left)/now-s.outcome.limit+leastRound/2, s.rounds.least)
 		was := s.left
 		sent, next := s.send(took)
 		again := 1
@@ -125,6 +126,9 @@ func (s *stepped) send(took float64) (sent, next float64) {
 		took += s.lead
 	}
 	next = s.dirty.unique(took)
+	if s.count == 0 {
+		next = s.dirty.mean(took) // a page that is written before it was sent is sent once
+	}
 	// What waits already is none the worse for being written: of all that was ever
 	// written that is left, of the first round fresh.
 	if all := s.dirty.unique(s.seconds + took); all > s.left {

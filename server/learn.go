@@ -114,6 +114,7 @@ func (g *signals) learn(ctx context.Context, m drover.Move) {
 		g.hosts[m.From.Host] = h
 	}
 	k := way{m.From.Site, m.To.Site}
+	g.ours[k] = now
 	l := g.ways[k]
 	l.From, l.To = k.from, k.to
 	r := carriedRate(*path, now)

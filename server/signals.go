@@ -45,6 +45,8 @@ const (
 	// of its counters may be.
 	useSpan = 30 * time.Second
 	useMost = 2 * time.Minute
+	// useLate is how late a reading may be after the time that it is of.
+	useLate = 15 * time.Second
 )
 
 // signals are what agents see of VMs, hosts and the ways between sites, and what
@@ -57,6 +59,7 @@ type signals struct {
 	hosts map[string]drover.HostSignals // by name
 	ways  map[way]drover.LinkSignals
 	weeks map[way]time.Time // when a measurement counted last
+	ours  map[way]time.Time // when a move of ours was under way last
 	uses  map[string]*linkUse
 	kept  map[string]time.Time // by key in the store
 }
@@ -70,7 +73,7 @@ type linkUse struct{ ab, ba sample.Rate }
 func newSignals(s *Server) *signals {
 	return &signals{
 		s: s, vms: map[string]drover.Signals{}, hosts: map[string]drover.HostSignals{}, ways: map[way]drover.LinkSignals{},
-		weeks: map[way]time.Time{}, uses: map[string]*linkUse{}, kept: map[string]time.Time{},
+		weeks: map[way]time.Time{}, ours: map[way]time.Time{}, uses: map[string]*linkUse{}, kept: map[string]time.Time{},
 	}
 }
 
@@ -283,7 +286,15 @@ func (g *signals) tookWay(l drover.LinkSignals, links []drover.Link, moves moves
 		if j.A != l.From {
 			used = u.ba.PerSecond()
 		}
-		l.FreeBPS = free(l.CapacityBPS, used, ownRate(moves, l.From, l.To))
+		own := ownRate(moves, l.From, l.To)
+		if own > 0 {
+			g.ours[k] = now
+		}
+		if last, known := g.ours[k]; own == 0 && known && now.Sub(last) < useSpan+useLate && !now.Before(last) {
+			l.FreeBPS = old.FreeBPS // the mean is of a time with a move of our own
+		} else {
+			l.FreeBPS = free(l.CapacityBPS, used, own)
+		}
 	}
 	if last := g.weeks[k]; now.Sub(last) >= weekEvery || now.Before(last) {
 		g.weeks[k] = now
