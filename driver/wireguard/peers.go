@@ -25,11 +25,24 @@ const watchInterval = 20 * time.Millisecond
 
 const (
 	// courtesy is how long the one of two edges with the greater key waits for the
-	// other's call before it calls unasked: keepalives that begin together go on
-	// together, two handshakes that cross fail both, and WireGuard tries again
-	// only after five seconds, by the next keepalive, at both ends at once. It is
-	// longer than those five seconds, and ends with the other's handshake.
+	// other's call before it calls unasked: two handshakes that cross fail both, and
+	// are tried again after five seconds, at both ends at once; or they leave a session
+	// that only one end can read, which is noticed after fifteen. It is longer than
+	// those five seconds, and ends with the other's handshake.
 	courtesy = 7 * time.Second
+	// reserve is how long it does not call for something to send, either: WireGuard is
+	// not told until then where the peer is. When a network comes up, what both ends
+	// have to send goes out in the same moment, within the second after which an
+	// address is asked for again; an edge that has been started again has to call,
+	// since the other believes in the session of before.
+	reserve = 2 * time.Second
+	// callAgain is when the one with the lesser key calls a second time: its first
+	// call is lost when the other has not been told of it yet. It is longer than a
+	// round trip over a usual WAN, for what answers an earlier call is no answer to a
+	// later one, and doubles with each call; beyond callMost the calls are WireGuard's
+	// own.
+	callAgain = 500 * time.Millisecond
+	callMost  = 4 * time.Second
 	// mendPause is how long is waited after an error of following a peer, which
 	// would be the same at once.
 	mendPause = time.Second
@@ -73,7 +86,8 @@ func (t *Tunnels) setPeers(peers []driver.Peer) error {
 		double = double || !p.Next.IsZero()
 		stays[p.Key], stays[p.Next] = true, true
 	}
-	maps.DeleteFunc(t.quiet, func(key driver.TunnelKey, _ time.Time) bool { return !stays[key] })
+	maps.DeleteFunc(t.quiet, func(key driver.TunnelKey, _ waiting) bool { return !stays[key] })
+	maps.DeleteFunc(t.calls, func(key driver.TunnelKey, _ nextCall) bool { return !stays[key] })
 	for key := range have {
 		if !stays[key] {
 			cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true})
@@ -100,7 +114,7 @@ func (t *Tunnels) setPeers(peers []driver.Peer) error {
 		return err
 	}
 	t.set, t.active = peers, active
-	if double || len(t.quiet) > 0 {
+	if double || len(t.quiet) > 0 || len(t.calls) > 0 {
 		select {
 		case t.wake <- struct{}{}:
 		default:
@@ -121,13 +135,33 @@ func (t *Tunnels) peerConfig(p driver.Peer, key driver.TunnelKey, have map[drive
 		c.Endpoint = udp(p.Endpoint)
 	}
 	own := t.keys.key.PublicKey()
-	if _, waits := t.quiet[key]; waits || !there && p.Keepalive > 0 && bytes.Compare(own[:], key[:]) > 0 {
-		c.PersistentKeepaliveInterval = new(time.Duration)
-		if !waits {
-			t.quiet[key] = time.Now().Add(courtesy)
-		}
+	fresh, greater := !there && p.Keepalive > 0, bytes.Compare(own[:], key[:]) > 0
+	switch w, waits := t.quiet[key]; {
+	case waits:
+		c.PersistentKeepaliveInterval, c.Endpoint = new(time.Duration), nil
+		w.told = false // where it is may have changed
+		t.quiet[key] = w
+	case fresh && greater:
+		c.PersistentKeepaliveInterval, c.Endpoint = new(time.Duration), nil
+		t.quiet[key] = waiting{since: time.Now()}
+	case fresh && key == p.Key: // by its next key it cannot answer yet
+		t.calls[key] = nextCall{at: time.Now().Add(callAgain), wait: callAgain}
 	}
 	return c
+}
+
+// waiting is since when a peer may call first, and whether WireGuard has been told
+// meanwhile where it is.
+type waiting struct {
+	since time.Time
+	told  bool
+}
+
+// nextCall is when a peer that has not answered is called again, and how long after
+// the call before.
+type nextCall struct {
+	at   time.Time
+	wait time.Duration
 }
 
 func allowed(p driver.Peer) []net.IPNet {
@@ -195,9 +229,10 @@ func (t *Tunnels) Peers(ctx context.Context) ([]driver.PeerState, error) {
 }
 
 // call begins the keepalives of peers that were left to call first, once the
-// courtesy is over, and says whether there are more.
+// courtesy is over, calls those again that have not answered, and says whether
+// there are more.
 func (t *Tunnels) call() (more bool, err error) {
-	if len(t.quiet) == 0 {
+	if len(t.quiet) == 0 && len(t.calls) == 0 {
 		return false, nil
 	}
 	sessions, err := t.sessions()
@@ -207,18 +242,73 @@ func (t *Tunnels) call() (more bool, err error) {
 	var cfg wgtypes.Config
 	for _, p := range t.set {
 		for _, key := range []driver.TunnelKey{p.Key, p.Next} {
-			if at, waits := t.quiet[key]; waits && (!time.Now().Before(at) || !sessions[key].LastHandshakeTime.IsZero()) {
-				cfg.Peers = append(cfg.Peers, wgtypes.PeerConfig{
-					PublicKey: wgtypes.Key(key), UpdateOnly: true, PersistentKeepaliveInterval: new(p.Keepalive),
-				})
-				delete(t.quiet, key)
-			}
+			cfg.Peers = append(cfg.Peers, t.late(p, key, sessions[key])...)
+			cfg.Peers = append(cfg.Peers, t.again(p, key, sessions[key])...)
 		}
 	}
 	if len(cfg.Peers) > 0 {
 		err = t.eng.configure(cfg)
 	}
-	return len(t.quiet) > 0, err
+	return len(t.quiet)+len(t.calls) > 0, err
+}
+
+// late is what WireGuard is told of a peer that was left to call first: nothing, then
+// where it is, then that it is to be called. Where one is that has called, WireGuard
+// knows from its call.
+func (t *Tunnels) late(p driver.Peer, key driver.TunnelKey, session wgtypes.Peer) []wgtypes.PeerConfig {
+	w, waits := t.quiet[key]
+	if !waits {
+		return nil
+	}
+	c := wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), UpdateOnly: true, PersistentKeepaliveInterval: new(p.Keepalive)}
+	switch waited := time.Since(w.since); {
+	case !session.LastHandshakeTime.IsZero():
+		delete(t.quiet, key)
+	case waited >= courtesy:
+		c.Endpoint = udp(p.Endpoint)
+		delete(t.quiet, key)
+	case waited >= reserve && !w.told && session.ReceiveBytes == 0: // or it is just calling
+		w.told = true
+		t.quiet[key] = w
+		return t.anew(p, key, 0)
+	default:
+		return nil
+	}
+	return []wgtypes.PeerConfig{c}
+}
+
+// anew makes a peer that has not answered another time: WireGuard calls one that it has
+// just been given as soon as there is something to send, a keepalive for instance, and
+// one that it has called before after five seconds.
+func (t *Tunnels) anew(p driver.Peer, key driver.TunnelKey, keepalive time.Duration) []wgtypes.PeerConfig {
+	c := wgtypes.PeerConfig{
+		PublicKey: wgtypes.Key(key), Endpoint: udp(p.Endpoint), PersistentKeepaliveInterval: &keepalive, ReplaceAllowedIPs: true,
+	}
+	if key == t.active[p.Name] {
+		c.AllowedIPs = allowed(p)
+	}
+	return []wgtypes.PeerConfig{{PublicKey: wgtypes.Key(key), Remove: true}, c}
+}
+
+// again is what calls a peer another time, when it is due.
+func (t *Tunnels) again(p driver.Peer, key driver.TunnelKey, session wgtypes.Peer) []wgtypes.PeerConfig {
+	next, is := t.calls[key]
+	switch {
+	case !is:
+		return nil
+	case !session.LastHandshakeTime.IsZero():
+		delete(t.calls, key)
+		return nil
+	case time.Now().Before(next.at):
+		return nil
+	}
+	next.wait *= 2
+	next.at = time.Now().Add(next.wait)
+	t.calls[key] = next
+	if next.wait > callMost {
+		delete(t.calls, key)
+	}
+	return t.anew(p, key, p.Keepalive)
 }
 
 // watch moves the addresses of peers with two keys to the one that was heard

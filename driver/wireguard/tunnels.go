@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -115,7 +114,8 @@ type Tunnels struct {
 	set    []driver.Peer
 	active map[string]driver.TunnelKey // by peer's name: the key that the addresses are behind
 
-	quiet map[driver.TunnelKey]time.Time // peers that may call first, and until when
+	quiet map[driver.TunnelKey]waiting  // peers that may call first
+	calls map[driver.TunnelKey]nextCall // peers that are called until they answer
 
 	wake    chan struct{} // there is a peer to watch
 	done    chan struct{}
@@ -136,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Tunnels, error) {
 	cfg.WANMTU = cmp.Or(cfg.WANMTU, DefaultWANMTU)
 	cfg.MTU = cmp.Or(cfg.MTU, max(MinMTU, MaxUnfragmented(cfg.WANMTU)))
 	t := &Tunnels{
-		cfg: cfg, log: cfg.Log, ns: netns.None(), active: map[string]driver.TunnelKey{}, quiet: map[driver.TunnelKey]time.Time{},
+		cfg: cfg, log: cfg.Log, ns: netns.None(), active: map[string]driver.TunnelKey{}, quiet: map[driver.TunnelKey]waiting{}, calls: map[driver.TunnelKey]nextCall{},
 		wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	if t.log == nil {

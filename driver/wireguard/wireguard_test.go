@@ -120,7 +120,7 @@ func TestMTU(t *testing.T) {
 func TestRotateUnderTraffic(t *testing.T) {
 	w, a, b := pair(t, 1500, nil)
 	to := netip.MustParseAddr("10.99.0.2")
-	// Two handshakes that cross are tried again after five seconds, and on a busy machine may cross again.
+	// Until there is a way: the first call may be lost.
 	for end := time.Now().Add(time.Minute); w.ping("e0", to, 1, 56) != nil; {
 		if time.Now().After(end) {
 			t.Fatal("no way to the peer")
