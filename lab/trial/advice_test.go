@@ -21,8 +21,8 @@ const adviceWorth = 12
 var adviceFigure = regexp.MustCompile(`[0-9] ?(ms|s|min|h|km|%|[kMG]?B/s|[kMG]i?B|[kMG]?bit/s)\b`)
 
 // TestAdvice asks what each guest of the ready lab world should do, and compares
-// with what the lab file says is right. The guests are asked about as soon as they
-// run: what an operator knows of them, and the lab, decides. Then two whose pause and
+// with what the lab file says is right. They are asked about as soon as they run:
+// what an operator knows of them, and the lab, decides. Then two whose pause and
 // sessions count are asked about again, once they have been looked at.
 func TestAdvice(t *testing.T) {
 	l := &trial.Lab{Bin: shared.Bin, Name: "advice"}
@@ -31,8 +31,8 @@ func TestAdvice(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	ctx := timeout(t, 5*time.Minute)
-	if err := trial.Start(ctx, l, "world"); err != nil {
+	ctx := timeout(t, 6*time.Minute)
+	if err := trial.Up(ctx, l, "world"); err != nil {
 		t.Fatal(err)
 	}
 	f, err := labfile.Load("world")
@@ -86,10 +86,13 @@ func adviceFor(t *testing.T, ctx context.Context, l *trial.Lab, vm, to string, w
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		a = drover.Advice{}
-		err := l.Drover(ctx, &a, "advise", vm, "--to", to)
-		if a.Method == want {
-			return a
+		var now drover.Advice
+		err := l.Drover(ctx, &now, "advise", vm, "--to", to)
+		if now.Method == want {
+			return now
+		}
+		if now.Method != "" {
+			a = now
 		}
 		select {
 		case <-ctx.Done():

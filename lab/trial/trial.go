@@ -50,13 +50,8 @@ func (e *ExitError) Error() string {
 }
 
 // Up starts the lab of file under the given name and waits for its guests.
-func Up(ctx context.Context, l *Lab, file string) error { return up(ctx, l, file, "--wait-guests") }
-
-// Start is Up for who has no need of what runs in the guests.
-func Start(ctx context.Context, l *Lab, file string) error { return up(ctx, l, file) }
-
-func up(ctx context.Context, l *Lab, file string, flags ...string) error {
-	_, err := l.run(ctx, append([]string{"lab", "up", file, "--name", l.Name, "-o", "json"}, flags...)...)
+func Up(ctx context.Context, l *Lab, file string) error {
+	_, err := l.run(ctx, "lab", "up", file, "--name", l.Name, "--wait-guests", "-o", "json")
 	var exit *ExitError
 	l.taken = errors.As(err, &exit) && strings.Contains(exit.Stderr, "of this name is up")
 	return err
