@@ -2,6 +2,7 @@ package guest_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,6 +29,7 @@ type machine struct {
 	cmd     *exec.Cmd
 	qmp     *bufio.ReadWriter
 	exited  chan error
+	console string // file
 	session string // host:port
 	control *control.Client
 }
@@ -42,7 +44,7 @@ func boot(t *testing.T, sheep guest.Sheep, machineType, disk, settings string) *
 		t.Fatal(err)
 	}
 	defer func() { _ = ln.Close() }()
-	m := &machine{exited: make(chan error, 1)}
+	m := &machine{exited: make(chan error, 1), console: console}
 	m.cmd = exec.Command("qemu-system-x86_64", "-machine", machineType, "-accel", "tcg", "-m", "128", "-nodefaults", "-display", "none",
 		"-kernel", sheep.Kernel, "-initrd", sheep.Initrd, "-append", "console=ttyS0 quiet "+settings,
 		"-serial", "file:"+console, "-qmp", "unix:"+socket,
@@ -149,7 +151,8 @@ func (m *machine) kill() {
 	m.exited <- <-m.exited   // waits, and leaves the result for others
 }
 
-// powerDown presses the power button and waits until the guest is off.
+// powerDown presses the power button and waits until the guest is off, with its
+// network down before.
 func (m *machine) powerDown(t *testing.T) {
 	t.Helper()
 	m.ask(t, "system_powerdown", nil)
@@ -161,6 +164,9 @@ func (m *machine) powerDown(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Error("the guest does not power off by its power button")
+	}
+	if b, err := os.ReadFile(m.console); err != nil || !bytes.Contains(b, []byte(`"link set down"`)) {
+		t.Errorf("the guest powered off with its network up (%v)", err)
 	}
 }
 

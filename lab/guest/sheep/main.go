@@ -4,7 +4,7 @@
 // is judged by: sessions that prove their state (package session, port 7000),
 // and over HTTP (package control, port 8080) a memory writer, a disk writer
 // that journals every acknowledged write (package journal) and counters. On
-// the power button it syncs and powers off.
+// the power button it takes its network down, syncs and powers off.
 //
 // To its host it answers as QEMU's guest agent does, with an ip(8) of its own.
 // When its cable is put back in it asks DHCP again, and keeps the address that it
@@ -64,6 +64,9 @@ func main() {
 	}
 	// Whatever happened, a PID 1 may not return: power off, so that a test
 	// sees a machine that is off and not one that hangs.
+	if err := cutLinks(log); err != nil {
+		log.Error("guest's network stays up", "err", err)
+	}
 	unix.Sync()
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
 		log.Error("power off", "err", err)

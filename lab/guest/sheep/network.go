@@ -54,6 +54,32 @@ func waitLink(ctx context.Context, limit time.Duration, set settings) (netlink.L
 	}
 }
 
+// cutLinks sets all devices but loopback down, as systems do before they power
+// off: a kernel that is powering off must have nothing to send. Debian's 6.1.192,
+// and any that lacks Linux's commit 0d0eff39ceb3 ("virtio_ring: fix infinite loop
+// in virtnet_poll_cleantx when device is broken"), never powers off when a
+// connection retransmits after its virtio devices were shut down: the transmit
+// queue's loop waits for buffers that a closed queue does not give back.
+func cutLinks(log *slog.Logger) error {
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return fmt.Errorf("list network devices: %w", err)
+	}
+	var faults []error
+	for _, l := range links {
+		a := l.Attrs()
+		if a.Flags&net.FlagLoopback != 0 || a.Flags&net.FlagUp == 0 {
+			continue
+		}
+		if err := netlink.LinkSetDown(l); err != nil {
+			faults = append(faults, fmt.Errorf("set down %s: %w", a.Name, err))
+			continue
+		}
+		log.Info("link set down", "device", a.Name)
+	}
+	return errors.Join(faults...)
+}
+
 // configureIPv6 decides, before the device is up, what the kernel does by itself.
 // The lab's addresses are known to be nobody else's, so nothing waits for
 // duplicates; router advertisements are for those who ask for them.
