@@ -49,7 +49,8 @@ func (c *Client) Stats(ctx context.Context) (Stats, error) {
 	return s, err
 }
 
-// ResetGap forgets the largest scheduling gap seen so far.
+// ResetGap forgets the largest scheduling gap seen so far. The first has the
+// guest begin to measure it.
 func (c *Client) ResetGap(ctx context.Context) error {
 	return c.do(ctx, http.MethodDelete, "/stats/gap", nil, nil)
 }

@@ -4,7 +4,7 @@
 //
 //	GET    /healthz      "ok" once the guest's services run
 //	GET    /stats        Stats
-//	DELETE /stats/gap    forgets the largest scheduling gap
+//	DELETE /stats/gap    forgets the largest scheduling gap; measures from then on
 //	POST   /spin         Spin → SpinStats: keeps the processor busy, and tells
 //	                     how it got on and how long it stood still
 //	GET    /addresses    []Address: what the guest answers to
@@ -210,7 +210,8 @@ type DiskStats struct {
 type GapStats struct {
 	// MaxMS is by how much the worst wake-up of a 10 ms timer was late, in
 	// milliseconds of the guest's monotonic clock. A pause of the whole
-	// guest shows here only as far as that clock runs on.
+	// guest shows here only as far as that clock runs on. 0 until it was asked
+	// for with DELETE /stats/gap.
 	MaxMS float64 `json:"max_ms"`
 	// AtUptimeMS is when that was, since boot.
 	AtUptimeMS int64 `json:"at_uptime_ms"`

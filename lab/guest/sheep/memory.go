@@ -21,9 +21,6 @@ const (
 	// memoryTick is how often the writer runs: at 10 MB/s it dirties 25
 	// pages each time.
 	memoryTick = 10 * time.Millisecond
-	// memoryIdle is how often a stopped writer looks whether it was started:
-	// an idle guest should leave its host alone.
-	memoryIdle = 200 * time.Millisecond
 	// memoryReserve is left free beside a working set: sockets and the
 	// program itself need it to go on.
 	memoryReserve = 12 << 20
@@ -37,6 +34,8 @@ var errNoMemory = errors.New("not enough memory")
 
 // memoryWriter dirties the distinct pages of a working set at a rate.
 type memoryWriter struct {
+	started chan struct{} // has a value after a start
+
 	mu    sync.Mutex
 	stat  control.MemoryStats
 	set   []byte // mapped, nil when stopped
@@ -45,7 +44,9 @@ type memoryWriter struct {
 	stamp uint64 // makes every written content a new one
 }
 
-func newMemoryWriter() *memoryWriter { return &memoryWriter{stamp: uint64(time.Now().UnixNano())} }
+func newMemoryWriter() *memoryWriter {
+	return &memoryWriter{started: make(chan struct{}, 1), stamp: uint64(time.Now().UnixNano())}
+}
 
 // start maps the working set and begins to write; a running writer is
 // replaced. The counters go on.
@@ -79,6 +80,10 @@ func (w *memoryWriter) start(m control.Memory) error {
 	}
 	w.pace = pace{perSecond: float64(m.RateBytesPerS) / pageBytes, last: time.Now()}
 	w.stat.Memory, w.stat.Running = m, true
+	select {
+	case w.started <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -107,13 +112,18 @@ func (w *memoryWriter) stats() control.MemoryStats {
 	return w.stat
 }
 
+// run writes until ctx is done. A stopped writer waits without looking: an idle
+// guest leaves its host alone.
 func (w *memoryWriter) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		wait := memoryIdle
 		if w.write(time.Now()) {
-			wait = memoryTick
+			sleep(ctx, memoryTick)
+			continue
 		}
-		sleep(ctx, wait)
+		select {
+		case <-ctx.Done():
+		case <-w.started:
+		}
 	}
 }
 

@@ -162,6 +162,10 @@ func TestGapMeter(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { g.run(ctx); close(done) }()
+	g.reset()
+	for g.stats().MaxMS == 0 { // until it measures
+		time.Sleep(time.Millisecond)
+	}
 	g.mu.Lock() // what keeps the meter's own goroutine from running is a gap
 	time.Sleep(200 * time.Millisecond)
 	g.mu.Unlock()
