@@ -18,13 +18,15 @@ import (
 	"github.com/drover-vm/drover/lab/trial"
 )
 
-var soak = flag.Bool("soak", false, "run the long campaigns too")
+var (
+	soak = flag.Bool("soak", false, "run the long campaigns too")
+	// labName is that of the shared lab: two runs on one machine need two.
+	labName = flag.String("lab", "e2e", "the name of the lab that most tests share")
+)
 
 // shared is the lab that the tests of this package have in common: making one
 // takes longer than a move. Every test leaves both guests running somewhere.
 var shared *trial.Lab
-
-const labName = "e2e"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -58,7 +60,7 @@ func run(m *testing.M) int {
 	}
 	defer logs.Close()
 	ctx := context.Background()
-	shared = &trial.Lab{Bin: bin, Name: labName, Log: logs}
+	shared = &trial.Lab{Bin: bin, Name: *labName, Log: logs}
 	if err := trial.Up(ctx, shared, "pair"); err != nil {
 		return fail(err)
 	}
@@ -68,7 +70,7 @@ func run(m *testing.M) int {
 			fmt.Fprintf(os.Stderr, "--- what drover said ---\n%s", raw[max(0, len(raw)-20<<10):])
 		}
 		for _, n := range []string{"server", "n1", "n2", "s1", "s2"} {
-			raw, _ := exec.Command("sh", "-c", "tail -n 40 /var/lib/drover/lab/"+labName+"/nodes/"+n+"/log/*.log").CombinedOutput()
+			raw, _ := exec.Command("sh", "-c", "tail -n 40 /var/lib/drover/lab/"+*labName+"/nodes/"+n+"/log/*.log").CombinedOutput()
 			fmt.Fprintf(os.Stderr, "--- logs of %s ---\n%s", n, raw)
 		}
 	}
@@ -84,19 +86,19 @@ func run(m *testing.M) int {
 // leftovers lists what of the lab is still on the machine.
 func leftovers() string {
 	var left []string
-	if _, err := os.Stat("/var/lib/drover/lab/" + labName); err == nil {
+	if _, err := os.Stat("/var/lib/drover/lab/" + *labName); err == nil {
 		left = append(left, "the lab's folder")
 	}
 	mounts, _ := os.ReadFile("/proc/mounts")
 	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, "drover/lab/"+labName+"/") {
+		if strings.Contains(line, "drover/lab/"+*labName+"/") {
 			left = append(left, "mount "+line)
 		}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		raw, _ := os.ReadFile(p)
-		if bytes.Contains(raw, []byte("drover/lab/"+labName)) {
+		if bytes.Contains(raw, []byte("drover/lab/"+*labName)) {
 			left = append(left, "process "+string(bytes.ReplaceAll(raw, []byte{0}, []byte{' '})))
 		}
 	}
