@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api/droverv1"
@@ -124,6 +126,40 @@ func TestColdUndo(t *testing.T) {
 			w.checkOnce("north1")
 		})
 	}
+}
+
+// TestLatePowerOff has a guest power off only when its move is being undone: it
+// was asked to, and must run on.
+func TestLatePowerOff(t *testing.T) {
+	w := newWorld(t)
+	w.addVM()
+	source := w.hosts["north1"]
+	n, err := w.cold("create-volumes", 1)
+	must(t, err)
+	source.deaf.Store(true)
+	for _, heeds := range []bool{true, false} {
+		_, err = w.run("north1", "shutdown", 1, &droverv1.Shutdown{GraceMillis: 500})
+		if drover.KindOf(err) != drover.Refused {
+			t.Fatalf("shutdown of a guest that does not power off: %v", err)
+		}
+		var off sync.WaitGroup
+		if heeds {
+			off.Go(func() {
+				time.Sleep(150 * time.Millisecond) // take-back is waiting by then
+				if err := source.hyp.Destroy(t.Context(), vmName); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		w.ask("north1", "shutdown", 1, &droverv1.TakeBack{})
+		off.Wait()
+		v, err := source.hyp.VM(t.Context(), vmName)
+		if must(t, err); v.State != drover.VMRunning {
+			t.Errorf("the guest is %s after its move was undone, heeding late: %v", v.State, heeds)
+		}
+	}
+	w.undo(n, 1)
+	w.checkOnce("north1")
 }
 
 // TestColdSettle asks for the undoing of define after start: it must be

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/driver"
@@ -19,6 +20,8 @@ var errDead = drover.E(drover.Unavailable, "", errors.New("this process is dead"
 type gate struct {
 	*memory.Hypervisor
 	life *life
+	// deaf guests do not do what their power button asks for.
+	deaf *atomic.Bool
 }
 
 func (g *gate) VM(ctx context.Context, name string) (drover.VM, error) {
@@ -87,6 +90,9 @@ func (g *gate) Undefine(ctx context.Context, name string) error {
 func (g *gate) Shutdown(ctx context.Context, name string) error {
 	if g.life.dead.Load() {
 		return errDead
+	}
+	if g.deaf.Load() {
+		return nil
 	}
 	return g.Hypervisor.Shutdown(ctx, name)
 }

@@ -17,6 +17,9 @@ const (
 	askAgain = 10 * time.Second
 	// powerPoll is how often its state is read while waiting.
 	powerPoll = 250 * time.Millisecond
+	// lateOffLimit is how long one that was asked, and is to run on, is waited for
+	// to power off all the same; no longer than it was given before.
+	lateOffLimit = time.Minute
 )
 
 // shutdown powers the guest off.
@@ -35,24 +38,28 @@ func (a *Agent) shutdown(ctx context.Context, j *job, ref moveRef, m *droverv1.S
 	if !vm.Persistent {
 		return nil, drover.Errorf(drover.Refused, "shut down vm "+ref.vm, "it is transient and would be lost: make it persistent first")
 	}
+	grace := time.Duration(m.GetGraceMillis()) * time.Millisecond
+	if grace <= 0 {
+		grace = graceUsual
+	}
 	running := vm.State == drover.VMRunning || vm.State == drover.VMPaused
-	if r.WasRunning == nil {
-		err := a.journal.update(ref.move, "was-running", func(r *record) error {
-			r.WasRunning = &running
-			return nil
-		})
-		if err != nil {
-			return nil, err
+	// Before it is asked: whoever takes it back must know that it was.
+	err = a.journal.update(ref.move, "was-running", func(rec *record) error {
+		if rec.WasRunning == nil {
+			rec.WasRunning = &running
 		}
-		r.WasRunning = &running
+		if running {
+			rec.Asked = grace
+		}
+		r.WasRunning = rec.WasRunning
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	result := &droverv1.RunResult{WasRunning: *r.WasRunning}
 	if !running {
 		return result, nil
-	}
-	grace := time.Duration(m.GetGraceMillis()) * time.Millisecond
-	if grace <= 0 {
-		grace = graceUsual
 	}
 	off, err := a.powerOff(ctx, j, ref.vm, grace)
 	if err != nil {
@@ -61,7 +68,7 @@ func (a *Agent) shutdown(ctx context.Context, j *job, ref moveRef, m *droverv1.S
 	if !off {
 		if !m.GetForce() {
 			return nil, drover.Errorf(drover.Refused, "shut down vm "+ref.vm,
-				"the guest has not powered off within %s: give it longer, shut it down from inside, or force it", grace)
+				"the guest has not powered off within %s: give it longer, shut it down from inside, or force it; if it answers no more, its console tells where it hangs", grace)
 		}
 		if err := a.hyp.Destroy(ctx, ref.vm); err != nil {
 			return nil, err
@@ -149,7 +156,7 @@ func (a *Agent) giveUp(ctx context.Context, _ *job, ref moveRef, _ *droverv1.Giv
 }
 
 // takeBack undoes giveUp, and starts the VM where it ran before.
-func (a *Agent) takeBack(ctx context.Context, _ *job, ref moveRef, m *droverv1.TakeBack) (*droverv1.RunResult, error) {
+func (a *Agent) takeBack(ctx context.Context, j *job, ref moveRef, m *droverv1.TakeBack) (*droverv1.RunResult, error) {
 	if err := a.needHypervisor(); err != nil {
 		return nil, err
 	}
@@ -189,10 +196,47 @@ func (a *Agent) takeBack(ctx context.Context, _ *job, ref moveRef, m *droverv1.T
 	if _, err := a.vmHere(ctx, ref); err != nil {
 		return nil, err
 	}
-	if start {
+	if !start {
+		return resultNow(), nil
+	}
+	if r == nil || r.Asked == 0 {
 		return resultNow(), a.hyp.Start(ctx, ref.vm)
 	}
-	return resultNow(), nil
+	if err := a.awaitLate(ctx, j, ref.vm, min(r.Asked, lateOffLimit)); err != nil {
+		return nil, err
+	}
+	if err := a.hyp.Start(ctx, ref.vm); err != nil {
+		return nil, err
+	}
+	return resultNow(), a.journal.update(ref.move, "runs-on", func(r *record) error {
+		r.Asked = 0
+		return nil
+	})
+}
+
+// awaitLate waits until a guest that was asked to power off, and runs, is off, so
+// that it can be started again: what it was asked cannot be taken back, and nobody
+// would look for it after the move. One that is still running after the limit does
+// not heed what it is asked, or hangs.
+func (a *Agent) awaitLate(ctx context.Context, j *job, vm string, limit time.Duration) error {
+	for over := time.Now().Add(limit); ; {
+		v, err := a.hyp.VM(ctx, vm)
+		if err != nil {
+			return err
+		}
+		if v.State == drover.VMOff || v.State == drover.VMCrashed {
+			return nil
+		}
+		left := time.Until(over)
+		if left <= 0 {
+			j.log.Warn("the guest was asked to power off and runs on", "vm", vm)
+			return nil
+		}
+		j.report(a.clock(), drover.Progress{Phase: "power-off", ETASeconds: left.Seconds()})
+		if err := sleep(ctx, min(left, powerPoll), nil); err != nil {
+			return drover.E(drover.Canceled, "take back vm "+vm, err)
+		}
+	}
 }
 
 // define makes the definition known at the target.

@@ -46,6 +46,9 @@ type record struct {
 
 	// WasRunning is what the first Shutdown found.
 	WasRunning *bool `json:"was_running,omitempty"`
+	// Asked says that the guest was asked to power off, and how long it was given;
+	// 0 once it was started again.
+	Asked time.Duration `json:"asked,omitempty"`
 	// Definition is what GiveUp has taken; GivenUp says that it has been.
 	Definition driver.Definition `json:"definition,omitempty"`
 	GivenUp    bool              `json:"given_up,omitempty"`

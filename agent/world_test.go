@@ -75,6 +75,7 @@ type host struct {
 	// signals and pings are nil for an agent that looks at nothing.
 	signals *memory.Signals
 	pings   *memory.Pings
+	deaf    atomic.Bool
 
 	mu     sync.Mutex
 	life   *life
@@ -210,7 +211,7 @@ func (h *host) start() {
 		Libvirt: "/libvirt", Volumes: []string{imgDir}, Metrics: h.metrics, Checks: filepath.Join(h.dir, "checks"),
 	}
 	deps := Deps{
-		Hypervisor: &gate{Hypervisor: h.hyp, life: l}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
+		Hypervisor: &gate{Hypervisor: h.hyp, life: l, deaf: &h.deaf}, Volumes: h.volumes, TLS: h.tls, Log: h.w.log,
 		Guests: guestGate{h.w.inside.Guests(h.name), l}, Catcher: h.ports,
 		Clock: func() time.Time {
 			if h.name != "south1" {
