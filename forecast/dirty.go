@@ -22,10 +22,10 @@ type dirty struct {
 	scale     float64   // what-if: of the measured rates
 }
 
-// What is assumed of a guest that nobody has watched: a twentieth of its memory is
+// What is assumed of a guest that nobody has watched: a fiftieth of its memory is
 // hot, and a little is cold.
 const (
-	usualHotShare    = 1.0 / 20
+	usualHotShare    = 1.0 / 50
 	usualPeriod      = 10.0
 	usualCold        = 500e3
 	usualDirtySpread = 1.2

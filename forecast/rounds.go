@@ -60,6 +60,7 @@ type stepped struct {
 	rounds
 	outcome
 	fresh, left              float64 // bytes of the first round, and of later ones, that wait
+	opening                  float64 // seconds of the first round
 	period, carried, dirtied float64
 	high                     int
 	stuckAt                  float64
@@ -104,9 +105,12 @@ func (r rounds) until(heldBack bool) outcome {
 		s.act()
 	}
 	s.last, s.still = s.left, s.waits()
-	if !s.ended && s.seconds < forever {
+	if s.seconds < forever {
 		s.again += s.after * (forever - s.seconds)
 	}
+	// Where nobody gives up before, somebody does then; only a first round that takes
+	// longer is longer.
+	s.seconds = min(s.seconds, max(forever, s.opening))
 	return s.outcome
 }
 
@@ -148,6 +152,7 @@ func (s *stepped) round(took, sent, next float64, times int) {
 	n := float64(times)
 	if s.count == 0 {
 		took += s.lead
+		s.opening = took
 	}
 	s.again += sent * (n - 1)
 	s.count += times

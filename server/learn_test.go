@@ -17,12 +17,13 @@ func aReading(v float64, at time.Time, observed bool) drover.Reading {
 func TestMergeSignals(t *testing.T) {
 	later := learnt.Add(time.Minute)
 	old := drover.Signals{
-		ZeroShare: aReading(0.1, learnt, false), CompressedShare: aReading(0.2, learnt, true), ResentShare: aReading(0.3, learnt, true),
-		KnownShare: map[string]drover.Reading{"a": aReading(0.4, learnt, false), "b": aReading(0.5, later, false)},
-		Dirty:      drover.DirtyCurve{Points: []drover.DirtyPoint{{WindowSeconds: 1, Bytes: 1}}, At: learnt}, At: learnt,
+		ZeroShare: aReading(0.1, learnt, false), CompressedShare: aReading(0.25, learnt, true), ResentShare: aReading(0.3, learnt, true),
+		DiskCompressedShare: aReading(0.2, learnt, true),
+		KnownShare:          map[string]drover.Reading{"a": aReading(0.4, learnt, false), "b": aReading(0.5, later, false)},
+		Dirty:               drover.DirtyCurve{Points: []drover.DirtyPoint{{WindowSeconds: 1, Bytes: 1}}, At: learnt}, At: learnt,
 	}
 	v := drover.Signals{
-		ZeroShare: aReading(0.6, later, false), CompressedShare: aReading(0.7, later, false),
+		ZeroShare: aReading(0.6, later, false), CompressedShare: aReading(0.65, later, false), DiskCompressedShare: aReading(0.7, later, false),
 		KnownShare: map[string]drover.Reading{"a": aReading(0.8, later, false), "b": aReading(0.9, learnt, false)},
 		CPUShare:   aReading(math.NaN(), later, false),
 	}
@@ -33,7 +34,8 @@ func TestMergeSignals(t *testing.T) {
 		want float64
 	}{
 		{"a newer sample", got.ZeroShare, 0.6},
-		{"what a move has shown", got.CompressedShare, 0.2},
+		{"a newer sample of what forecasts correct", got.CompressedShare, 0.65},
+		{"what a move has shown", got.DiskCompressedShare, 0.2},
 		{"what only a move shows", got.ResentShare, 0.3},
 		{"a site's newer share", got.KnownShare["a"], 0.8},
 		{"a site's older share", got.KnownShare["b"], 0.5},
@@ -46,8 +48,8 @@ func TestMergeSignals(t *testing.T) {
 	if !got.Dirty.Known() || !got.At.Equal(learnt) {
 		t.Errorf("%+v", got)
 	}
-	if got := merge(old, v, learnt.Add(2*learntAge)); got.CompressedShare.Value != 0.7 {
-		t.Errorf("what a move has shown long ago still counts: %+v", got.CompressedShare)
+	if got := merge(old, v, learnt.Add(2*learntAge)); got.DiskCompressedShare.Value != 0.7 {
+		t.Errorf("what a move has shown long ago still counts: %+v", got.DiskCompressedShare)
 	}
 	if old.KnownShare["a"].Value != 0.4 {
 		t.Error("merging changed what was told before")
