@@ -110,7 +110,10 @@ func (r rounds) until(heldBack bool) outcome {
 	}
 	// Where nobody gives up before, somebody does then; only a first round that takes
 	// longer is longer.
-	s.seconds = min(s.seconds, max(forever, s.opening))
+	if over := s.seconds - max(forever, s.opening); over > 0 {
+		s.seconds -= over
+		s.again = max(0, s.again-over*s.after)
+	}
 	return s.outcome
 }
 
