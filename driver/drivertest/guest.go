@@ -61,6 +61,8 @@ const (
 
 // Guests runs the conformance suite of driver.Guests.
 func Guests(t *testing.T, setup GuestsSetup) {
+	open := setup.New
+	setup.New = func(t *testing.T) driver.Guests { return patientGuests{open(t), setup.WithAgent.Name} }
 	for _, c := range []struct {
 		name string
 		run  func(*testing.T, *guestsFixture)

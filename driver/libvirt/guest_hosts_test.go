@@ -325,15 +325,21 @@ func (h *guestHost) listen(t *testing.T, bridge string) (heard func(t *testing.T
 	}
 }
 
+// guestAddresses asks a guest for its addresses, until it answers.
+func guestAddresses(t *testing.T, c *control.Client) (list []control.Address) {
+	t.Helper()
+	until(t, "the guest says its addresses", func() (err error) {
+		list, err = c.Addresses(t.Context())
+		return err
+	})
+	return list
+}
+
 // sources asks a guest where its new connections come from.
 func sources(t *testing.T, c *control.Client) []netip.Addr {
 	t.Helper()
-	list, err := c.Addresses(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out [2]netip.Addr
-	for _, a := range list {
+	for _, a := range guestAddresses(t, c) {
 		if a.Primary && a.Prefix.Addr().Is4() {
 			out[0] = a.Prefix.Addr()
 		} else if a.Primary {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -110,10 +111,11 @@ type session struct {
 
 func openSession(t *testing.T, h *guestHost, to netip.Addr) *session {
 	t.Helper()
-	conn, err := h.dial(t.Context(), "tcp", netip.AddrPortFrom(to, control.SessionPort).String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var conn net.Conn
+	until(t, "a session with "+to.String(), func() (err error) {
+		conn, err = h.dial(t.Context(), "tcp", netip.AddrPortFrom(to, control.SessionPort).String())
+		return err
+	})
 	t.Cleanup(func() { _ = conn.Close() })
 	s := &session{conn: conn, r: bufio.NewReader(conn)}
 	s.echo(t)
@@ -144,16 +146,17 @@ func testOldSessions(t *testing.T, h *guestHost, g driver.Guests, c *control.Cli
 		Gateways: addrs("198.51.100.1", "2001:db8:51::1"), Primary: true,
 	}
 	began := time.Now()
-	if err := g.AddAddress(t.Context(), fullVM.Name, fullVM.MAC, to); err != nil {
-		t.Fatal(err)
-	}
+	until(t, "the guest takes the new addresses", func() error {
+		err := g.AddAddress(t.Context(), fullVM.Name, fullVM.MAC, to)
+		if err != nil && drover.KindOf(err) != drover.Unavailable {
+			t.Fatal(err)
+		}
+		return err
+	})
 	t.Logf("new primary addresses in %v", time.Since(began))
 	four.echo(t)
 	six.echo(t)
-	list, err := c.Addresses(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	list := guestAddresses(t, c)
 	for _, p := range had {
 		if !slices.ContainsFunc(list, func(a control.Address) bool {
 			return a.Prefix.Addr() == p.Addr() && a.Sessions == 1 && !a.Primary
@@ -217,14 +220,21 @@ func testAskAgain(t *testing.T, h *guestHost, g driver.Guests, c *control.Client
 	old6.echo(t)
 	_ = old4.conn.Close()
 	until(t, "the old address without a session is dropped", has("*198.51.100.77/24", "*2001:db8:51::77/128", "2001:db8:2::77/128"))
-	if err := c.DropAddress(t.Context(), netip.MustParseAddr("2001:db8:2::77")); err != nil {
-		t.Error(err)
-	}
+	until(t, "the guest takes an address away", func() error {
+		return c.DropAddress(t.Context(), netip.MustParseAddr("2001:db8:2::77"))
+	})
 	until(t, "dropped when told", has("*198.51.100.77/24", "*2001:db8:51::77/128"))
-	var refused *control.StatusError
-	if err := c.DropAddress(t.Context(), netip.MustParseAddr("198.51.100.77")); !errors.As(err, &refused) || refused.Code != 409 {
-		t.Errorf("drop the last address: %v", err)
-	}
+	until(t, "to drop the last address is refused", func() error {
+		err := c.DropAddress(t.Context(), netip.MustParseAddr("198.51.100.77"))
+		var refused *control.StatusError
+		if err == nil {
+			t.Fatal("the last address is dropped")
+		}
+		if !errors.As(err, &refused) || refused.Code != http.StatusConflict {
+			return err
+		}
+		return nil
+	})
 }
 
 // testHangs: an agent that does not answer is noticed within seconds, and holds
@@ -248,9 +258,13 @@ func testHangs(t *testing.T, h *guestHost, g driver.Guests, hv driver.Hypervisor
 		_, err := g.Interfaces(ctx, "hangs")
 		asked <- err
 	}()
-	if a, err := g.Agent(ctx, fullVM.Name); err != nil || !a.Answers {
-		t.Errorf("another guest's agent: %+v, %v", a, err)
-	}
+	until(t, "another guest's agent answers", func() error {
+		a, err := g.Agent(ctx, fullVM.Name)
+		if err == nil && !a.Answers {
+			err = errors.New(a.Fault)
+		}
+		return err
+	})
 	if _, err := hv.VM(ctx, "hangs"); err != nil {
 		t.Errorf("the hypervisor: %v", err)
 	}
