@@ -260,24 +260,22 @@ func TestCloneDieAnywhere(t *testing.T) {
 	w.addVM()
 	points := w.tracePoints()
 	w.clone("", false, 1)
-	for i, p := range points() {
-		t.Run(p.String(), func(t *testing.T) {
-			w := newWorld(t)
-			w.addVM()
-			w.supervise()
-			died := w.dieAt(p)
-			if i%3 == 2 {
-				w.unclone(w.clone("start", false, 1), 2)
-				w.checkCloned(true, false)
-				return
-			}
-			w.clone("", false, 1)
-			if !died() {
-				t.Fatal("the point was not reached")
-			}
-			w.checkCloned(false, true)
-		})
-	}
+	campaign(t, points(), func(t *testing.T, i int, p deathPoint) {
+		w := newWorld(t)
+		w.addVM()
+		w.supervise()
+		died := w.dieAt(p)
+		if i%3 == 2 {
+			w.unclone(w.clone("start", false, 1), 2)
+			w.checkCloned(true, false)
+			return
+		}
+		w.clone("", false, 1)
+		if !died() {
+			t.Fatal("the point was not reached")
+		}
+		w.checkCloned(false, true)
+	})
 }
 
 // A guest without an agent is copied as it is, and the copy says so.

@@ -197,38 +197,36 @@ func TestColdDieAnywhere(t *testing.T) {
 	points := w.tracePoints()
 	_, err := w.cold("", 1)
 	must(t, err)
-	for i, p := range points() {
-		t.Run(p.String(), func(t *testing.T) {
-			w := newWorld(t)
-			w.addVM()
-			want := w.content("north1")
-			w.supervise()
-			died := w.dieAt(p)
-			if i%3 == 2 {
-				// Another executor gives up and undoes, where it still can.
-				n, err := w.cold("copy", 1)
-				must(t, err)
-				w.undo(n, 2)
-				// A point that lies in what was not done leaves a plain undo to
-				// judge, by the same rule.
-				t.Logf("died: %v", died())
-				if !bytes.Equal(w.content("north1"), want) {
-					t.Error("the source's disk has changed")
-				}
-				w.checkOnce("north1")
-				return
-			}
-			_, err := w.cold("", 1)
+	campaign(t, points(), func(t *testing.T, i int, p deathPoint) {
+		w := newWorld(t)
+		w.addVM()
+		want := w.content("north1")
+		w.supervise()
+		died := w.dieAt(p)
+		if i%3 == 2 {
+			// Another executor gives up and undoes, where it still can.
+			n, err := w.cold("copy", 1)
 			must(t, err)
-			if !died() {
-				t.Fatal("the point was not reached")
+			w.undo(n, 2)
+			// A point that lies in what was not done leaves a plain undo to
+			// judge, by the same rule.
+			t.Logf("died: %v", died())
+			if !bytes.Equal(w.content("north1"), want) {
+				t.Error("the source's disk has changed")
 			}
-			if !bytes.Equal(w.content("south1"), want) {
-				t.Error("the disk has another content at the destination")
-			}
-			w.checkOnce("south1")
-		})
-	}
+			w.checkOnce("north1")
+			return
+		}
+		_, err := w.cold("", 1)
+		must(t, err)
+		if !died() {
+			t.Fatal("the point was not reached")
+		}
+		if !bytes.Equal(w.content("south1"), want) {
+			t.Error("the disk has another content at the destination")
+		}
+		w.checkOnce("south1")
+	})
 }
 
 func TestSourceIsNotDeletedTooEarly(t *testing.T) {

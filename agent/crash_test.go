@@ -66,6 +66,18 @@ func (w *world) dieAt(p deathPoint) func() bool {
 	}
 }
 
+// campaign tries each point of a run, in a world of its own and some of them at a time:
+// who has died is waited for, and what is waited for costs nothing.
+func campaign(t *testing.T, points []deathPoint, try func(t *testing.T, i int, p deathPoint)) {
+	t.Helper()
+	for i, p := range points {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			try(t, i, p)
+		})
+	}
+}
+
 // livePoints are all points of an undisturbed live move.
 func livePoints(t *testing.T) []deathPoint {
 	w := newWorld(t)
@@ -83,48 +95,44 @@ func livePoints(t *testing.T) []deathPoint {
 // hypervisor call of a live move, and asks for the transfer again: the VM must
 // run exactly once and nothing may be left.
 func TestDieAnywhere(t *testing.T) {
-	for i, p := range livePoints(t) {
-		t.Run(p.String(), func(t *testing.T) {
-			w := newWorld(t)
-			w.addVM()
-			w.supervise()
-			w.begin()
-			died := w.dieAt(p)
-			generation := int64(1)
-			_, err := w.run("north1", "transfer", generation, w.transferAction())
-			if err != nil && inconclusive(err) {
-				generation += int64(i % 2) // the server may have died as well
-				_, err = w.insist("north1", "transfer", generation, w.transferAction())
-			}
-			at := w.finish(generation, err)
-			if !died() {
-				t.Fatal("the point was not reached")
-			}
-			w.checkOnce(at)
-		})
-	}
+	campaign(t, livePoints(t), func(t *testing.T, i int, p deathPoint) {
+		w := newWorld(t)
+		w.addVM()
+		w.supervise()
+		w.begin()
+		died := w.dieAt(p)
+		generation := int64(1)
+		_, err := w.run("north1", "transfer", generation, w.transferAction())
+		if err != nil && inconclusive(err) {
+			generation += int64(i % 2) // the server may have died as well
+			_, err = w.insist("north1", "transfer", generation, w.transferAction())
+		}
+		at := w.finish(generation, err)
+		if !died() {
+			t.Fatal("the point was not reached")
+		}
+		w.checkOnce(at)
+	})
 }
 
 // TestDieAnywhereThenUndo is the same with an executor that gives up at once.
 func TestDieAnywhereThenUndo(t *testing.T) {
-	for _, p := range livePoints(t) {
-		t.Run(p.String(), func(t *testing.T) {
-			w := newWorld(t)
-			w.addVM()
-			w.supervise()
-			w.begin()
-			died := w.dieAt(p)
-			_, err := w.run("north1", "transfer", 1, w.transferAction())
-			if err != nil {
-				err = errors.New("undo")
-			}
-			at := w.finish(2, err)
-			if !died() {
-				t.Fatal("the point was not reached")
-			}
-			w.checkOnce(at)
-		})
-	}
+	campaign(t, livePoints(t), func(t *testing.T, _ int, p deathPoint) {
+		w := newWorld(t)
+		w.addVM()
+		w.supervise()
+		w.begin()
+		died := w.dieAt(p)
+		_, err := w.run("north1", "transfer", 1, w.transferAction())
+		if err != nil {
+			err = errors.New("undo")
+		}
+		at := w.finish(2, err)
+		if !died() {
+			t.Fatal("the point was not reached")
+		}
+		w.checkOnce(at)
+	})
 }
 
 // TestFinishReplyLost breaks every connection at the moment when the guest

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -224,7 +225,7 @@ func TestRemainsGiveWay(t *testing.T) {
 // disk aside: the disk is then the move's, or a remain, and in the end a remain.
 func TestRemainsDieAnywhere(t *testing.T) {
 	var points []string
-	count := func(kill int) (died bool) {
+	count := func(t *testing.T, kill int) (died bool) {
 		w := newWorld(t)
 		w.addVM()
 		w.begin()
@@ -257,16 +258,16 @@ func TestRemainsDieAnywhere(t *testing.T) {
 		}
 		return died
 	}
-	count(0)
+	count(t, 0)
 	if len(points) < 6 {
 		t.Fatalf("points: %v", points)
 	}
-	for i := range points {
-		if !count(i + 1) {
-			t.Errorf("point %d (%s) was not reached", i+1, points[i])
-		}
-		if t.Failed() {
-			t.Fatalf("killed at %s", points[i])
-		}
+	for i, point := range points {
+		t.Run(fmt.Sprintf("%d %s", i+1, point), func(t *testing.T) {
+			t.Parallel()
+			if !count(t, i+1) {
+				t.Error("the point was not reached")
+			}
+		})
 	}
 }

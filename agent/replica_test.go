@@ -223,13 +223,13 @@ func TestReplicaDieAnywhere(t *testing.T) {
 	w.replica = replicaName
 	points := w.tracePoints()
 	w.warm("", 1)
-	all := points()
-	for i, p := range all {
+	for i, p := range points() {
 		// The rest of the way is that of any warm move.
 		if i%2 == 1 && !strings.Contains(p.String(), "taken") && !strings.Contains(p.String(), "volume-made") {
 			continue
 		}
 		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.addVM()
 			w.protect()

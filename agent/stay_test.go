@@ -232,6 +232,7 @@ func TestStayDieAnywhere(t *testing.T) {
 			continue
 		}
 		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.addVM()
 			w.supervise()

@@ -170,33 +170,31 @@ func TestWarmDieAnywhere(t *testing.T) {
 	w.addVM()
 	points := w.tracePoints()
 	w.warm("", 1)
-	for i, p := range points() {
-		t.Run(p.String(), func(t *testing.T) {
-			w := newWorld(t)
-			w.addVM()
-			w.supervise()
-			died := w.dieAt(p)
-			if i%3 == 2 {
-				st := w.warm("copy-changes", 1)
-				want := w.content("north1")
-				w.unwarm(st, 2)
-				t.Logf("died: %v", died())
-				if !bytes.Equal(w.content("north1"), want) {
-					t.Error("the source's disk has changed")
-				}
-				w.checkOnce("north1")
-				return
+	campaign(t, points(), func(t *testing.T, i int, p deathPoint) {
+		w := newWorld(t)
+		w.addVM()
+		w.supervise()
+		died := w.dieAt(p)
+		if i%3 == 2 {
+			st := w.warm("copy-changes", 1)
+			want := w.content("north1")
+			w.unwarm(st, 2)
+			t.Logf("died: %v", died())
+			if !bytes.Equal(w.content("north1"), want) {
+				t.Error("the source's disk has changed")
 			}
-			st := w.warm("", 1)
-			if !died() {
-				t.Fatal("the point was not reached")
-			}
-			if !bytes.Equal(w.content("south1"), st.want) {
-				t.Error("the disk has another content at the destination")
-			}
-			w.checkOnce("south1")
-		})
-	}
+			w.checkOnce("north1")
+			return
+		}
+		st := w.warm("", 1)
+		if !died() {
+			t.Fatal("the point was not reached")
+		}
+		if !bytes.Equal(w.content("south1"), st.want) {
+			t.Error("the disk has another content at the destination")
+		}
+		w.checkOnce("south1")
+	})
 }
 
 // TestWarmGoesOn: an agent that died between two rounds does not send all again.

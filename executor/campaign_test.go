@@ -133,9 +133,9 @@ func (sc scenario) stride() int {
 	case *full:
 		return 1
 	case sc.plain():
-		return 3
+		return 5
 	default:
-		return 13
+		return 23
 	}
 }
 
