@@ -20,14 +20,15 @@ demo: deps build ## every method once, between three data centers on this machin
 	@bin/drover lab demo
 
 .PHONY: test
-# The trials take as long as all the rest, so they begin first and the rest runs beside them.
+# The trials take as long as all the rest, so they begin first and the rest runs beside them. What build has compiled is
+# not compiled again, which it would be with other flags.
 test: deps build ## the whole test suite, lab included
-	$(GO) test -p 2 -timeout 40m ./lab/trial ./...
+	CGO_ENABLED=0 $(GO) test -trimpath -p 2 -timeout 40m ./lab/trial ./...
 
 .PHONY: soak
 soak: deps build ## twenty moves back and forth, fifty mixed ones, twenty under cuts, and the Debian guest under load and between networks
 	$(GO) test -timeout 80m -count 1 ./executor -args -full
-	$(GO) test -p 1 -timeout 150m -count 1 -v ./lab/trial -args -soak
+	$(GO) test -p 1 -timeout 150m -count 1 -parallel 1 -v ./lab/trial -args -soak
 	bin/drover bench cuts
 
 .PHONY: bench

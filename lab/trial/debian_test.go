@@ -1,7 +1,6 @@
 package trial_test
 
 import (
-	"context"
 	"errors"
 	"os/exec"
 	"strings"
@@ -14,22 +13,16 @@ import (
 )
 
 // clientTime is how long the database clients work: longer than the move.
-const clientTime = "75"
+const clientTime = "45"
 
 // TestDebianMovesUnderItsClients moves a Debian guest live while
 // redis-benchmark and pgbench work on it from outside. They may see latency
 // and nothing else.
 func TestDebianMovesUnderItsClients(t *testing.T) {
-	ctx := timeout(t, 10*time.Minute) // building the image is part of it the first time
-	l := &trial.Lab{Bin: shared.Bin, Name: "e2e-debian", Log: shared.Log}
-	t.Cleanup(func() {
-		if err := l.Down(context.WithoutCancel(ctx)); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := trial.Up(ctx, l, "debian"); err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	l := &trial.Lab{Bin: shared.Bin, Name: *labName + "-debian", Log: shared.Log}
+	bringUp(t, l, "debian")
+	ctx := timeout(t, 5*time.Minute)
 	running, err := lab.Open(lab.Options{Exe: l.Bin}, l.Name)
 	if err != nil {
 		t.Fatal(err)

@@ -20,12 +20,14 @@ import (
 
 var (
 	soak = flag.Bool("soak", false, "run the long campaigns too")
-	// labName is that of the shared lab: two runs on one machine need two.
+	// labName is that of the shared lab, and what the names of others begin with: two
+	// runs on one machine need two.
 	labName = flag.String("lab", "e2e", "the name of the lab that most tests share")
 )
 
-// shared is the lab that the tests of this package have in common: making one
-// takes longer than a move. Every test leaves both guests running somewhere.
+// shared is the lab that the trials of TestPair have in common: making one takes
+// longer than a move. Every trial leaves both guests running somewhere. The tests
+// with other labs have its binary and its log.
 var shared *trial.Lab
 
 func TestMain(m *testing.M) {
@@ -48,7 +50,8 @@ func run(m *testing.M) int {
 	defer os.RemoveAll(dir)
 	bin := filepath.Join(dir, "drover")
 	for target, pkg := range map[string]string{bin: "./cmd/drover", bin + "-sheep": "./lab/guest/sheep"} {
-		build := exec.Command("go", "build", "-o", target, pkg)
+		// As make build does it, whose packages are compiled already.
+		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", target, pkg)
 		build.Dir, build.Env, build.Stderr = "../..", append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 		if err := build.Run(); err != nil {
 			return fail(fmt.Errorf("build %s: %w", pkg, err))
@@ -59,46 +62,85 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 	defer logs.Close()
-	ctx := context.Background()
 	shared = &trial.Lab{Bin: bin, Name: *labName, Log: logs}
-	if err := trial.Up(ctx, shared, "pair"); err != nil {
-		return fail(err)
-	}
 	code := m.Run()
 	if code != 0 {
 		if raw, err := os.ReadFile(logs.Name()); err == nil {
 			fmt.Fprintf(os.Stderr, "--- what drover said ---\n%s", raw[max(0, len(raw)-20<<10):])
 		}
-		for _, n := range []string{"server", "n1", "n2", "s1", "s2"} {
-			raw, _ := exec.Command("sh", "-c", "tail -n 40 /var/lib/drover/lab/"+*labName+"/nodes/"+n+"/log/*.log").CombinedOutput()
-			fmt.Fprintf(os.Stderr, "--- logs of %s ---\n%s", n, raw)
-		}
-	}
-	if err := shared.Down(ctx); err != nil {
-		return fail(err)
-	}
-	if left := leftovers(); left != "" {
-		return fail(fmt.Errorf("after lab down there is left:\n%s", left))
 	}
 	return code
 }
 
-// leftovers lists what of the lab is still on the machine.
-func leftovers() string {
+// TestPair are the trials in the lab pair. They run beside those of TestRouted and
+// of TestDebian, as many at a time as there are processors: all wait for much, and
+// none disturbs another's lab.
+func TestPair(t *testing.T) {
+	t.Parallel()
+	bringUp(t, shared, "pair")
+	for _, sub := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"LiveMove", testLiveMove},
+		{"ColdMove", testColdMove},
+		{"RefusedMove", testRefusedMove},
+		{"Faults", testFaults},
+		{"TwentyMoves", testTwentyMoves},
+		{"Cuts", testCuts},
+		{"FlippedBits", testFlippedBits},
+		{"StorageStays", testStorageStays},
+		{"Protect", testProtect},
+		{"ProtectLive", testProtectLive},
+		{"WarmMove", testWarmMove},
+		{"WarmReturns", testWarmReturns},
+		{"WarmFaults", testWarmFaults},
+		{"ColdCommittedByHand", testColdCommittedByHand},
+	} {
+		t.Run(sub.name, sub.run)
+	}
+}
+
+// bringUp starts a lab of a file for the time of a test. When the test fails, it shows
+// what the lab's nodes have written last; in any case nothing of the lab may be left.
+func bringUp(t *testing.T, l *trial.Lab, file string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			said, _ := exec.Command("sh", "-c", "tail -n 40 /var/lib/drover/lab/"+l.Name+"/nodes/*/log/agent.log /var/lib/drover/lab/"+l.Name+"/nodes/server/log/*.log").CombinedOutput()
+			t.Logf("%s", said)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := l.Down(ctx); err != nil {
+			t.Error(err)
+		}
+		if left := leftovers(l.Name); left != "" {
+			t.Errorf("after lab down there is left:\n%s", left)
+		}
+	})
+	// Building Debian's image is part of it the first time.
+	if err := trial.Up(timeout(t, 10*time.Minute), l, file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// leftovers lists what of a lab is still on the machine.
+func leftovers(name string) string {
 	var left []string
-	if _, err := os.Stat("/var/lib/drover/lab/" + *labName); err == nil {
+	if _, err := os.Stat("/var/lib/drover/lab/" + name); err == nil {
 		left = append(left, "the lab's folder")
 	}
 	mounts, _ := os.ReadFile("/proc/mounts")
 	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, "drover/lab/"+*labName+"/") {
+		if strings.Contains(line, "drover/lab/"+name+"/") {
 			left = append(left, "mount "+line)
 		}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		raw, _ := os.ReadFile(p)
-		if bytes.Contains(raw, []byte("drover/lab/"+*labName)) {
+		if bytes.Contains(raw, []byte("drover/lab/"+name+"/")) || bytes.Contains(raw, []byte("drover/lab/"+name+"\x00")) {
 			left = append(left, "process "+string(bytes.ReplaceAll(raw, []byte{0}, []byte{' '})))
 		}
 	}
@@ -183,7 +225,7 @@ func opposite(t *testing.T, ctx context.Context, vm string) (drover.VM, drover.P
 	return v, to
 }
 
-func TestLiveMoveKeepsSessionsAndWrites(t *testing.T) {
+func testLiveMove(t *testing.T) {
 	ctx := timeout(t, 3*time.Minute)
 	guest := guestOf(t, shared, "sheep1")
 	load := work(t, ctx, guest, 10e6)
@@ -219,7 +261,7 @@ func TestLiveMoveKeepsSessionsAndWrites(t *testing.T) {
 	}
 }
 
-func TestColdMoveKeepsWrites(t *testing.T) {
+func testColdMove(t *testing.T) {
 	ctx := timeout(t, 4*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
 	load := work(t, ctx, guest, 10e6)
@@ -237,7 +279,7 @@ func TestColdMoveKeepsWrites(t *testing.T) {
 	}
 }
 
-func TestRefusedMoveChangesNothing(t *testing.T) {
+func testRefusedMove(t *testing.T) {
 	ctx := timeout(t, 2*time.Minute)
 	v, to := opposite(t, ctx, "sheep1")
 	// Somebody else's VM of the same name at the destination.

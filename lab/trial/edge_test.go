@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,21 +20,17 @@ import (
 	"github.com/drover-vm/drover/api"
 	"github.com/drover-vm/drover/api/droverv1"
 	"github.com/drover-vm/drover/lab"
-	"github.com/drover-vm/drover/lab/labfile"
 	"github.com/drover-vm/drover/lab/node"
-	"github.com/drover-vm/drover/lab/topology"
 	"github.com/drover-vm/drover/lab/trial"
 	"github.com/drover-vm/drover/pki"
 )
 
-// edgeTrial is the lab routed, and a server of the test's own to its edges.
+// edgeTrial is the lab, and a server of the test's own to its edges.
 type edgeTrial struct {
-	*trial.Lab
-	t   *testing.T
-	lab *lab.Lab
-	ca  *pki.CA
-	// services are the DHCP servers of south.
-	services []lab.EdgeDHCP
+	*routedTrial
+	ca *pki.CA
+	// dhcp are the DHCP servers of south.
+	dhcp []lab.EdgeDHCP
 	// step counts the actions, so that each has a name of its own.
 	step int
 }
@@ -43,39 +38,14 @@ type edgeTrial struct {
 // stranger is the VM of the test's own that no host has.
 const stranger = "vm/0f0f0f0f-0000-4000-8000-000000000001"
 
-// TestEdge has the edges of a lab do everything that a move may ask of them, and
+// testEdge has the edges of a lab do everything that a move may ask of them, and
 // looks at the components themselves.
-func TestEdge(t *testing.T) {
-	l := &trial.Lab{Bin: shared.Bin, Name: "edge", Log: shared.Log}
-	if err := trial.Up(timeout(t, 5*time.Minute), l, "routed"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			said, _ := exec.Command("sh", "-c", "tail -n 40 /var/lib/drover/lab/edge/nodes/*/log/agent.log /var/lib/drover/lab/edge/nodes/server/log/server.log").CombinedOutput()
-			t.Logf("%s", said)
-		}
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	f, err := labfile.Load("routed")
+func testEdge(r *routedTrial) {
+	ca, err := pki.LoadCA(filepath.Join(r.lab.Dir, "pki"))
 	if err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	plan, err := topology.New(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &edgeTrial{Lab: l, t: t, services: lab.Services(f, plan, "south").DHCP}
-	if e.lab, err = lab.Open(lab.Options{Exe: l.Bin}, l.Name); err != nil {
-		t.Fatal(err)
-	}
-	if e.ca, err = pki.LoadCA(filepath.Join(e.lab.Dir, "pki")); err != nil {
-		t.Fatal(err)
-	}
+	e := &edgeTrial{routedTrial: r, ca: ca, dhcp: r.services("south").DHCP}
 	for _, sub := range []struct {
 		name string
 		run  func(*edgeTrial)
@@ -92,9 +62,10 @@ func TestEdge(t *testing.T) {
 		{"rotation", (*edgeTrial).rotation},
 		{"doctor", (*edgeTrial).doctor},
 	} {
-		t.Run(sub.name, func(t *testing.T) {
-			one := *e
-			one.t = t
+		r.t.Run(sub.name, func(t *testing.T) {
+			here := *r
+			here.t = t
+			one := edgeTrial{routedTrial: &here, ca: e.ca, dhcp: e.dhcp, step: e.step}
 			sub.run(&one)
 			e.step = one.step
 		})
@@ -113,14 +84,14 @@ func (e *edgeTrial) eventually(what string, ok func() error) {
 	e.t.Fatalf("waited a minute for %s: %v", what, err)
 }
 
-// shell runs a line in a node and returns what it wrote.
-func (e *edgeTrial) shell(node, line string) string {
+// says is what a line writes that is run in a node.
+func (e *edgeTrial) says(node, line string) string {
 	e.t.Helper()
-	out, err := e.Exec(timeout(e.t, 30*time.Second), node, "sh", "-c", line)
+	out, err := e.shell(node, line)
 	if err != nil {
 		e.t.Fatalf("%s: %s: %v", node, line, err)
 	}
-	return strings.TrimSpace(string(out))
+	return out
 }
 
 func (e *edgeTrial) edges() map[string]drover.EdgeState {
@@ -245,7 +216,7 @@ func (e *edgeTrial) mesh() {
 		return nil
 	})
 	for _, a := range []string{"100.125.0.2", "fd64:726f:7672::3"} {
-		e.shell("edge-north", "ping -c 1 -W 5 "+a)
+		e.says("edge-north", "ping -c 1 -W 5 "+a)
 	}
 }
 
@@ -273,11 +244,11 @@ func (e *edgeTrial) segment() {
 		Do: drover.SetStation, Segment: "blue", MAC: "52:54:00:aa:00:01", Site: "north", Addresses: []netip.Addr{netip.MustParseAddr("10.50.0.77")},
 	})
 	for _, site := range sites {
-		if out := e.shell("edge-"+site, "ip -o link show type vxlan"); !strings.Contains(out, "master br-blue") {
+		if out := e.says("edge-"+site, "ip -o link show type vxlan"); !strings.Contains(out, "master br-blue") {
 			e.t.Errorf("%s: %s", site, out)
 		}
 	}
-	if out := e.shell("edge-south", "bridge fdb show"); !strings.Contains(out, "52:54:00:aa:00:01") {
+	if out := e.says("edge-south", "bridge fdb show"); !strings.Contains(out, "52:54:00:aa:00:01") {
 		e.t.Errorf("the station is not known: %s", out)
 	}
 	if x := e.edges()["north"].Extended; len(x) != 1 || !slices.Equal(x[0].Sites, []string{"south"}) || x[0].Fault != "" {
@@ -291,7 +262,7 @@ func (e *edgeTrial) segment() {
 	}
 	for _, site := range sites {
 		e.do(site, drover.EdgeOp{Do: drover.RetractSegment, Segment: "blue"})
-		if out := e.shell("edge-"+site, "ip -o link show type vxlan"); out != "" {
+		if out := e.says("edge-"+site, "ip -o link show type vxlan"); out != "" {
 			e.t.Errorf("%s: still there: %s", site, out)
 		}
 	}
@@ -320,7 +291,7 @@ func (e *edgeTrial) routed(there bool) {
 	e.t.Helper()
 	for _, router := range []string{"north-router", "south-router", "west-router"} {
 		e.eventually(fmt.Sprintf("host routes in %s: %v", router, there), func() error {
-			out := e.shell(router, "vtysh -c 'show ip route' -c 'show ipv6 route'")
+			out := e.says(router, "vtysh -c 'show ip route' -c 'show ipv6 route'")
 			for _, a := range strays {
 				if strings.Contains(out, netip.PrefixFrom(a, a.BitLen()).String()) != there {
 					return errors.New(out)
@@ -334,7 +305,7 @@ func (e *edgeTrial) routed(there bool) {
 func (e *edgeTrial) routes() {
 	e.do("south", e.announce()...)
 	e.routed(true)
-	if out := e.shell("edge-south", "ip route show 10.50.0.77"); !strings.Contains(out, "br-blue") {
+	if out := e.says("edge-south", "ip route show 10.50.0.77"); !strings.Contains(out, "br-blue") {
 		e.t.Errorf("it is not delivered: %s", out)
 	}
 	e.do("north", drover.EdgeOp{Do: drover.Elsewhere, Segment: "blue", Addresses: strays})
@@ -396,7 +367,7 @@ func (e *edgeTrial) cutOver() {
 // answer asks a name server.
 func (e *edgeTrial) answer(server, name, kind string) string {
 	e.t.Helper()
-	return e.shell("c1", fmt.Sprintf("dig +noall +answer @%s %s %s | awk '{print $2, $5}'", server, name, kind))
+	return e.says("c1", fmt.Sprintf("dig +noall +answer @%s %s %s | awk '{print $2, $5}'", server, name, kind))
 }
 
 func (e *edgeTrial) name() {
@@ -429,12 +400,12 @@ func (e *edgeTrial) name() {
 func (e *edgeTrial) kea(family, command string) string {
 	e.t.Helper()
 	var socket string
-	for _, d := range e.services {
+	for _, d := range e.dhcp {
 		if d.Subnet.Addr().Is4() == (family == "4") {
 			socket = d.Socket
 		}
 	}
-	return e.shell("edge-south", fmt.Sprintf(`echo '{"command": "%s"}' | socat -t 5 - UNIX-CONNECT:%s`, command, socket))
+	return e.says("edge-south", fmt.Sprintf(`echo '{"command": "%s"}' | socat -t 5 - UNIX-CONNECT:%s`, command, socket))
 }
 
 func (e *edgeTrial) lease() {
@@ -462,7 +433,7 @@ func (e *edgeTrial) lease() {
 
 func (e *edgeTrial) haproxy(command string) string {
 	e.t.Helper()
-	return e.shell("edge-west", fmt.Sprintf("echo '%s' | socat -t 5 - UNIX-CONNECT:/run/haproxy/admin.sock", command))
+	return e.says("edge-west", fmt.Sprintf("echo '%s' | socat -t 5 - UNIX-CONNECT:/run/haproxy/admin.sock", command))
 }
 
 func (e *edgeTrial) balancer() {
@@ -500,14 +471,14 @@ func (e *edgeTrial) balancer() {
 		e.t.Errorf("removed: %q", got)
 	}
 	// HAProxy's own server is drained and gets back what it had.
-	own := drover.EdgeOp{Do: drover.DrainServer, Backend: "web", Name: "sheep1"}
+	own := drover.EdgeOp{Do: drover.DrainServer, Backend: "web", Name: "web1"}
 	e.do("west", own)
-	if got := state("sheep1"); !strings.HasPrefix(got, "DRAIN") {
+	if got := state("web1"); !strings.HasPrefix(got, "DRAIN") {
 		e.t.Errorf("drained: %q", got)
 	}
 	own.Do = drover.RemoveServer
 	e.do("west", own)
-	if got := state("sheep1"); !strings.HasPrefix(got, "UP") {
+	if got := state("web1"); !strings.HasPrefix(got, "UP") {
 		e.t.Errorf("given back: %q", got)
 	}
 	if _, err := e.try("west", drover.EdgeOp{Do: drover.DrainServer, Owner: stranger, Backend: "nosuch", Name: "a"}); drover.KindOf(err) != drover.NotFound {
@@ -598,14 +569,14 @@ func (e *edgeTrial) doctor() {
 		e.t.Errorf("%v: %+v", err, d)
 	}
 	for _, site := range []string{"north", "south", "west"} {
-		if out := e.shell("edge-"+site, clean); out != "" {
+		if out := e.says("edge-"+site, clean); out != "" {
 			e.t.Errorf("%s: left in the kernel:\n%s", site, out)
 		}
 	}
 	if out := e.haproxy("show servers state web"); strings.Contains(out, "drover-") {
 		e.t.Errorf("left in HAProxy: %s", out)
 	}
-	if out := e.shell("edge-north", "dig +noall +answer @127.0.0.1 -k /run/drover/conf/dns.key routed.example AXFR"); strings.Contains(out, "drover:") || strings.Contains(out, "trial.") {
+	if out := e.says("edge-north", "dig +noall +answer @127.0.0.1 -k /run/drover/conf/dns.key routed.example AXFR"); strings.Contains(out, "drover:") || strings.Contains(out, "trial.") {
 		e.t.Errorf("left in DNS: %s", out)
 	}
 	for _, family := range []string{"4", "6"} {

@@ -6,12 +6,13 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/lab/trial"
 )
 
-// TestFaultsInTheMiddle breaks something while a move is under way. However
+// testFaults breaks something while a move is under way. However
 // it ends, the VM runs exactly once, with all its writes, and nothing of the
 // move is left where the VM is not.
-func TestFaultsInTheMiddle(t *testing.T) {
+func testFaults(t *testing.T) {
 	kill := func(service string) func(*testing.T, context.Context, string) {
 		return func(t *testing.T, ctx context.Context, node string) {
 			if err := shared.Drover(ctx, nil, "lab", "service", node, service, "kill"); err != nil {
@@ -38,11 +39,18 @@ func TestFaultsInTheMiddle(t *testing.T) {
 			ctx := timeout(t, 4*time.Minute)
 			vm := map[drover.Method]string{drover.Live: "sheep1", drover.Cold: "sheep2"}[tt.method]
 			guest := guestOf(t, shared, vm)
-			// Well below the bandwidth of the move, which would never end else.
-			load := work(t, ctx, guest, 1e6)
+			// Well below the bandwidth of the move, which would never end else; a disk that
+			// the other site knows is copied before that can be seen.
+			var load *trial.Load
+			rate := "80Mbit"
+			if tt.method == drover.Live {
+				load = work(t, ctx, guest, 1e6)
+			} else {
+				load, rate = fresh(t, ctx, guest), slowly
+			}
 			v, to := opposite(t, ctx, vm)
 			var m drover.Move
-			if err := shared.Drover(ctx, &m, "move", vm, "--to", to.String(), "--method", string(tt.method), "--detach", "--bandwidth", "80Mbit"); err != nil {
+			if err := shared.Drover(ctx, &m, "move", vm, "--to", to.String(), "--method", string(tt.method), "--detach", "--bandwidth", rate); err != nil {
 				t.Fatal(err)
 			}
 			reach(t, ctx, m.Name, tt.phase)
@@ -87,14 +95,13 @@ func reach(t *testing.T, ctx context.Context, move, phase string) {
 	}
 }
 
-// TestTwentyMoves moves one working guest back and forth; with -soak twenty
-// times, else twice.
-func TestTwentyMoves(t *testing.T) {
-	times := 2
-	if *soak {
-		times = 20
+// testTwentyMoves moves one working guest back and forth.
+func testTwentyMoves(t *testing.T) {
+	if !*soak {
+		t.Skip("minutes, and more of the same: with -soak")
 	}
-	ctx := timeout(t, time.Duration(times)*2*time.Minute)
+	const times = 20
+	ctx := timeout(t, times*2*time.Minute)
 	guest := guestOf(t, shared, "sheep1")
 	load := work(t, ctx, guest, 10e6)
 	for i := range times {

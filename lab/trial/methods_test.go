@@ -1,7 +1,6 @@
 package trial_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,61 +9,53 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/lab"
-	"github.com/drover-vm/drover/lab/labfile"
-	"github.com/drover-vm/drover/lab/topology"
-	"github.com/drover-vm/drover/lab/trial"
 )
 
-// methodTrial is the lab routed, whose segment blue exists at two sites with
-// nothing between the two.
-type methodTrial struct {
-	*trial.Lab
-	t *testing.T
-}
+// methodTrial is the lab, whose segment blue exists at two sites with nothing between
+// the two.
+type methodTrial struct{ *routedTrial }
 
 // movedAddresses are those of sheep1, as routers have them when they are
 // announced, and as a client pings them.
 var movedAddresses = []string{"10.50.0.11/32", "fd00:50::11/128"}
 
-// TestMethods moves a guest between sites whose segments are not joined, by each
+// testMethods moves a guest between sites whose segments are not joined, by each
 // method that keeps its addresses, and home again. A client outside keeps its
 // sessions open and reaches it in both families, a neighbour in its old site's
 // segment too; routers and edges have what its place needs, and nothing else.
-func TestMethods(t *testing.T) {
-	l := &trial.Lab{Bin: shared.Bin, Name: "methods", Log: shared.Log}
-	if err := trial.Up(timeout(t, 5*time.Minute), l, "routed"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
+func testMethods(r *routedTrial) {
 	// A neighbour in the guest's segment, at home.
-	if _, err := l.Exec(t.Context(), "n1", "ip", "addr", "add", "10.50.0.201/24", "dev", "br-blue"); err != nil {
-		t.Fatal(err)
+	if _, err := r.Exec(r.t.Context(), "n1", "ip", "addr", "add", "10.50.0.201/24", "dev", "br-blue"); err != nil {
+		r.t.Fatal(err)
 	}
 	for _, sub := range []struct {
 		name string
+		long bool
 		run  func(*methodTrial)
 	}{
-		{"preflight", (*methodTrial).preflight},
-		{"route", func(m *methodTrial) { m.outAndBack([]string{"route"}, []string{"route"}) }},
-		{"stretch", func(m *methodTrial) { m.outAndBack([]string{"stretch"}, []string{"stretch"}) }},
-		{"local egress", func(m *methodTrial) { m.outAndBack([]string{"stretch", "--local-egress"}, []string{"route"}) }},
-		{"stretch home of a routed one", func(m *methodTrial) { m.outAndBack([]string{"route"}, []string{"stretch"}) }},
-		{"router away", (*methodTrial).routerAway},
+		{"preflight", false, (*methodTrial).preflight},
+		{"route", false, func(m *methodTrial) { m.outAndBack([]string{"route"}, []string{"route"}) }},
+		{"stretch", false, func(m *methodTrial) { m.outAndBack([]string{"stretch"}, []string{"stretch"}) }},
+		{"local egress", false, func(m *methodTrial) { m.outAndBack([]string{"stretch", "--local-egress"}, []string{"route"}) }},
+		// What is new about it, after these, is the change of method, which the executor's campaigns have.
+		{"stretch home of a routed one", true, func(m *methodTrial) { m.outAndBack([]string{"route"}, []string{"stretch"}) }},
+		{"router away", false, (*methodTrial).routerAway},
 	} {
-		t.Run(sub.name, func(t *testing.T) { sub.run(&methodTrial{Lab: l, t: t}) })
+		r.t.Run(sub.name, func(t *testing.T) {
+			if sub.long && !*soak {
+				t.Skip("another out and back: with -soak")
+			}
+			here := *r
+			here.t = t
+			sub.run(&methodTrial{&here})
+		})
 	}
 }
 
 // outAndBack moves sheep1 to south and home again.
 func (m *methodTrial) outAndBack(there, back []string) {
 	guest := guestOf(m.t, m.Lab, "sheep1")
+	defer guest.HTTP.CloseIdleConnections() // each is a session, which other trials count
 	ctx := timeout(m.t, 5*time.Minute)
 	load := work(m.t, ctx, guest, 1e6)
 	m.move("south", there[0], there[1:]...)
@@ -105,12 +96,6 @@ func (m *methodTrial) move(to, method string, flags ...string) {
 	}
 }
 
-// shell runs a line in a node and returns what it wrote.
-func (m *methodTrial) shell(node, line string) (string, error) {
-	out, err := m.Exec(timeout(m.t, 30*time.Second), node, "sh", "-c", line)
-	return strings.TrimSpace(string(out)), err
-}
-
 // reached pings sheep1 from the client outside, and from a neighbour at home.
 func (m *methodTrial) reached() {
 	m.t.Helper()
@@ -149,10 +134,7 @@ func (m *methodTrial) standing(away, extended, announced bool) {
 			return err
 		})
 	}
-	var d drover.Diagnosis
-	if err := m.Drover(timeout(m.t, time.Minute), &d, "doctor"); err != nil || !d.OK {
-		m.t.Errorf("doctor: %v, %+v", err, d.Findings)
-	}
+	m.tidy()
 	// And by the machines' own word.
 	for _, edge := range []string{"edge-north", "edge-south", "edge-west"} {
 		out, err := m.shell(edge, `ip -o link show | grep -o 'dvx[0-9]*'; nft list tables | grep drover_vxlan; true`)
@@ -164,23 +146,6 @@ func (m *methodTrial) standing(away, extended, announced bool) {
 			m.t.Errorf("%s still has, error %v:\n%s", edge, err, out)
 		}
 	}
-}
-
-// soon waits for what comes by itself.
-func (m *methodTrial) soon(ok func() error) {
-	m.t.Helper()
-	m.within(30*time.Second, ok)
-}
-
-func (m *methodTrial) within(d time.Duration, ok func() error) {
-	m.t.Helper()
-	var err error
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if err = ok(); err == nil {
-			return
-		}
-	}
-	m.t.Error(err)
 }
 
 // preflight takes route where nothing else is asked for, and says no to what
@@ -213,15 +178,7 @@ func (m *methodTrial) preflight() {
 // session changes the session with south's edge at its router.
 func (m *methodTrial) session(line string) {
 	m.t.Helper()
-	f, err := labfile.Load("routed")
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	plan, err := topology.New(f)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	r := lab.Services(f, plan, "south").Router
+	r := m.services("south").Router
 	if out, err := m.shell("south-router", fmt.Sprintf("vtysh -c 'configure terminal' -c 'router bgp %d' -c '"+line+"'", r.RouterAS, r.Address)); err != nil {
 		m.t.Fatalf("%v: %s", err, out)
 	}

@@ -19,26 +19,25 @@ const outlived = 8 * time.Second
 // slowly is a rate at which the phases of a move last for seconds.
 const slowly = "25Mbit"
 
-// TestCutsAreOutlived cuts the link between the sites while a move is under
-// way: it goes on where it was, and no client loses its session.
-func TestCutsAreOutlived(t *testing.T) {
-	for _, phase := range []string{"disk", "memory"} {
-		t.Run(phase, func(t *testing.T) {
-			m := moveThrough(t, phase, func(ctx context.Context) {
-				setLink(t, ctx, "--cut")
-				time.Sleep(outlived)
-				setLink(t, ctx, "--heal")
-			})
-			p := m.Measured.Path
-			if p == nil {
-				t.Fatal("the data path's figures are missing")
-			}
-			total := p.Total()
-			t.Logf("%d cuts of %.1f s, %s sent again of %s", total.Cuts, total.CutSeconds, total.RetransmittedBytes, total.WireBytes)
-			if total.Cuts != 1 || total.CutSeconds <= 0 {
-				t.Errorf("the data path counted %d cuts of %.1f s, want one", total.Cuts, total.CutSeconds)
-			}
-		})
+// testCuts cuts the link between the sites twice while a move is under way: it goes
+// on where it was, and no client loses its session.
+func testCuts(t *testing.T) {
+	m := moveThrough(t, func(ctx context.Context, move string) {
+		for _, phase := range []string{"disk", "memory"} {
+			reach(t, ctx, move, phase)
+			setLink(t, ctx, "--cut")
+			time.Sleep(outlived)
+			setLink(t, ctx, "--heal")
+		}
+	})
+	p := m.Measured.Path
+	if p == nil {
+		t.Fatal("the data path's figures are missing")
+	}
+	total := p.Total()
+	t.Logf("%d cuts of %.1f s, %s sent again of %s", total.Cuts, total.CutSeconds, total.RetransmittedBytes, total.WireBytes)
+	if total.Cuts != 2 || total.CutSeconds <= 0 {
+		t.Errorf("the data path counted %d cuts of %.1f s, want two", total.Cuts, total.CutSeconds)
 	}
 }
 
@@ -46,16 +45,17 @@ func TestCutsAreOutlived(t *testing.T) {
 // thousands.
 const flipEvery = 1500
 
-// TestFlippedBitsAreFound has bits flipped between the agents, unseen by TCP:
+// testFlippedBits has bits flipped between the agents, unseen by TCP:
 // the data path drops the connection and sends again what it carried, and the
 // guest's memory and disk are what they were.
-func TestFlippedBitsAreFound(t *testing.T) {
+func testFlippedBits(t *testing.T) {
 	ctx := timeout(t, time.Minute)
 	before, err := shared.CorruptConnections(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	moveThrough(t, "disk", func(ctx context.Context) {
+	moveThrough(t, func(ctx context.Context, move string) {
+		reach(t, ctx, move, "disk")
 		t.Cleanup(func() { setLink(t, context.WithoutCancel(ctx), "--corrupt", "0") })
 		setLink(t, ctx, "--corrupt", strconv.Itoa(flipEvery))
 	})
@@ -70,9 +70,9 @@ func TestFlippedBitsAreFound(t *testing.T) {
 	}
 }
 
-// moveThrough moves a working guest live and lets something happen while it is
-// in the named phase. The move has to end well, sessions, writes and all.
-func moveThrough(t *testing.T, phase string, happen func(context.Context)) drover.Move {
+// moveThrough moves a working guest live and lets something happen meanwhile. The
+// move has to end well, sessions, writes and all.
+func moveThrough(t *testing.T, happen func(ctx context.Context, move string)) drover.Move {
 	t.Helper()
 	const vm = "sheep1"
 	ctx := timeout(t, 4*time.Minute)
@@ -83,8 +83,7 @@ func moveThrough(t *testing.T, phase string, happen func(context.Context)) drove
 	if err := shared.Drover(ctx, &m, "move", vm, "--to", to.String(), "--method", "live", "--detach", "--bandwidth", slowly); err != nil {
 		t.Fatal(err)
 	}
-	reach(t, ctx, m.Name, phase)
-	happen(ctx)
+	happen(ctx, m.Name)
 	m, err := shared.Settled(ctx, m.Name)
 	if err != nil {
 		t.Fatal(err)

@@ -62,9 +62,9 @@ func unprotected(t *testing.T, ctx context.Context, vm string) {
 	}
 }
 
-// TestProtect: a replica is kept while the guest writes and an agent dies; a warm
+// testProtect: a replica is kept while the guest writes and an agent dies; a warm
 // move begins with it and sends little; a live move finds its content there.
-func TestProtect(t *testing.T) {
+func testProtect(t *testing.T) {
 	ctx := timeout(t, 5*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
 	load := work(t, ctx, guest, 1e6)
@@ -100,9 +100,9 @@ func TestProtect(t *testing.T) {
 	}
 }
 
-// TestProtectLive: the content of a replica is known where a live move goes, and
+// testProtectLive: the content of a replica is known where a live move goes, and
 // stopping a protection leaves nothing.
-func TestProtectLive(t *testing.T) {
+func testProtectLive(t *testing.T) {
 	ctx := timeout(t, 5*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
 	load := work(t, ctx, guest, 1e6)

@@ -14,46 +14,25 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/lab"
 	"github.com/drover-vm/drover/lab/guest/control"
-	"github.com/drover-vm/drover/lab/trial"
 )
 
 // The load balancer's address for clients in the lab routed.
 const balanced = "http://10.3.9.80:8080"
 
-// redirectTrial is the lab routed, whose guest sheep1 is behind a load balancer.
-type redirectTrial struct {
-	*trial.Lab
-	t   *testing.T
-	lab *lab.Lab
-}
+// redirectTrial is the lab, whose guest web1 is behind a load balancer.
+type redirectTrial struct{ *routedTrial }
 
-// TestRedirects takes a service to another site and back, while clients use it, and
+// testRedirects takes a service to another site and back, while clients use it, and
 // adds to it and takes away again.
-func TestRedirects(t *testing.T) {
-	l := &trial.Lab{Bin: shared.Bin, Name: "redirect", Log: shared.Log}
-	if err := trial.Up(timeout(t, 5*time.Minute), l, "routed"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	opened, err := lab.Open(lab.Options{Exe: l.Bin}, l.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+func testRedirects(r *routedTrial) {
 	// The load balancer takes a moment to see that its server is there.
-	client := &http.Client{Transport: opened.Transport("c1"), Timeout: 5 * time.Second}
-	for up := timeout(t, time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	client := &http.Client{Transport: r.lab.Transport("c1"), Timeout: 5 * time.Second}
+	for up := timeout(r.t, time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		if _, err := whoAnswers(up, client); err == nil {
 			break
 		} else if up.Err() != nil {
-			t.Fatal(err)
+			r.t.Fatal(err)
 		}
 	}
 	client.CloseIdleConnections()
@@ -67,8 +46,12 @@ func TestRedirects(t *testing.T) {
 		{"back", (*redirectTrial).back},
 		{"spawn", (*redirectTrial).spawn},
 	} {
-		t.Run(sub.name, func(t *testing.T) { sub.run(&redirectTrial{Lab: l, t: t, lab: opened}) })
-		if t.Failed() {
+		ok := r.t.Run(sub.name, func(t *testing.T) {
+			here := *r
+			here.t = t
+			sub.run(&redirectTrial{&here})
+		})
+		if !ok {
 			break // each begins where the one before has ended
 		}
 	}
@@ -184,15 +167,6 @@ func (r *redirectTrial) stay(ctx context.Context) (leave func() []string) {
 	}
 }
 
-// tidy wants nothing left over.
-func (r *redirectTrial) tidy() {
-	r.t.Helper()
-	var d drover.Diagnosis
-	if err := r.Drover(timeout(r.t, time.Minute), &d, "doctor"); err != nil || !d.OK {
-		r.t.Errorf("doctor: %v, %+v", err, d.Findings)
-	}
-}
-
 // servers are those of the backend, by the load balancer's own word: state of the
 // administrator (0 ready, 8 drained) and weight.
 func (r *redirectTrial) servers() map[string]string {
@@ -212,7 +186,8 @@ func (r *redirectTrial) servers() map[string]string {
 	return servers
 }
 
-// wantVMs wants these VMs, and no other but sheep2, running at their hosts.
+// wantVMs wants these VMs, and no other but those of other trials, running at their
+// hosts.
 func (r *redirectTrial) wantVMs(want map[string]string) {
 	r.t.Helper()
 	var vms []drover.VM
@@ -223,9 +198,11 @@ func (r *redirectTrial) wantVMs(want map[string]string) {
 		}
 		got := map[string]string{}
 		for _, v := range vms {
-			if v.Name != "sheep2" && v.State == drover.VMRunning {
+			switch {
+			case strings.HasPrefix(v.Name, "sheep"):
+			case v.State == drover.VMRunning:
 				got[v.Name] = v.Host
-			} else if v.Name != "sheep2" {
+			default:
 				got[v.Name] = string(v.State)
 			}
 		}
@@ -266,15 +243,15 @@ func (r *redirectTrial) noFailures(v *visits, by ...string) {
 func (r *redirectTrial) unhealthy() {
 	before := r.servers()
 	v, end := r.visit(r.t.Context())
-	m, err := r.Move(timeout(r.t, 3*time.Minute), "sheep1", "south", "--method", "redirect", "--backend", "web",
+	m, err := r.Move(timeout(r.t, 3*time.Minute), "web1", "south", "--method", "redirect", "--backend", "web",
 		"--health", "http://0.0.0.0:9/", "--health-timeout", "5s")
 	end()
 	wantStatus(r.t, err, 1)
 	if m.State != drover.MoveUndone || !strings.Contains(m.Fault, "not well") {
 		r.t.Errorf("the move is %s (%s)", m.State, m.Fault)
 	}
-	r.noFailures(v, "sheep1")
-	r.wantVMs(map[string]string{"sheep1": "n1"})
+	r.noFailures(v, "web1")
+	r.wantVMs(map[string]string{"web1": "n1"})
 	if got := r.servers(); fmt.Sprint(got) != fmt.Sprint(before) {
 		r.t.Errorf("the backend has %v, before %v", got, before)
 	}
@@ -286,7 +263,7 @@ func (r *redirectTrial) dies() {
 	before := r.servers()
 	ctx := timeout(r.t, 3*time.Minute)
 	var m drover.Move
-	if err := r.Drover(ctx, &m, "move", "sheep1", "--to", "south", "--method", "redirect", "--backend", "web", "--step-time", "1m", "--detach"); err != nil {
+	if err := r.Drover(ctx, &m, "move", "web1", "--to", "south", "--method", "redirect", "--backend", "web", "--step-time", "1m", "--detach"); err != nil {
 		r.t.Fatal(err)
 	}
 	for !slices.ContainsFunc(m.Steps, func(s drover.StepRecord) bool { return s.Name == "shift" && s.State == drover.StepRunning }) {
@@ -298,7 +275,7 @@ func (r *redirectTrial) dies() {
 			r.t.Fatal(err)
 		}
 	}
-	if _, err := r.Exec(ctx, "s1", "virsh", "destroy", "sheep1-south"); err != nil {
+	if _, err := r.Exec(ctx, "s1", "virsh", "destroy", "web1-south"); err != nil {
 		r.t.Fatal(err)
 	}
 	m, err := r.Settled(ctx, m.Name)
@@ -311,8 +288,8 @@ func (r *redirectTrial) dies() {
 	v, end := r.visit(ctx)
 	time.Sleep(2 * time.Second)
 	end()
-	r.noFailures(v, "sheep1")
-	r.wantVMs(map[string]string{"sheep1": "n1"})
+	r.noFailures(v, "web1")
+	r.wantVMs(map[string]string{"web1": "n1"})
 	if got := r.servers(); fmt.Sprint(got) != fmt.Sprint(before) {
 		r.t.Errorf("the backend has %v, before %v", got, before)
 	}
@@ -326,8 +303,8 @@ func (r *redirectTrial) there() {
 	v, end := r.visit(ctx)
 	leave := r.stay(ctx)
 	var m drover.Move
-	if err := r.Drover(ctx, &m, "move", "sheep1", "--to", "south", "--method", "redirect", "--backend", "web",
-		"--step-time", "3s", "--drain-cap", "2m", "--detach"); err != nil {
+	if err := r.Drover(ctx, &m, "move", "web1", "--to", "south", "--method", "redirect", "--backend", "web",
+		"--step-time", "1s", "--drain-cap", "2m", "--detach"); err != nil {
 		r.t.Fatal(err)
 	}
 	var drained time.Time
@@ -343,10 +320,10 @@ func (r *redirectTrial) there() {
 			r.t.Fatal(err)
 		}
 	}
-	if where, err := r.Where(ctx, "sheep1"); err != nil || where["n1"] != "running" {
+	if where, err := r.Where(ctx, "web1"); err != nil || where["n1"] != "running" {
 		r.t.Errorf("the old VM is %v while it has a session, error %v", where, err)
 	}
-	if by := leave(); !slices.Equal(by, []string{"sheep1"}) {
+	if by := leave(); !slices.Equal(by, []string{"web1"}) {
 		r.t.Errorf("the open session was answered by %v", by)
 	}
 	m, err := r.Settled(ctx, m.Name)
@@ -357,13 +334,13 @@ func (r *redirectTrial) there() {
 	if m.State != drover.MoveDone || m.Measured.SessionsLost == nil || *m.Measured.SessionsLost != 0 {
 		r.t.Fatalf("the move is %s (%s), measured %+v", m.State, m.Fault, m.Measured)
 	}
-	r.noFailures(v, "sheep1", "sheep1-south")
-	r.wantVMs(map[string]string{"sheep1-south": "s1"})
-	if where, err := r.Where(ctx, "sheep1"); err != nil || len(where) > 0 {
+	r.noFailures(v, "web1", "web1-south")
+	r.wantVMs(map[string]string{"web1-south": "s1"})
+	if where, err := r.Where(ctx, "web1"); err != nil || len(where) > 0 {
 		r.t.Errorf("the old VM is %v, error %v", where, err)
 	}
 	r.tidy()
-	if got := r.servers(); got["sheep1"] != "8/0" || got["sheep1-south"] == "" || got["sheep1-south"][0] != '0' {
+	if got := r.servers(); got["web1"] != "8/0" || got["web1-south"] == "" || got["web1-south"][0] != '0' {
 		r.t.Errorf("the backend has %v", got)
 	}
 }
@@ -374,8 +351,8 @@ func (r *redirectTrial) back() {
 	ctx := timeout(r.t, 4*time.Minute)
 	v, end := r.visit(ctx)
 	leave := r.stay(ctx)
-	m, err := r.Move(ctx, "sheep1-south", "north", "--method", "redirect", "--backend", "web", "--as", "sheep1", "--fresh",
-		"--weight-steps", "50,100", "--step-time", "2s", "--drain-cap", "5s")
+	m, err := r.Move(ctx, "web1-south", "north", "--method", "redirect", "--backend", "web", "--as", "web1", "--fresh",
+		"--weight-steps", "50,100", "--step-time", "1s", "--drain-cap", "5s")
 	leave()
 	end()
 	if err != nil {
@@ -384,10 +361,10 @@ func (r *redirectTrial) back() {
 	if m.Measured.SessionsLost == nil || *m.Measured.SessionsLost != 1 {
 		r.t.Errorf("measured %+v, want one session lost", m.Measured)
 	}
-	r.noFailures(v, "sheep1-south", "sheep1")
-	r.wantVMs(map[string]string{"sheep1": "n1"})
+	r.noFailures(v, "web1-south", "web1")
+	r.wantVMs(map[string]string{"web1": "n1"})
 	r.tidy()
-	if got := r.servers(); got["sheep1"] != "8/0" && got["sheep1"] != "8/1" || len(got) != 2 || got["sheep1-2"] == "" || got["sheep1-2"][0] != '0' {
+	if got := r.servers(); got["web1"] != "8/0" && got["web1"] != "8/1" || len(got) != 2 || got["web1-2"] == "" || got["web1-2"][0] != '0' {
 		r.t.Errorf("the backend has %v", got)
 	}
 }
@@ -398,7 +375,7 @@ func (r *redirectTrial) spawn() {
 	ctx := timeout(r.t, 4*time.Minute)
 	v, end := r.visit(ctx)
 	var m drover.Move
-	err := r.Drover(ctx, &m, "spawn", "web2", "--like", "sheep1", "--to", "south", "--backend", "web", "--name", "web2.routed.example")
+	err := r.Drover(ctx, &m, "spawn", "web2", "--like", "web1", "--to", "south", "--backend", "web", "--name", "web2.routed.example")
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -407,21 +384,21 @@ func (r *redirectTrial) spawn() {
 	if m.State != drover.MoveDone || m.Clone == nil || len(m.Clone.Addresses) == 0 {
 		r.t.Fatalf("the move is %s (%s), it made %+v", m.State, m.Fault, m.Clone)
 	}
-	r.noFailures(v, "sheep1", "web2")
-	r.wantVMs(map[string]string{"sheep1": "n1", "web2": "s1"})
+	r.noFailures(v, "web1", "web2")
+	r.wantVMs(map[string]string{"web1": "n1", "web2": "s1"})
 	r.tidy()
 	out, err := r.Exec(ctx, "edge-south", "dig", "+short", "@10.2.0.1", "web2.routed.example")
 	if got := strings.TrimSpace(string(out)); err != nil || got != m.Clone.Addresses[0].String() {
 		r.t.Errorf("the name answers %q, error %v, want %s", got, err, m.Clone.Addresses[0])
 	}
 	// A second one of that name is refused before anything begins.
-	wantStatus(r.t, r.Drover(ctx, nil, "spawn", "web2", "--like", "sheep1", "--to", "south"), 3)
-	wantStatus(r.t, r.Drover(ctx, nil, "spawn", "web3", "--like", "sheep1", "--to", "south", "--backend", "nosuch"), 3)
+	wantStatus(r.t, r.Drover(ctx, nil, "spawn", "web2", "--like", "web1", "--to", "south"), 3)
+	wantStatus(r.t, r.Drover(ctx, nil, "spawn", "web3", "--like", "web1", "--to", "south", "--backend", "nosuch"), 3)
 
 	if _, err := r.Exec(ctx, "s1", "sh", "-c", "virsh destroy web2 && virsh undefine web2 && rm /var/lib/libvirt/images/web2.qcow2"); err != nil {
 		r.t.Fatal(err)
 	}
-	r.wantVMs(map[string]string{"sheep1": "n1"})
+	r.wantVMs(map[string]string{"web1": "n1"})
 	var d drover.Diagnosis
 	if err := r.Drover(ctx, &d, "doctor"); err == nil || len(d.Findings) < 3 {
 		r.t.Errorf("doctor finds %+v, error %v, want the lease, the name and the server", d.Findings, err)

@@ -16,51 +16,23 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
-	"github.com/drover-vm/drover/lab"
 	"github.com/drover-vm/drover/lab/guest/control"
-	"github.com/drover-vm/drover/lab/labfile"
-	"github.com/drover-vm/drover/lab/topology"
 	"github.com/drover-vm/drover/lab/trial"
 )
 
-// renumberTrial is the lab routed, whose segments blue, at home at north, and
-// green, at south, have nothing in common.
+// renumberTrial is the lab, whose segments blue, at home at north, and green, at
+// south, have nothing in common.
 type renumberTrial struct {
-	*trial.Lab
-	t    *testing.T
-	node *lab.Lab
-	dns  []netip.AddrPort
+	*routedTrial
+	dns []netip.AddrPort
 	// now are sheep1's addresses at south.
 	now []netip.Addr
 }
 
-// TestRenumber moves guests into another segment of another site, and back: one
+// testRenumber moves guests into another segment of another site, and back: one
 // with an agent, and one that has none and asks DHCP.
-func TestRenumber(t *testing.T) {
-	l := &trial.Lab{Bin: shared.Bin, Name: "renumber", Log: shared.Log}
-	if err := trial.Up(timeout(t, 5*time.Minute), l, "routed"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	f, err := labfile.Load("routed")
-	if err != nil {
-		t.Fatal(err)
-	}
-	plan, err := topology.New(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node, err := lab.Open(lab.Options{Exe: l.Bin}, l.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &renumberTrial{Lab: l, node: node, dns: lab.Services(f, plan, "west").Zones[0].Servers}
+func testRenumber(r *routedTrial) {
+	m := &renumberTrial{dns: r.services("west").Zones[0].Servers}
 	for _, sub := range []struct {
 		name string
 		run  func()
@@ -71,7 +43,12 @@ func TestRenumber(t *testing.T) {
 		{"no agent", m.noAgent},
 		{"no agent, no DHCP", m.nobody},
 	} {
-		t.Run(sub.name, func(t *testing.T) { m.t = t; sub.run() })
+		r.t.Run(sub.name, func(t *testing.T) {
+			here := *r
+			here.t = t
+			m.routedTrial = &here
+			sub.run()
+		})
 	}
 }
 
@@ -95,7 +72,7 @@ type silence struct {
 // open begins a session from the client outside; it is used all the time.
 func (m *renumberTrial) open(address netip.Addr) *oldSession {
 	m.t.Helper()
-	conn, err := m.node.Dial(timeout(m.t, 10*time.Second), "c1", "tcp", netip.AddrPortFrom(address, control.SessionPort).String())
+	conn, err := m.lab.Dial(timeout(m.t, 10*time.Second), "c1", "tcp", netip.AddrPortFrom(address, control.SessionPort).String())
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -160,7 +137,7 @@ func (s *oldSession) pause(then time.Time) silence {
 func (m *renumberTrial) byName(ctx context.Context, network, name string, segment netip.Prefix) <-chan time.Time {
 	reached := make(chan time.Time, 1)
 	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, proto, _ string) (net.Conn, error) {
-		return m.node.Dial(ctx, "c1", proto, m.dns[0].String())
+		return m.lab.Dial(ctx, "c1", proto, m.dns[0].String())
 	}}
 	var once sync.Once
 	var tries sync.WaitGroup
@@ -174,7 +151,7 @@ func (m *renumberTrial) byName(ctx context.Context, network, name string, segmen
 				if err != nil || len(found) == 0 || !segment.Contains(found[0].Unmap()) {
 					return
 				}
-				c, err := m.node.Dial(try, "c1", "tcp", netip.AddrPortFrom(found[0].Unmap(), control.SessionPort).String())
+				c, err := m.lab.Dial(try, "c1", "tcp", netip.AddrPortFrom(found[0].Unmap(), control.SessionPort).String())
 				if err == nil {
 					at := time.Now()
 					_ = c.Close()
@@ -224,7 +201,7 @@ func done(mv drover.Move) bool { return mv.State == drover.MoveDone }
 func (m *renumberTrial) refused(addresses []netip.Addr) {
 	m.t.Helper()
 	for _, a := range addresses {
-		c, err := m.node.Dial(timeout(m.t, 10*time.Second), "c1", "tcp", netip.AddrPortFrom(a, control.SessionPort).String())
+		c, err := m.lab.Dial(timeout(m.t, 10*time.Second), "c1", "tcp", netip.AddrPortFrom(a, control.SessionPort).String())
 		if err == nil {
 			_ = c.Close()
 		}
@@ -238,10 +215,7 @@ func (m *renumberTrial) refused(addresses []netip.Addr) {
 // stands but the lease and what the name answers.
 func (m *renumberTrial) clean(vm string, want []netip.Addr) {
 	m.t.Helper()
-	var d drover.Diagnosis
-	if err := m.Drover(timeout(m.t, time.Minute), &d, "doctor"); err != nil || !d.OK {
-		m.t.Errorf("doctor: %v, %+v", err, d.Findings)
-	}
+	m.tidy()
 	for _, edge := range []string{"edge-north", "edge-south", "edge-west"} {
 		out, err := m.shell(edge, `nft list tables | grep drover; ip rule show pref 21500; ip -6 rule show pref 21500; ip route show table all proto 215
 			ip -6 route show table all proto 215; ip neigh show proxy; ip -6 neigh show proxy; ip -o link show | grep -w dvold; true`)
@@ -284,12 +258,6 @@ func (m *renumberTrial) has(want []netip.Addr) {
 		}
 	}
 	m.t.Errorf("the guest has %v, want %v", got, want)
-}
-
-// shell runs a line in a node and returns what it wrote.
-func (m *renumberTrial) shell(node, line string) (string, error) {
-	out, err := m.Exec(timeout(m.t, 30*time.Second), node, "sh", "-c", line)
-	return strings.TrimSpace(string(out)), err
 }
 
 func (m *renumberTrial) preflight() {
@@ -411,7 +379,7 @@ func (m *renumberTrial) limit() {
 		m.t.Fatal("it has not moved")
 	}
 	old := m.open(m.now[0])
-	name := m.begin("sheep1", "north", "blue", "--old-limit", "20s", "--new-address", "10.50.0.130")
+	name := m.begin("sheep1", "north", "blue", "--old-limit", "10s", "--new-address", "10.50.0.130")
 	mv := m.until(name, "the limit ends it", done)
 	if f := mv.Measured; f.SessionsLost == nil || *f.SessionsLost < 1 {
 		m.t.Errorf("measured %+v, want a session lost at least", f)

