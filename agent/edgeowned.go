@@ -176,8 +176,11 @@ func (e *edge) ownedLeases(ctx context.Context) ([]*droverv1.OwnedThing, error) 
 			faults = errors.Join(faults, fmt.Errorf("leases: %w", err))
 		}
 		for _, l := range all {
+			// Wherever its VM is: one that was moved by a host route or a stretched
+			// segment has the address of this site on, and it may be given to nobody
+			// else. A move into another segment gives it back itself.
 			list = append(list, &droverv1.OwnedThing{
-				Kind: ownedLease, Owner: string(l.Owner), At: e.a.config.Site,
+				Kind: ownedLease, Owner: string(l.Owner),
 				What: fmt.Sprintf("lease of %v for %s in segment %s", l.Addresses, l.MAC, l.Segment),
 			})
 		}
