@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -236,12 +237,19 @@ func (e *edge) checkPool(ctx context.Context, segment string) drover.Check {
 		c.Detail = err.Error()
 		return c
 	}
-	free, err := d.Free(ctx, segment)
+	taken, err := e.takenBut(ctx, "")
+	var free driver.FreeAddresses
+	if err == nil {
+		free, err = d.Free(ctx, segment, slices.Collect(maps.Keys(taken))...)
+	}
 	switch {
 	case err != nil:
 		c.Detail = fmt.Sprintf("segment %s: %v", segment, err)
 	case free.V4 == 0 && free.V6 == 0:
 		c.Detail, c.Fix = fmt.Sprintf("no address of segment %s is free", segment), "make the segment's pool larger"
+		if in := taken.of(e, segment); in > 0 {
+			c.Detail += fmt.Sprintf(", %d are led to VMs that have taken them elsewhere", in)
+		}
 	default:
 		return drover.Check{Name: c.Name, OK: true, Detail: fmt.Sprintf("segment %s has %d IPv4 addresses free", segment, free.V4)}
 	}

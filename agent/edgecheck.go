@@ -48,6 +48,9 @@ func (e *edge) checkOp(ctx context.Context, op drover.EdgeOp) []drover.Check {
 	if err := e.could(ctx, op); err != nil {
 		c.OK, c.Detail = false, fmt.Sprintf("the edge of %s: %v", e.a.config.Site, err)
 		c.Fix = fmt.Sprintf("see to edge %s and what it works with (drover edges get %s)", e.a.config.Name, e.a.config.Site)
+		if drover.KindOf(err) == drover.Exists {
+			c.Fix = "name another address, or see to who has this one"
+		}
 		return []drover.Check{c}
 	}
 	if op.Do != drover.ReserveLease || len(op.Addresses) == 0 {

@@ -252,7 +252,16 @@ func (e *edge) doLease(ctx context.Context, owner driver.Owner, op drover.EdgeOp
 	if err != nil {
 		return err
 	}
-	lease, err := d.Reserve(ctx, owner, driver.LeaseRequest{Segment: op.Segment, MAC: op.MAC, Hostname: op.Name, Addresses: op.Addresses, DUID: op.DUID, IAID: op.IAID})
+	avoid, err := e.reservable(ctx, d, op)
+	if err != nil {
+		return err
+	}
+	lease, err := d.Reserve(ctx, owner, driver.LeaseRequest{
+		Segment: op.Segment, MAC: op.MAC, Hostname: op.Name, Addresses: op.Addresses, Avoid: avoid, DUID: op.DUID, IAID: op.IAID,
+	})
+	if drover.KindOf(err) == drover.Exhausted && len(avoid) > 0 {
+		return fmt.Errorf("%w (but for those that VMs have taken elsewhere, which %s leads there: bring one of them home, or make the pool larger)", err, e.a.config.Name)
+	}
 	if err != nil {
 		return err
 	}

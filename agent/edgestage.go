@@ -279,7 +279,12 @@ func (e *edge) could(ctx context.Context, op drover.EdgeOp) error {
 		if err != nil {
 			return err
 		}
-		_, err = d.Free(ctx, op.Segment)
+		if op.Do == drover.ReserveLease {
+			_, err = e.reservable(ctx, d, op)
+		}
+		if err == nil {
+			_, err = d.Free(ctx, op.Segment)
+		}
 		return err
 	case drover.EdgeBalancer:
 		d, err := e.balancer(op.Backend)

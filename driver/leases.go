@@ -31,8 +31,8 @@ type Leases interface {
 	// serves: the wished one, or a free one of the segment's pools. Repeated,
 	// it returns the same; with other wishes drover.Exists. An address that is
 	// another's, and a MAC that is another owner's or that has another address
-	// by itself, give drover.Exists; pools without a free address
-	// drover.Exhausted. A service may end what no client asks for within a day;
+	// by itself, give drover.Exists, and so does one to be avoided that is wished
+	// or that the MAC has; pools without a free address drover.Exhausted. A service may end what no client asks for within a day;
 	// Reserve, repeated, makes it last again. On an error nothing new stays reserved, unless ctx
 	// ended or the service was lost.
 	Reserve(ctx context.Context, owner Owner, want LeaseRequest) (Lease, error)
@@ -45,8 +45,8 @@ type Leases interface {
 	Find(ctx context.Context, mac string) ([]Lease, error)
 	// List returns all that has an owner, by segment and MAC, in order.
 	List(ctx context.Context) ([]Lease, error)
-	// Free counts the addresses that Reserve could pick.
-	Free(ctx context.Context, segment string) (FreeAddresses, error)
+	// Free counts the addresses that Reserve could pick, but for those to avoid.
+	Free(ctx context.Context, segment string, avoid ...netip.Addr) (FreeAddresses, error)
 	Close() error
 }
 
@@ -60,6 +60,9 @@ type LeaseRequest struct {
 	Hostname string
 	// Addresses wished, at most one of each family.
 	Addresses []netip.Addr
+	// Avoid are addresses that somebody else has in a way that the service cannot
+	// know of: a VM, say, that has left the segment with them.
+	Avoid []netip.Addr
 	// DHCPv6 knows clients by an identity of their own choice. When the
 	// client's is known, say from Find at the site it comes from, DUID and
 	// IAID are it. An empty DUID means what a client makes of its MAC and
@@ -121,6 +124,10 @@ func (r LeaseRequest) Normal() (LeaseRequest, error) {
 		r.Addresses[i] = a
 	}
 	slices.SortFunc(r.Addresses, netip.Addr.Compare)
+	r.Avoid = slices.Clone(r.Avoid)
+	for i, a := range r.Avoid {
+		r.Avoid[i] = a.Unmap()
+	}
 	if n := len(r.Addresses); n > 2 || n == 2 && r.Addresses[0].Is4() == r.Addresses[1].Is4() {
 		return r, drover.Errorf(drover.Invalid, "address", "%v: want at most one of each family", r.Addresses)
 	}
@@ -131,6 +138,14 @@ func (r LeaseRequest) Normal() (LeaseRequest, error) {
 		return r, drover.Errorf(drover.Invalid, "DUID", "%d bytes: want %d to %d", n, minDUIDBytes, maxDUIDBytes)
 	}
 	return r, nil
+}
+
+// Avoided reports whether the address is one to avoid; the error says so.
+func (r LeaseRequest) Avoided(a netip.Addr) error {
+	if slices.Contains(r.Avoid, a) {
+		return drover.Errorf(drover.Exists, "", "%v is another's, who is not in the segment", a)
+	}
+	return nil
 }
 
 // Wish returns the wished address of a family; it is invalid for none.

@@ -227,6 +227,20 @@ func withAddresses(vm, seen drover.VM, given []netip.Addr, segments []drover.Seg
 	return vm, lost
 }
 
+// checks reads the findings of an edge, which knows other VMs by their owners only:
+// those that the server knows get their names.
+func (f *fleet) checks(in []*droverv1.Check) []drover.Check {
+	checks := api.ChecksFromProto(in)
+	for i := range checks {
+		if c := &checks[i]; !c.OK && strings.Contains(c.Detail, network.Owner("")) {
+			for _, v := range f.viewVMs(nil) {
+				c.Detail = strings.ReplaceAll(c.Detail, network.Owner(v.UUID), "vm "+v.Name)
+			}
+		}
+	}
+	return checks
+}
+
 func listed[T fmt.Stringer](items []T) string {
 	words := make([]string, len(items))
 	for i, x := range items {

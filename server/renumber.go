@@ -179,7 +179,7 @@ func (k *renumberCheck) ask(ctx context.Context, e network.Edge, req *droverv1.C
 	if err != nil {
 		return nil, unanswered(ctx, k.findings, "edge", e.Host, err)
 	}
-	*k.findings = append(*k.findings, api.ChecksFromProto(r.GetChecks())...)
+	*k.findings = append(*k.findings, k.s.fleet.checks(r.GetChecks())...)
 	return r, nil
 }
 
@@ -198,7 +198,7 @@ func (k *renumberCheck) names(ctx context.Context) error {
 	if err != nil {
 		return unanswered(ctx, k.findings, "edge", k.rn.Target.Host, err)
 	}
-	*k.findings = append(*k.findings, api.ChecksFromProto(r.GetChecks())...)
+	*k.findings = append(*k.findings, k.s.fleet.checks(r.GetChecks())...)
 	if k.rn.Name == "" {
 		*k.findings = append(*k.findings, drover.Check{
 			Name: "dns-name", Warning: true, Detail: "no name follows the VM: whoever begins a session has to know its new address",

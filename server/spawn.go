@@ -373,7 +373,7 @@ func (k *cloneCheck) ask(ctx context.Context, edge string, req *droverv1.CheckEd
 		defer cancel()
 		var r *droverv1.CheckEdgeResponse
 		if r, err = a.client.CheckEdge(ctx, req); err == nil {
-			*k.findings = append(*k.findings, api.ChecksFromProto(r.GetChecks())...)
+			*k.findings = append(*k.findings, k.s.fleet.checks(r.GetChecks())...)
 			return api.ListFromProto(r.GetServers(), api.BackendServerFromProto)
 		}
 	}

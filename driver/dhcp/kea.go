@@ -119,9 +119,9 @@ func (k *Kea) scopes(ctx context.Context, segment string) ([]keaScope, error) {
 	return list, nil
 }
 
-// used says which addresses are not free.
-func (s keaScope) used(now time.Time) map[netip.Addr]use {
-	used := make(map[netip.Addr]use, len(s.leases))
+// used says which addresses are not free, those to avoid among them.
+func (s keaScope) used(now time.Time, avoid ...netip.Addr) map[netip.Addr]use {
+	used := make(map[netip.Addr]use, len(s.leases)+len(avoid))
 	for _, l := range s.leases {
 		used[l.address()] = taken
 		// What has a mark stays its owner's until it is released.
@@ -133,6 +133,9 @@ func (s keaScope) used(now time.Time) map[netip.Addr]use {
 		for _, a := range r.addresses() {
 			used[a] = taken
 		}
+	}
+	for _, a := range avoid {
+		used[a] = taken
 	}
 	return used
 }
@@ -229,16 +232,22 @@ func wishesServed(want driver.LeaseRequest, scopes []keaScope) error {
 // there was nothing to do.
 func (k *Kea) reserve(ctx context.Context, s keaScope, owner driver.Owner, want driver.LeaseRequest) (address netip.Addr, back func(context.Context) error, err error) {
 	now, wish := k.now(), want.Wish(s.v4)
+	if err := want.Avoided(wish); err != nil {
+		return wish, nil, err
+	}
 	if have, ok := s.of(want, now); ok {
 		return k.mine(ctx, s, have, owner, want)
 	}
-	used := s.used(now)
+	used := s.used(now, want.Avoid...)
 	for _, r := range s.subnet.Reservations {
 		if list := r.addresses(); r.is(want.MAC, want.DUID) && len(list) > 0 {
 			if wish.IsValid() && wish != list[0] {
 				return wish, nil, drover.Errorf(drover.Exists, "", "Kea's configuration reserves %v for it", list[0])
 			}
 			wish = list[0]
+			if err := want.Avoided(wish); err != nil {
+				return wish, nil, err
+			}
 			delete(used, wish)
 			for _, l := range s.leases {
 				if l.address() == wish && l.live(now) {
@@ -278,6 +287,9 @@ func (k *Kea) reserve(ctx context.Context, s keaScope, owner driver.Owner, want 
 func (k *Kea) mine(ctx context.Context, s keaScope, have keaLease, owner driver.Owner, want driver.LeaseRequest) (netip.Addr, func(context.Context) error, error) {
 	address, wish := have.address(), want.Wish(s.v4)
 	m, owned := have.mark()
+	if err := want.Avoided(address); err != nil {
+		return address, nil, err
+	}
 	switch {
 	case owned && m.Owner != owner:
 		return address, nil, drover.Errorf(drover.Exists, "", "%s has reserved %v for it", m.Owner, address)

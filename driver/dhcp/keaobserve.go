@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -82,7 +83,7 @@ func (s keaScope) observe(segment string, k *Kea, list *collection) {
 }
 
 // Free implements driver.Leases.
-func (k *Kea) Free(ctx context.Context, segment string) (driver.FreeAddresses, error) {
+func (k *Kea) Free(ctx context.Context, segment string, avoid ...netip.Addr) (driver.FreeAddresses, error) {
 	if err := drover.CheckName("segment", segment); err != nil {
 		return driver.FreeAddresses{}, err
 	}
@@ -99,9 +100,9 @@ func (k *Kea) Free(ctx context.Context, segment string) (driver.FreeAddresses, e
 	var n driver.FreeAddresses
 	for _, s := range scopes {
 		if s.v4 {
-			n.V4 = free(s.subnet.pools, s.used(k.now()))
+			n.V4 = free(s.subnet.pools, s.used(k.now(), avoid...))
 		} else {
-			n.V6 = free(s.subnet.pools, s.used(k.now()))
+			n.V6 = free(s.subnet.pools, s.used(k.now(), avoid...))
 		}
 	}
 	return n, nil

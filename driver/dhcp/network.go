@@ -260,9 +260,12 @@ func running(l golibvirt.NetworkDhcpLease, now time.Time) bool {
 	return l.Expirytime == 0 || l.Expirytime > now.Unix()
 }
 
-// used says which addresses of a family are not free.
-func (n *network) used(v4 bool, now time.Time) map[netip.Addr]use {
+// used says which addresses of a family are not free, those to avoid among them.
+func (n *network) used(v4 bool, now time.Time, avoid ...netip.Addr) map[netip.Addr]use {
 	used := make(map[netip.Addr]use)
+	for _, a := range avoid {
+		used[a] = taken
+	}
 	for _, def := range n.definitions {
 		one, _, ok := ip(def, v4)
 		if !ok {

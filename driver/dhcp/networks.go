@@ -170,13 +170,18 @@ func (net *network) choose(old networkMark, want driver.LeaseRequest, v4 bool, n
 	if !has.IsValid() {
 		has, static, _ = net.own(clientOf(want), v4, now)
 	}
+	for _, a := range []netip.Addr{wish, has} {
+		if err := want.Avoided(a); err != nil {
+			return a, false, err
+		}
+	}
 	if has.IsValid() {
 		if wish.IsValid() && wish != has {
 			return a, false, drover.Errorf(drover.Exists, "", "it has %v", has)
 		}
 		return has, static, nil
 	}
-	used := net.used(v4, now)
+	used := net.used(v4, now, want.Avoid...)
 	if wish.IsValid() {
 		if used[wish] == taken {
 			return a, false, drover.Errorf(drover.Exists, "", "%v is used by another", wish)

@@ -124,7 +124,7 @@ func (net *network) observe(list *collection, now time.Time) {
 }
 
 // Free implements driver.Leases.
-func (n *Networks) Free(ctx context.Context, segment string) (driver.FreeAddresses, error) {
+func (n *Networks) Free(ctx context.Context, segment string, avoid ...netip.Addr) (driver.FreeAddresses, error) {
 	var total driver.FreeAddresses
 	if err := drover.CheckName("segment", segment); err != nil {
 		return total, err
@@ -145,7 +145,7 @@ func (n *Networks) Free(ctx context.Context, segment string) (driver.FreeAddress
 			if err != nil {
 				return err
 			}
-			count := free(ranges, net.used(v4, n.now()))
+			count := free(ranges, net.used(v4, n.now(), avoid...))
 			if v4 {
 				total.V4 = count
 			} else {

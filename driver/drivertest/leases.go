@@ -48,6 +48,7 @@ func Leases(t *testing.T, newService func(t *testing.T) LeasesService) {
 		{"Owners", leasesOwners},
 		{"Used", leasesUsed},
 		{"Exhausted", leasesExhausted},
+		{"Avoid", leasesAvoid},
 		{"Own", leasesOwn},
 		{"Static", leasesStatic},
 		{"Segments", leasesSegments},
@@ -264,6 +265,45 @@ func leasesExhausted(t *testing.T, c *leasesCase) {
 		t.Fatalf("reserved %v, only %v was free", got.Addresses, held[0].Addresses)
 	}
 	c.asked("blue", leasesMAC, got.Addresses)
+}
+
+// leasesAvoid: what is to be avoided is neither picked nor given to who has it or
+// wishes it, and does not count as free.
+func leasesAvoid(t *testing.T, c *leasesCase) {
+	ctx := t.Context()
+	refused := func(want driver.LeaseRequest) {
+		t.Helper()
+		_, err := c.d.Reserve(ctx, leasesOwnerA, want)
+		volumeKind(t, err, drover.Exists)
+		c.listed()
+	}
+	last := []netip.Addr{c.Pool[0], c.Pool[LeasesPool]}
+	rest := slices.Concat(c.Pool[1:LeasesPool], c.Pool[LeasesPool+1:])
+	want := driver.LeaseRequest{Segment: "blue", MAC: leasesMAC, Avoid: rest}
+	for _, a := range rest {
+		want.Addresses = []netip.Addr{a}
+		refused(want)
+	}
+	n, err := c.d.Free(ctx, "blue", rest...)
+	noError(t, err)
+	if n.V4 != 1 || n.V6 != 1 {
+		t.Fatalf("free: %+v, want one of each family", n)
+	}
+	want.Addresses = nil
+	got := c.reserve(leasesOwnerA, want)
+	if !slices.Equal(got.Addresses, last) {
+		t.Fatalf("reserved %v, only %v was not to be avoided", got.Addresses, last)
+	}
+	c.asked("blue", leasesMAC, last)
+	_, err = c.d.Reserve(ctx, leasesOwnerB, driver.LeaseRequest{Segment: "blue", MAC: stranger(1), Avoid: rest})
+	volumeKind(t, err, drover.Exhausted)
+	c.listed(got)
+	noError(t, c.d.Release(ctx, leasesOwnerA, "blue", leasesMAC))
+	own := c.Ask(t, "blue", stranger(2))
+	for _, a := range own {
+		refused(driver.LeaseRequest{Segment: "blue", MAC: stranger(2), Avoid: []netip.Addr{a}})
+	}
+	c.asked("blue", stranger(2), own)
 }
 
 // leasesOwn: a client's own addresses can be made sure of, and stay its own.

@@ -106,8 +106,8 @@ func (s *LeaseService) has(segment, mac string, v4 bool) (netip.Addr, bool) {
 }
 
 // pick returns the first or the last free address of a family.
-func (s *LeaseService) pick(segment string, v4, last bool) (netip.Addr, bool) {
-	list := s.free(segment, v4)
+func (s *LeaseService) pick(segment string, v4, last bool, avoid ...netip.Addr) (netip.Addr, bool) {
+	list := s.free(segment, v4, avoid...)
 	if len(list) == 0 {
 		return netip.Addr{}, false
 	}
@@ -117,10 +117,10 @@ func (s *LeaseService) pick(segment string, v4, last bool) (netip.Addr, bool) {
 	return list[0], true
 }
 
-func (s *LeaseService) free(segment string, v4 bool) []netip.Addr {
+func (s *LeaseService) free(segment string, v4 bool, avoid ...netip.Addr) []netip.Addr {
 	var list []netip.Addr
 	for _, a := range s.cfg.Segments[segment] {
-		if _, used := s.leases[leaseKey{segment, a}]; !used && a.Is4() == v4 {
+		if _, used := s.leases[leaseKey{segment, a}]; !used && a.Is4() == v4 && !slices.Contains(avoid, a) {
 			list = append(list, a)
 		}
 	}
@@ -232,9 +232,12 @@ func (s *LeaseService) reserve(owner driver.Owner, want driver.LeaseRequest, v4 
 		a = wish
 	default:
 		var ok bool
-		if a, ok = s.pick(want.Segment, v4, true); !ok {
+		if a, ok = s.pick(want.Segment, v4, true, want.Avoid...); !ok {
 			return a, drover.Errorf(drover.Exhausted, op, "no address is free")
 		}
+	}
+	if err := want.Avoided(a); err != nil {
+		return a, drover.E(drover.Exists, op, err)
 	}
 	held, used := s.leases[leaseKey{want.Segment, a}]
 	switch {
@@ -336,7 +339,7 @@ func (s *LeaseService) collect(keep func(driver.Lease) bool) []driver.Lease {
 }
 
 // Free implements driver.Leases.
-func (d *Leases) Free(ctx context.Context, segment string) (driver.FreeAddresses, error) {
+func (d *Leases) Free(ctx context.Context, segment string, avoid ...netip.Addr) (driver.FreeAddresses, error) {
 	if err := drover.CheckName("segment", segment); err != nil {
 		return driver.FreeAddresses{}, err
 	}
@@ -348,7 +351,7 @@ func (d *Leases) Free(ctx context.Context, segment string) (driver.FreeAddresses
 	if err := s.known("free", segment); err != nil {
 		return driver.FreeAddresses{}, err
 	}
-	return driver.FreeAddresses{V4: uint64(len(s.free(segment, true))), V6: uint64(len(s.free(segment, false)))}, nil
+	return driver.FreeAddresses{V4: uint64(len(s.free(segment, true, avoid...))), V6: uint64(len(s.free(segment, false, avoid...)))}, nil
 }
 
 // Close implements driver.Leases.
