@@ -60,6 +60,9 @@ type methodRuns struct {
 	// restart is how long the guest of warm and cold moves is away by its own
 	// shutdown and boot, in milliseconds.
 	restart float64
+	// floor is how much longer than its pause a client misses the guest of live,
+	// stretch, route and renumber when it is restored where it is, in milliseconds.
+	floor float64
 	// vm is the guest that moves now: redirect makes another.
 	vm string
 }
@@ -112,8 +115,16 @@ func (b *methodRuns) runs(ctx context.Context, t travel) (rows []Row, err error)
 	if err != nil {
 		return nil, err
 	}
-	if !trial.Resumed(t.method) && !t.method.Makes() {
-		if b.restart, err = b.restartTime(ctx, home); err != nil {
+	switch {
+	case trial.Resumed(t.method):
+		if b.floor, err = b.median(func() (float64, error) {
+			return b.scene.Reload(ctx, home.Name, home.Host, movedMemory, movedDisk)
+		}); err != nil {
+			return nil, err
+		}
+		b.logf("%s: saved and restored where it is, a client misses it for %.0f ms more than it stood still", t.vm, b.floor)
+	case !t.method.Makes():
+		if b.restart, err = b.median(func() (float64, error) { return b.scene.Restart(ctx, home.Name, home.Host) }); err != nil {
 			return nil, err
 		}
 		b.logf("%s: shut down and booted where it is, a client misses it for %.0f ms", t.vm, b.restart)
@@ -198,6 +209,10 @@ func (b *methodRuns) figures(row Row, seen trial.Seen) {
 	row["sessions_lost"], row["acked_writes"] = orMinus(f.SessionsLost), int64(seen.Acked)
 	if f.PauseMillis != nil && f.OutageMillis != nil {
 		row["over_pause_ms"] = *f.OutageMillis - *f.PauseMillis
+		if trial.Resumed(m.Method) {
+			row["floor_ms"] = b.floor
+			row["over_floor_ms"] = *f.OutageMillis - *f.PauseMillis - b.floor
+		}
 	}
 	if w := seen.Witness; w != nil && w.BeatsSent > 0 {
 		// What a client saw that belongs to no agent: the same, but for its own timers.
@@ -223,15 +238,15 @@ func (b *methodRuns) figures(row Row, seen trial.Seen) {
 	}
 }
 
-// restartTries is how often a guest is restarted to know how long that takes.
-const restartTries = 3
+// referenceTries is how often a guest is restarted, or restored, to know how long
+// that takes without a move.
+const referenceTries = 3
 
-// restartTime is how long a client misses the guest when it is shut down and
-// started again where it is, at the median of some tries, in milliseconds.
-func (b *methodRuns) restartTime(ctx context.Context, vm drover.VM) (float64, error) {
+// median is that of some tries of a measurement.
+func (b *methodRuns) median(measure func() (float64, error)) (float64, error) {
 	var all []float64
-	for range restartTries {
-		ms, err := b.scene.Restart(ctx, vm.Name, vm.Host)
+	for range referenceTries {
+		ms, err := measure()
 		if err != nil {
 			return 0, err
 		}
@@ -274,7 +289,7 @@ func summariseMethods(rows []Row) map[string]any {
 			}
 		}
 		summary[name+"runs"], summary[name+"runs_ok"], summary[name+"sessions_lost"] = len(mine), good, lost
-		quantiles(summary, name, mine, "total_s", "pause_ms", "outage_ms", "over_pause_ms", "over_restart_ms", "new_session_ms", "service_silence_ms")
+		quantiles(summary, name, mine, "total_s", "pause_ms", "outage_ms", "over_pause_ms", "over_floor_ms", "over_restart_ms", "new_session_ms", "service_silence_ms")
 		summary[name+"ok"] = good == len(mine) && t.keeps(summary, name)
 	}
 	return summary

@@ -214,21 +214,3 @@ func (s *Scene) ended(ctx context.Context, name string) (drover.Move, error) {
 	}
 	return m, err
 }
-
-// Restart shuts a guest down and starts it again at its host, as an operator does
-// by hand, and returns how long a client missed it, in milliseconds.
-func (s *Scene) Restart(ctx context.Context, vm, host string) (float64, error) {
-	witness, err := s.watch(ctx, vm)
-	if err != nil {
-		return 0, err
-	}
-	defer witness.Stop()
-	line := `virsh shutdown "$1" && for i in $(seq 600); do [ "$(virsh domstate "$1")" = "shut off" ] && exec virsh start "$1"; sleep 0.05; done; exit 1`
-	if _, err := s.Exec(ctx, host, "sh", "-c", line, "sh", vm); err != nil {
-		return 0, err
-	}
-	if err := heard(ctx, witness); err != nil {
-		return 0, err
-	}
-	return witness.Stop().OutageMS, nil
-}
