@@ -92,29 +92,60 @@ func Up(ctx context.Context, o Options, f *labfile.File) (l *Lab, err error) {
 	return l, nil
 }
 
-// claim makes the lab's folder and takes its lock.
+// claim makes the lab's folder and takes its lock. Of a lab of which nothing
+// lives any more only the folder is left, which is emptied.
 func claim(o Options, name, dir string) (release func(), err error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, err
 	}
+	fresh := true
 	switch err := os.Mkdir(dir, 0o755); {
 	case errors.Is(err, fs.ErrExist):
-		release, err := lock(dir)
-		if err != nil {
-			return nil, drover.E(drover.Exists, "", err)
-		}
-		release()
-		return nil, drover.Errorf(drover.Exists, "", "a lab of this name is up or was left half way; take it down with: drover lab down %s", name)
+		fresh = false
 	case err != nil:
 		return nil, err
+	case inUse(dir):
+		_ = os.Remove(dir) // it was empty, and is not needed
+		return nil, drover.Errorf(drover.Exists, "", "processes of an earlier lab of this name are left; end them with: drover lab down %s", name)
 	}
-	for _, p := range processes() {
-		if p.lab == dir {
-			_ = os.Remove(dir) // it was empty, and is not needed
-			return nil, drover.Errorf(drover.Exists, "", "processes of an earlier lab of this name are left; end them with: drover lab down %s", name)
+	release, err = lock(dir)
+	if err != nil {
+		return nil, drover.E(drover.Exists, "", err)
+	}
+	if fresh {
+		return release, nil
+	}
+	if inUse(dir) {
+		release()
+		return nil, drover.Errorf(drover.Exists, "", "a lab of this name is up or was left half way; take it down with: drover lab down %s", name)
+	}
+	o.Log.Info("a lab of this name is dead, what is left of it goes", "lab", name)
+	if err := empty(dir); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// empty removes what a lab of which no process lives has left in its folder, as
+// after the machine's restart; the lock stays, which the caller holds.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Name() != lockFile {
+			errs = append(errs, os.RemoveAll(filepath.Join(dir, e.Name())))
 		}
 	}
-	return lock(dir)
+	return errors.Join(errs...)
+}
+
+// inUse reports whether a process of the lab lives.
+func inUse(dir string) bool {
+	return slices.ContainsFunc(processes(), func(p process) bool { return p.lab == dir })
 }
 
 // explain adds to a failure what the node's holder or service wrote last, since
