@@ -24,7 +24,7 @@ const (
 	// DropStation forgets MAC in Segment.
 	DropStation EdgeVerb = "drop-station"
 	// DeliverHere routes Addresses into Segment's bridge here; neighbours are
-	// told of MAC.
+	// told of MAC, and MAC that Neighbors are this edge's, where they are.
 	DeliverHere EdgeVerb = "deliver-here"
 	// Elsewhere makes neighbours in Segment reach Addresses through this edge.
 	Elsewhere EdgeVerb = "elsewhere"
@@ -90,6 +90,7 @@ type EdgeOp struct {
 	Addresses   []netip.Addr   `json:"addresses,omitempty"`
 	Subnets     []netip.Prefix `json:"subnets,omitempty"`
 	Gateways    []netip.Addr   `json:"gateways,omitempty"`
+	Neighbors   []netip.Addr   `json:"neighbors,omitempty"`
 	Name        string         `json:"name,omitempty"`
 	Backend     string         `json:"backend,omitempty"`
 	Target      string         `json:"target,omitempty"`
@@ -142,10 +143,10 @@ func (o EdgeOp) Validate() error {
 	if o.Owner == "" {
 		return Errorf(Invalid, op, "owner is missing")
 	}
-	if len(o.Addresses) > maxEdgeList || len(o.Sites) > maxEdgeList || len(o.Subnets) > maxEdgeList || len(o.Gateways) > maxEdgeList {
-		return Errorf(Invalid, op, "more than %d addresses, sites, subnets or gateways", maxEdgeList)
+	if len(o.Addresses) > maxEdgeList || len(o.Sites) > maxEdgeList || len(o.Subnets) > maxEdgeList || len(o.Gateways) > maxEdgeList || len(o.Neighbors) > maxEdgeList {
+		return Errorf(Invalid, op, "more than %d addresses, sites, subnets, gateways or neighbors", maxEdgeList)
 	}
-	for _, a := range slices.Concat(o.Addresses, o.Gateways) {
+	for _, a := range slices.Concat(o.Addresses, o.Gateways, o.Neighbors) {
 		if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 			return E(Invalid, op, fmt.Errorf("address %v: want one of a host", a))
 		}

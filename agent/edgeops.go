@@ -195,7 +195,7 @@ func (e *edge) doAddresses(ctx context.Context, owner driver.Owner, op drover.Ed
 	}
 	switch op.Do {
 	case drover.DeliverHere:
-		return d.DeliverHere(ctx, owner, driver.Delivery{Addresses: op.Addresses, Bridge: s.Bridge, MAC: op.MAC})
+		return d.DeliverHere(ctx, owner, driver.Delivery{Addresses: op.Addresses, Bridge: s.Bridge, MAC: op.MAC, Neighbors: op.Neighbors})
 	case drover.Elsewhere:
 		return d.Elsewhere(ctx, owner, op.Addresses, s.Bridge)
 	case drover.ProxyRest:

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -9,6 +10,35 @@ import (
 	"github.com/drover-vm/drover"
 	"github.com/drover-vm/drover/api/droverv1"
 )
+
+// TestGuestIsTold: a guest that comes by a host route is told at the cut-over of the
+// neighbours that it may remember, but for those that live here; not again when the
+// kernel has lost what stands.
+func TestGuestIsTold(t *testing.T) {
+	w := newEdgeWorld(t).start().meshed()
+	known := addresses("10.50.0.12", "10.50.0.13", "fd00:50::12", "192.0.2.1")
+	deliver := drover.EdgeOp{Do: drover.DeliverHere, Segment: "blue", Addresses: vmAddresses, MAC: vmMAC, Neighbors: known}
+	_, err := w.do(
+		drover.EdgeOp{Do: drover.ProxyRest, Segment: "blue"},
+		drover.EdgeOp{Do: drover.DeliverHere, Owner: "vm/0a0a0a0a-0000-4000-8000-00000000000a", Segment: "blue", Addresses: known[1:2]},
+	)
+	must(t, err)
+	_, err = w.run(1, &droverv1.StageEdge{By: "n1", Ops: opsOf(deliver)})
+	must(t, err)
+	if got := w.kernel.Told(vmMAC); got != nil {
+		t.Errorf("it is told of %v before it runs", got)
+	}
+	_, err = w.cutOver("n1", 1)
+	must(t, err)
+	if diff := cmp.Diff(addresses("10.50.0.12", "fd00:50::12"), w.kernel.Told(vmMAC), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("it is told (-want +got)\n%s", diff)
+	}
+	w.kernel.Lose()
+	must(t, w.agent.siteedge.mend(t.Context()))
+	if got := w.kernel.Told(vmMAC); len(got) != 0 {
+		t.Errorf("it is told again of %v", got)
+	}
+}
 
 // TestKernelLost: what an edge has made is there again after its kernel has lost
 // it, while the agent runs and after it was away; what was taken back is not.

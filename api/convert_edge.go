@@ -64,7 +64,7 @@ func EdgeOpToProto(o drover.EdgeOp) *droverv1.EdgeOp {
 		Do: string(o.Do), Owner: o.Owner, Segment: o.Segment, Sites: o.Sites, Site: o.Site, Next: o.Next, Mac: o.MAC,
 		Addresses: textOf(o.Addresses), Subnets: textOf(o.Subnets), Name: o.Name, Backend: o.Backend, Target: o.Target,
 		Weight: int32(o.Weight), LocalEgress: o.LocalEgress, LimitNanos: int64(o.Limit),
-		Force: o.Force, Duid: o.DUID, Iaid: o.IAID, Gateways: textOf(o.Gateways),
+		Force: o.Force, Duid: o.DUID, Iaid: o.IAID, Gateways: textOf(o.Gateways), Neighbors: textOf(o.Neighbors),
 	}
 }
 
@@ -86,6 +86,9 @@ func EdgeOpFromProto(p *droverv1.EdgeOp) (drover.EdgeOp, error) {
 		return o, err
 	}
 	if o.Gateways, err = ParseAddresses(op, p.GetGateways()); err != nil {
+		return o, err
+	}
+	if o.Neighbors, err = ParseAddresses(op, p.GetNeighbors()); err != nil {
 		return o, err
 	}
 	return o, o.Validate()

@@ -90,6 +90,7 @@ func TestEdgeOpCrosses(t *testing.T) {
 		Do: drover.AcceptOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
 		Addresses: []netip.Addr{netip.MustParseAddr("fd00::1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true,
+		Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Neighbors: []netip.Addr{netip.MustParseAddr("10.0.0.2")},
 	}
 	got, err := api.EdgeOpFromProto(api.EdgeOpToProto(want))
 	if diff := cmp.Diff(want, got, sameAddresses); diff != "" || err != nil {

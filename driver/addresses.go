@@ -28,7 +28,9 @@ import (
 type Addresses interface {
 	// DeliverHere routes the addresses into the bridge of this site, whatever
 	// the rest of their subnet does. It ends what Elsewhere did for the owner.
-	// With a MAC, neighbours on the bridge are told of it at once.
+	// With a MAC, neighbours on the bridge are told of it at once; and it is told
+	// of neighbours, as far as ProxyRest leads them away from the bridge: that they
+	// have this edge's MAC, in the place of those that it may remember.
 	DeliverHere(ctx context.Context, owner Owner, d Delivery) error
 	// Elsewhere makes neighbours on the bridge reach the addresses through this
 	// edge, which sends them to its router: they live at another site.
@@ -108,6 +110,10 @@ type Delivery struct {
 	Bridge    string
 	// MAC is the guest's, to be announced; empty announces nothing.
 	MAC string
+	// Neighbors are addresses of others that the guest may remember. They are told
+	// before DeliverHere returns; those of a small IPv4 subnet, where that is quickly
+	// done, follow, whether they are named or not.
+	Neighbors []netip.Addr
 }
 
 // MeshPath is the way to another edge.
@@ -276,6 +282,11 @@ func (d Delivery) Validate() error {
 		mac, err := net.ParseMAC(d.MAC)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			return fmt.Errorf("MAC %q: want a station's, such as 52:54:00:12:34:56", d.MAC)
+		}
+	}
+	if len(d.Neighbors) > 0 {
+		if err := CheckHostAddresses(d.Neighbors); err != nil {
+			return fmt.Errorf("neighbors: %w", err)
 		}
 	}
 	return CheckPlaced(d.Addresses, d.Bridge)

@@ -132,7 +132,7 @@ func (s Holdings) each(op drover.EdgeOp, now time.Time, prefix string) []string 
 	var changed []string
 	for _, a := range op.Addresses {
 		one := op
-		one.Addresses = []netip.Addr{a}
+		one.Addresses, one.Neighbors = []netip.Addr{a}, nil // those were told once
 		changed = append(changed, s.set(one, now, prefix+op.Owner+"/"+a.String())...)
 	}
 	return changed

@@ -11,13 +11,18 @@ import (
 // route plans a part whose addresses follow as host routes.
 //
 // At the destination everything else of the segment is answered for before the
-// guest comes, or its first words to its neighbours would be lost. At the source
+// guest comes, or its first words to its neighbours would be lost; and it is told that
+// the edge has their addresses now, whose MACs it remembers. At the source
 // neighbours are told that the edge has the addresses now; were they merely
 // forgotten, they would go on sending to the guest's MAC.
 func (p *planner) route(part Part) {
 	home, seg := part.Segment.Home, part.Segment.Name
 	elsewhere := p.op(drover.Elsewhere, part, part.Addresses)
-	p.cut.add(p.To, p.deliver(part, part.NIC.MAC))
+	deliver := p.deliver(part, part.NIC.MAC)
+	if p.To != home {
+		deliver.Neighbors = p.remembered(part)
+	}
+	p.cut.add(p.To, deliver)
 	if p.To == home {
 		p.leaves[p.To] = true
 	} else {
@@ -191,6 +196,24 @@ func (p *planner) neighbours(part Part, sites []string) []neighbour {
 		return cmp.Or(home(a)-home(b), cmp.Compare(a.NIC.MAC, b.NIC.MAC))
 	})
 	return found
+}
+
+// maxRemembered bounds the neighbours of which a guest is told, a frame or two
+// each at the moment when it runs again.
+const maxRemembered = 256
+
+// remembered are the addresses of others in the part's segment, not at the
+// destination, that the guest may know from where it was.
+func (p *planner) remembered(part Part) []netip.Addr {
+	var all []netip.Addr
+	for _, n := range p.neighbours(part, part.Segment.Sites) {
+		if n.at != p.To {
+			all = append(all, n.Addresses...)
+		}
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	all = slices.Compact(all)
+	return all[:min(len(all), maxRemembered)]
 }
 
 // cutStretch plans the moment itself.

@@ -328,6 +328,43 @@ settle edge-north: meter-traffic
 	}
 }
 
+// A guest that leaves its segment's home is told of those whose MACs it may
+// remember: not of itself, nor of those who are where it goes.
+func TestPlanRemembers(t *testing.T) {
+	vms := []drover.VM{vm(1), vm(2), vm(3)}
+	vms[2].Site = "south"
+	elsewhere := vm(4)
+	elsewhere.NICs[0].Network = "br-green"
+	vms = append(vms, elsewhere)
+	for n := range 200 {
+		vms = append(vms, vm(5+n))
+	}
+	remembered := func(wish network.Wish, vms []drover.VM) []netip.Addr {
+		p, err := network.Make(wish, newModel().world(vms, wish.VM.UUID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(p.Target.Ops, func(op drover.EdgeOp) bool { return op.Do == drover.DeliverHere })
+		if err := p.Target.Ops[i].Validate(); err != nil {
+			t.Error(err)
+		}
+		return p.Target.Ops[i].Neighbors
+	}
+	away := network.Wish{VM: vms[0], From: "north", To: "south", Method: drover.Route}
+	want := []netip.Addr{netip.MustParseAddr("10.50.0.12"), netip.MustParseAddr("fd00:50::2")}
+	if got := remembered(away, vms[:4]); !slices.Equal(got, want) {
+		t.Errorf("told of %v, want %v", got, want)
+	}
+	if n := len(remembered(away, vms)); n != 256 {
+		t.Errorf("told of %d of some 400 addresses, want 256", n)
+	}
+	home := vms[0]
+	home.Site = "south"
+	if got := remembered(network.Wish{VM: home, From: "south", To: "north", Method: drover.Route}, vms[:4]); got != nil {
+		t.Errorf("at home it is told of %v", got)
+	}
+}
+
 func TestPlanOfAStretch(t *testing.T) {
 	m := newModel()
 	vms := []drover.VM{vm(1), vm(2)}

@@ -1157,6 +1157,7 @@ type EdgeOp struct {
 	Duid          []byte                 `protobuf:"bytes,90,opt,name=duid,proto3" json:"duid,omitempty"`
 	Iaid          uint32                 `protobuf:"varint,91,opt,name=iaid,proto3" json:"iaid,omitempty"`
 	Gateways      []string               `protobuf:"bytes,92,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Neighbors     []string               `protobuf:"bytes,93,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1320,6 +1321,13 @@ func (x *EdgeOp) GetIaid() uint32 {
 func (x *EdgeOp) GetGateways() []string {
 	if x != nil {
 		return x.Gateways
+	}
+	return nil
+}
+
+func (x *EdgeOp) GetNeighbors() []string {
+	if x != nil {
+		return x.Neighbors
 	}
 	return nil
 }
@@ -4683,7 +4691,7 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"gatewayMac\x12\x16\n" +
 	"\x06joined\x18\a \x01(\bR\x06joined\x12\x16\n" +
 	"\x06bridge\x18\b \x01(\tR\x06bridge\x12\x10\n" +
-	"\x03vni\x18\t \x01(\rR\x03vni\"\xcc\x03\n" +
+	"\x03vni\x18\t \x01(\rR\x03vni\"\xea\x03\n" +
 	"\x06EdgeOp\x12\x0e\n" +
 	"\x02do\x18\x01 \x01(\tR\x02do\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -4705,7 +4713,8 @@ const file_drover_v1_types_proto_rawDesc = "" +
 	"\x05force\x18\x10 \x01(\bR\x05force\x12\x12\n" +
 	"\x04duid\x18Z \x01(\fR\x04duid\x12\x12\n" +
 	"\x04iaid\x18[ \x01(\rR\x04iaid\x12\x1a\n" +
-	"\bgateways\x18\\ \x03(\tR\bgateways\"\xad\x03\n" +
+	"\bgateways\x18\\ \x03(\tR\bgateways\x12\x1c\n" +
+	"\tneighbors\x18] \x03(\tR\tneighbors\"\xad\x03\n" +
 	"\tEdgeState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x0e\n" +

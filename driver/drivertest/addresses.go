@@ -334,6 +334,9 @@ func testAddressesBadInput(e *edgeTest) {
 		e.kind(e.driver.Elsewhere(ctx, placedOwner, placedBoth, bridge), drover.Invalid)
 		e.kind(e.driver.ProxyRest(ctx, placedOwner, placedSubnets, bridge), drover.Invalid)
 	}
+	e.kind(e.driver.DeliverHere(ctx, placedOwner, driver.Delivery{
+		Addresses: placedBoth, Bridge: AddressesBridge, MAC: "52:54:00:00:00:05", Neighbors: []netip.Addr{netip.MustParseAddr("ff02::1")},
+	}), drover.Invalid)
 	for _, subnet := range []string{"10.1.0.5/24", "10.1.0.5/32", "0.0.0.0/0", "fe80::/64", "2001:db8::1/64"} {
 		e.kind(e.driver.ProxyRest(ctx, placedOwner, []netip.Prefix{netip.MustParsePrefix(subnet)}, AddressesBridge), drover.Invalid)
 	}

@@ -118,20 +118,27 @@ func announcements(own, of net.HardwareAddr, addr netip.Addr, gateway bool) [][]
 	}
 	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	var frames [][]byte
-	for _, operation := range []uint16{1, 2} {
-		f := append(append([]byte{}, broadcast...), own...)
-		f = binary.BigEndian.AppendUint16(f, unix.ETH_P_ARP)
-		f = append(f, 0, 1, 8, 0, 6, 4) // Ethernet, IPv4, their lengths
-		f = binary.BigEndian.AppendUint16(f, operation)
-		f = append(append(f, of...), addr.AsSlice()...)
+	for _, operation := range []uint16{arpRequest, arpReply} {
 		target := broadcast
-		if operation == 1 {
+		if operation == arpRequest {
 			target = make(net.HardwareAddr, 6)
 		}
-		f = append(append(f, target...), addr.AsSlice()...)
-		frames = append(frames, f)
+		frames = append(frames, gratuitous(own, broadcast, of, target, addr, operation))
 	}
 	return frames
+}
+
+// ARP's operations (RFC 826).
+const arpRequest, arpReply = 1, 2
+
+// gratuitous is an ARP packet that says: addr has the MAC of.
+func gratuitous(own, to, of, target net.HardwareAddr, addr netip.Addr, operation uint16) []byte {
+	f := append(append([]byte{}, to...), own...)
+	f = binary.BigEndian.AppendUint16(f, unix.ETH_P_ARP)
+	f = append(f, 0, 1, 8, 0, 6, 4) // Ethernet, IPv4, their lengths
+	f = binary.BigEndian.AppendUint16(f, operation)
+	f = append(append(f, of...), addr.AsSlice()...)
+	return append(append(f, target...), addr.AsSlice()...)
 }
 
 // The flags of a neighbour advertisement. An answer is marked as solicited and not

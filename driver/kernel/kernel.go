@@ -181,6 +181,7 @@ func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d drive
 	if err := check(op, owner, d.Validate()); err != nil {
 		return err
 	}
+	var stands []entry
 	err := a.change(ctx, op, owner, func(entries []entry) ([]entry, error) {
 		if _, err := needLink(d.Bridge); err != nil {
 			return nil, err
@@ -189,6 +190,7 @@ func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d drive
 		for _, addr := range d.Addresses {
 			entries = with(entries, entry{owner: owner, role: driver.RoleDeliver, prefix: hostPrefix(addr), bridge: d.Bridge})
 		}
+		stands = slices.Clone(entries)
 		return entries, nil
 	})
 	if err != nil {
@@ -202,7 +204,7 @@ func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d drive
 			a.supersede(d.Addresses)
 			return nil
 		}
-		return a.announce(d.Addresses, d.Bridge, d.MAC)
+		return errors.Join(a.announce(d.Addresses, d.Bridge, d.MAC), a.tell(owner, d, stands))
 	})
 }
 

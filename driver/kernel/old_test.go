@@ -345,14 +345,18 @@ func TestRoute(t *testing.T) {
 			sessions = append(sessions, c)
 		}
 	}
-	w.sh("ip -n ea link set p-g nomaster netns eb; ip -n eb link set p-g master br-web up")
+	neighbours := []netip.Addr{netip.MustParseAddr("10.1.0.9"), netip.MustParseAddr("2001:db8:1::9")}
+	w.sh("ip -n n addr add 10.1.0.19/24 dev eth0; ip -n ea link set p-g nomaster netns eb; ip -n eb link set p-g master br-web up")
+	// The guest remembers the MACs of its neighbours. Here its cable was out for a
+	// moment, at which it would have forgotten them; a guest that moves notices nothing.
+	for _, addr := range []string{"10.1.0.9", "10.1.0.19", "2001:db8:1::9"} {
+		w.sh("ip -n g neigh replace " + addr + " lladdr 52:54:00:00:00:09 dev eth0 nud reachable")
+	}
 	w.ok(b.ProxyRest(ctx, owner, subnets, "br-web"))
-	w.ok(b.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web", MAC: "52:54:00:00:00:05"}))
+	w.ok(b.DeliverHere(ctx, owner, driver.Delivery{Addresses: both, Bridge: "br-web", MAC: "52:54:00:00:00:05", Neighbors: neighbours}))
 	w.ok(a.Elsewhere(ctx, owner, both, "br-web"))
-	// What BGP does: the router learns the host routes. The guest's switch
-	// tells it of its new port; nothing tells it of its neighbours.
-	w.sh(`ip -n r route add 10.1.0.5 via 203.0.113.6; ip -n r -6 route add 2001:db8:1::5 via 2001:db8:b0::2
-ip -n g neigh flush to 10.1.0.9; ip -n g neigh flush to 2001:db8:1::9`)
+	// What BGP does: the router learns the host routes.
+	w.sh(`ip -n r route add 10.1.0.5 via 203.0.113.6; ip -n r -6 route add 2001:db8:1::5 via 2001:db8:b0::2`)
 	for i, c := range sessions {
 		if !answers(c, 50_000) {
 			t.Errorf("session %d does not go on", i)
@@ -367,6 +371,12 @@ ip -n g neigh flush to 10.1.0.9; ip -n g neigh flush to 2001:db8:1::9`)
 	}
 	if !w.pings("g", "10.1.0.9") || !w.pings("g", "2001:db8:1::9") {
 		t.Error("the guest does not reach its neighbour at the old site")
+	}
+	// One of whom nobody knew is told of soon, in a subnet as small as this.
+	for end := time.Now().Add(patience); !w.succeeds("g", "ping -q -c 1 -W 1 10.1.0.19"); {
+		if time.Now().After(end) {
+			t.Fatal("the guest does not reach a neighbour of whom nobody knew")
+		}
 	}
 	// Nobody else's address is taken: who looks for a free one finds it free.
 	if n := w.sh("ip -n n neigh show 10.1.0.5; ip -n n neigh show 2001:db8:1::5"); strings.Count(n, "02:00:00:00:00:01") != 2 {

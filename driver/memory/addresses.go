@@ -41,11 +41,12 @@ type Edge struct {
 	sessions []driver.AddressSession
 	stations map[string][]driver.AddressStation // by bridge
 	traffic  map[netip.Addr]driver.AddressTraffic
+	told     map[string][]netip.Addr // by MAC
 }
 
 // NewEdge returns an edge on which nothing stands.
 func NewEdge(cfg EdgeConfig) *Edge {
-	return &Edge{cfg: cfg, limits: map[netip.Addr]time.Duration{}, traffic: map[netip.Addr]driver.AddressTraffic{}}
+	return &Edge{cfg: cfg, limits: map[netip.Addr]time.Duration{}, traffic: map[netip.Addr]driver.AddressTraffic{}, told: map[string][]netip.Addr{}}
 }
 
 // AddSession puts a session there.
@@ -121,6 +122,28 @@ func (e *Edge) Lose() {
 	e.placed, e.sessions = nil, nil
 	clear(e.limits)
 	clear(e.traffic)
+}
+
+// Told is what a guest was told last: addresses that are this edge's.
+func (e *Edge) Told(mac string) []netip.Addr {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.told[mac]
+}
+
+// tell tells a guest of those neighbours that are led away from its bridge.
+func (e *Edge) tell(d driver.Delivery) {
+	led := slices.DeleteFunc(slices.Clone(d.Neighbors), func(n netip.Addr) bool {
+		rest := slices.ContainsFunc(e.placed, func(p driver.PlacedAddress) bool {
+			return p.Role == driver.RoleRest && p.Bridge == d.Bridge && p.Prefix.Contains(n)
+		})
+		return !rest || slices.ContainsFunc(e.placed, func(p driver.PlacedAddress) bool {
+			return p.Role == driver.RoleDeliver && p.Bridge == d.Bridge && p.Prefix.Addr() == n
+		})
+	})
+	if d.MAC != "" {
+		e.told[d.MAC] = led
+	}
 }
 
 // Limit is how long an old address that is forwarded was given; zero if it is not.
@@ -238,7 +261,11 @@ func entries(owner driver.Owner, role driver.AddressRole, addresses []netip.Addr
 func (a *Addresses) DeliverHere(ctx context.Context, owner driver.Owner, d driver.Delivery) error {
 	const op = "deliver here"
 	return a.run(ctx, op, errors.Join(owner.Validate(), d.Validate()), func() error {
-		return a.place(op, []driver.AddressRole{driver.RoleDeliver, driver.RoleElsewhere}, entries(owner, driver.RoleDeliver, d.Addresses, d.Bridge, netip.Addr{})...)
+		err := a.place(op, []driver.AddressRole{driver.RoleDeliver, driver.RoleElsewhere}, entries(owner, driver.RoleDeliver, d.Addresses, d.Bridge, netip.Addr{})...)
+		if err == nil {
+			a.edge.tell(d)
+		}
+		return err
 	})
 }
 
