@@ -16,6 +16,11 @@ import (
 // maxFindWait bounds how long a FindStation action asks.
 const maxFindWait = time.Minute
 
+// answerWait bounds how long it is asked who has the addresses of a VM that comes
+// with them. Who is there answers within milliseconds; unlike an address that is
+// wished, they have been the VM's all the time, so most often nobody does.
+const answerWait = 500 * time.Millisecond
+
 // CheckOps implements AgentService.
 func (a agentService) CheckOps(ctx context.Context, req *droverv1.CheckOpsRequest) (*droverv1.CheckOpsResponse, error) {
 	e, err := a.siteEdge()
@@ -49,14 +54,19 @@ func (e *edge) checkOp(ctx context.Context, op drover.EdgeOp) []drover.Check {
 		c.OK, c.Detail = false, fmt.Sprintf("the edge of %s: %v", e.a.config.Site, err)
 		c.Fix = fmt.Sprintf("see to edge %s and what it works with (drover edges get %s)", e.a.config.Name, e.a.config.Site)
 		if drover.KindOf(err) == drover.Exists {
-			c.Fix = "name another address, or see to who has this one"
+			c.Fix = "take another address, or see to who has this one (drover doctor finds what is left of VMs that are gone)"
 		}
 		return []drover.Check{c}
 	}
-	if op.Do != drover.ReserveLease || len(op.Addresses) == 0 {
-		return []drover.Check{c}
+	switch {
+	case op.Do == drover.ReserveLease && len(op.Addresses) > 0:
+		return []drover.Check{c, e.checkUnused(ctx, op)}
+	case op.Do == drover.DeliverHere && op.MAC != "":
+		ctx, cancel := context.WithTimeout(ctx, answerWait)
+		defer cancel()
+		return []drover.Check{c, e.checkUnused(ctx, op)}
 	}
-	return []drover.Check{c, e.checkUnused(ctx, op)}
+	return []drover.Check{c}
 }
 
 // checkUnused says whether nobody answers for the addresses in their segment but
@@ -67,8 +77,13 @@ func (e *edge) checkUnused(ctx context.Context, op drover.EdgeOp) drover.Check {
 	if err != nil {
 		return drover.Check{Name: c.Name, Warning: true, Detail: err.Error(), Fix: "make sure that nobody has the address"}
 	}
+	gateway := ""
+	if s, err := e.segment(op.Segment); err == nil {
+		gateway = s.GatewayMAC
+	}
 	for _, s := range found {
-		if !strings.EqualFold(s.MAC, op.MAC) {
+		// An edge may answer for the VM where it is now.
+		if !strings.EqualFold(s.MAC, op.MAC) && (op.Do == drover.ReserveLease || !strings.EqualFold(s.MAC, gateway)) {
 			c.OK, c.Fix = false, "name another address, or take it away from there"
 			c.Detail = fmt.Sprintf("%s in segment %s is used by the station %s", s.Address, op.Segment, s.MAC)
 		}

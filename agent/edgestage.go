@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -331,6 +332,9 @@ func (e *edge) couldAddress(ctx context.Context, op drover.EdgeOp) error {
 		if err := driver.CheckHostRoutes(hostRoutes(op.Addresses)...); err != nil {
 			return err
 		}
+		if err := e.couldLead(ctx, op); err != nil {
+			return err
+		}
 		all, err := d.Neighbors(ctx)
 		if err == nil && !slices.ContainsFunc(all, func(n driver.RouteNeighbor) bool { return n.State == driver.SessionEstablished }) {
 			err = drover.Errorf(drover.Unavailable, "announce routes", "edge %s has no session with any router", e.a.config.Name)
@@ -356,7 +360,25 @@ func (e *edge) couldAddress(ctx context.Context, op drover.EdgeOp) error {
 			return err
 		}
 	}
-	return failed(d.Check(ctx, s.Bridge))
+	if err := failed(d.Check(ctx, s.Bridge)); err != nil || op.Do != drover.DeliverHere {
+		return err
+	}
+	return e.untaken(ctx, op)
+}
+
+// couldLead reports addresses that could not be announced: of a family for which
+// the routers know no next hop, or led somewhere for another VM.
+func (e *edge) couldLead(ctx context.Context, op drover.EdgeOp) error {
+	for _, a := range op.Addresses {
+		if b := e.config.BGP; b != nil && !slices.ContainsFunc(b.Addresses, func(hop netip.Addr) bool { return hop.Is4() == a.Is4() }) {
+			family := "IPv6"
+			if a.Is4() {
+				family = "IPv4"
+			}
+			return e.lacks("%s cannot be announced: it has no %s address towards its routers (edge.bgp.addresses in its file)", a, family)
+		}
+	}
+	return e.untaken(ctx, op)
 }
 
 // failed is the first finding that is not OK, as an error.

@@ -132,6 +132,21 @@ func (e *edge) reservable(ctx context.Context, d driver.Leases, op drover.EdgeOp
 	return slices.SortedFunc(maps.Keys(taken), netip.Addr.Compare), nil
 }
 
+// untaken refuses to lead an address to a VM that this edge leads somewhere for
+// another.
+func (e *edge) untaken(ctx context.Context, op drover.EdgeOp) error {
+	taken, err := e.takenBut(ctx, driver.Owner(op.Owner))
+	if err != nil {
+		return err
+	}
+	for _, a := range op.Addresses {
+		if t, is := taken[a.Unmap()]; is {
+			return e.isTaken(a, t, "give one of the two VMs another")
+		}
+	}
+	return nil
+}
+
 // isTaken is the refusal of an address, with what to do about it.
 func (e *edge) isTaken(a netip.Addr, t takenAddress, instead string) error {
 	free := "bring that VM home first"

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,4 +130,63 @@ func (w *edgeWorld) checkPool() drover.Check {
 	r, err := w.client.CheckEdge(w.t.Context(), &droverv1.CheckEdgeRequest{Segment: "blue"})
 	must(w.t, err)
 	return api.ChecksFromProto(r.GetChecks())[0]
+}
+
+// TestCheckDeliver: the edge where a VM is to come by a host route says beforehand
+// what would fail at the moment itself.
+func TestCheckDeliver(t *testing.T) {
+	cut := []drover.EdgeOp{
+		{Do: drover.ProxyRest, Segment: "blue"},
+		{Do: drover.DeliverHere, Segment: "blue", Addresses: vmAddresses, MAC: vmMAC},
+		{Do: drover.AnnounceRoutes, Addresses: vmAddresses},
+	}
+	do := func(ops ...drover.EdgeOp) func(*edgeWorld) {
+		return func(w *edgeWorld) {
+			_, err := w.do(ops...)
+			must(w.t, err)
+		}
+	}
+	one := vmAddresses[:1]
+	for name, c := range map[string]struct {
+		change func(*edgeWorld)
+		check  string // empty: nothing is amiss
+		says   string
+	}{
+		"well":        {func(*edgeWorld) {}, "", ""},
+		"done before": {do(cut...), "", ""},
+		"no session":  {func(w *edgeWorld) { w.router.SetSession(w.routes, false) }, "announce-routes", "no session with any router"},
+		"no proxy": {func(w *edgeWorld) {
+			w.slow = func(op string) error {
+				if op == "check" {
+					return drover.Errorf(drover.Refused, "edge has a router", "there is no default IPv4 route")
+				}
+				return nil
+			}
+		}, "proxy-rest", "no default IPv4 route"},
+		"another VM's here": {do(drover.EdgeOp{Do: drover.DeliverHere, Owner: takenBy, Segment: "blue", Addresses: one}), "deliver-here", "is delivered here for " + takenBy},
+		"another VM's elsewhere": {
+			do(drover.EdgeOp{Do: drover.Elsewhere, Owner: takenBy, Segment: "blue", Addresses: one}), "deliver-here", "is led to another site for " + takenBy,
+		},
+		"announced for another VM": {do(drover.EdgeOp{Do: drover.AnnounceRoutes, Owner: takenBy, Addresses: one}), "deliver-here", "is announced here for " + takenBy},
+		"a station has it":         {func(w *edgeWorld) { w.kernel.SetStation("br-blue", one[0], "52:54:00:00:00:99") }, "address-unused", "is used by the station 52:54:00:00:00:99"},
+		"it answers itself":        {func(w *edgeWorld) { w.kernel.SetStation("br-blue", one[0], vmMAC) }, "", ""},
+		"an edge answers for it":   {func(w *edgeWorld) { w.kernel.SetStation("br-blue", one[0], "52:54:00:00:00:fe") }, "", ""},
+		"no next hop": {func(w *edgeWorld) {
+			w.agent.siteedge.config.BGP.Addresses = addresses("100.127.0.2")
+		}, "announce-routes", "no IPv6 address towards its routers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newEdgeWorld(t).start().meshed()
+			c.change(w)
+			r, err := w.client.CheckOps(t.Context(), &droverv1.CheckOpsRequest{Ops: opsOf(slices.Clone(cut)...)})
+			must(t, err)
+			bad := slices.DeleteFunc(api.ChecksFromProto(r.GetChecks()), func(c drover.Check) bool { return c.OK })
+			switch {
+			case c.check == "" && len(bad) > 0:
+				t.Errorf("it finds %+v", bad)
+			case c.check != "" && (len(bad) == 0 || bad[0].Name != c.check || bad[0].Fix == "" || !strings.Contains(bad[0].Detail, c.says)):
+				t.Errorf("it finds %+v, want %s: %s", bad, c.check, c.says)
+			}
+		})
+	}
 }

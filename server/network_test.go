@@ -97,6 +97,12 @@ func TestPreflightOfNetworks(t *testing.T) {
 		{"no handshake, by route", func(in *installation) { in.handshake("ne", time.Time{}) }, "route", nil, drover.Route, ""},
 		{"another gateway", blue(func(s *drover.Segment) { s.Gateways = []netip.Addr{netip.MustParseAddr("10.50.0.2")} }), "route", nil, drover.Route, "segments"},
 		{"another number", blue(func(s *drover.Segment) { s.VNI = 8 }), "stretch", nil, drover.Stretch, "segments"},
+		{"the destination's edge finds fault", edge("se", func(e *servertest.EdgeState) {
+			e.OpChecks = []drover.Check{{Name: "deliver-here", Detail: "10.50.0.11 is led to another site for vm/other", Fix: "take another"}}
+		}), "route", nil, drover.Route, "deliver-here"},
+		{"the source's edge finds fault", edge("ne", func(e *servertest.EdgeState) {
+			e.OpChecks = []drover.Check{{Name: "elsewhere", Detail: "there is no default IPv4 route", Fix: "add one"}}
+		}), "route", nil, drover.Route, "elsewhere"},
 		{"the edge is down", func(in *installation) { in.Agents["se"].Stop() }, "route", nil, drover.Route, "edge"},
 		{"addresses unknown", unknown, "route", nil, drover.Route, "segments"},
 		{"addresses given", unknown, "route", []string{"10.50.0.11"}, drover.Route, ""},

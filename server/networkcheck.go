@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/drover-vm/drover"
+	"github.com/drover-vm/drover/api"
+	"github.com/drover-vm/drover/api/droverv1"
 	"github.com/drover-vm/drover/executor"
 	"github.com/drover-vm/drover/network"
 )
@@ -46,7 +48,7 @@ func (s *Server) checkNetwork(ctx context.Context, c *findings, r *executor.Requ
 		c.bad("segments", p.Fix, "%s", p.Detail)
 		return nil
 	}
-	k := &networkCheck{findings: c, r: r, world: world, parts: parts, views: map[string]edgeView{}}
+	k := &networkCheck{findings: c, s: s, r: r, world: world, parts: parts, views: map[string]edgeView{}}
 	for _, v := range views {
 		k.views[v.agent.Site] = v
 	}
@@ -59,9 +61,12 @@ func (s *Server) checkNetwork(ctx context.Context, c *findings, r *executor.Requ
 	}
 	r.Locks = network.Keys(parts, r.Method, world, r.VM.UUID)
 	if c.holds() {
-		if _, err := network.Make(wishOf(*r), world); err != nil {
+		p, err := network.Make(wishOf(*r), world)
+		if err != nil {
 			c.bad("network", "", "%s", err)
+			return nil
 		}
+		return k.ops(ctx, p)
 	}
 	return nil
 }
@@ -98,6 +103,7 @@ func (s *Server) checkUnplanned(ctx context.Context, c *findings, r *executor.Re
 // networkCheck is a preflight of edges.
 type networkCheck struct {
 	*findings
+	s     *Server
 	r     *executor.Request
 	world network.World
 	parts []network.Part
@@ -265,4 +271,45 @@ func (k *networkCheck) mesh() {
 	} else {
 		k.ok("mtu", "the mesh carries %d bytes in one piece, enough for a guest's %d", smallest, 1500)
 	}
+}
+
+// ops asks the edges of both ends whether they could do their parts of the moment
+// itself: what fails then has the move undone. Of what they could, one line is said.
+func (k *networkCheck) ops(ctx context.Context, p network.Plan) error {
+	type answer struct {
+		r   *droverv1.CheckOpsResponse
+		err error
+	}
+	var ask []*agent
+	var asked [][]drover.EdgeOp
+	for _, t := range []network.Task{p.Source, p.Target} {
+		if len(t.Ops) == 0 {
+			continue
+		}
+		a, err := k.s.fleet.agent(t.Host)
+		if err != nil {
+			return err
+		}
+		ask, asked = append(ask, a), append(asked, slices.Concat(opsOf(p.Extend, t.Edge), t.Ops))
+	}
+	answers := askAll(ask, func(a *agent) answer {
+		ctx, cancel := context.WithTimeout(ctx, edgeLimit)
+		defer cancel()
+		r, err := a.client.CheckOps(ctx, &droverv1.CheckOpsRequest{Ops: api.ListToProto(asked[slices.Index(ask, a)], api.EdgeOpToProto)})
+		return answer{r, err}
+	})
+	for i, at := range answers {
+		if at.err != nil {
+			if err := unanswered(ctx, k.findings, "edge", ask[i].Name, at.err); err != nil {
+				return err
+			}
+			continue
+		}
+		bad := slices.DeleteFunc(k.s.fleet.checks(at.r.GetChecks()), func(c drover.Check) bool { return c.OK })
+		*k.findings = append(*k.findings, bad...)
+		if len(bad) == 0 {
+			k.ok("cut-over", "the edge of %s can do its %d operations", ask[i].Site, len(asked[i]))
+		}
+	}
+	return nil
 }
