@@ -91,12 +91,15 @@ func mergeShares(old, v map[string]drover.Reading) map[string]drover.Reading {
 // content fared, how fast its host encoded, what its link carried. It is kept at
 // once.
 func (g *signals) learn(ctx context.Context, m drover.Move) {
+	now := g.s.now().UTC()
+	k := way{m.From.Site, m.To.Site}
+	g.mu.Lock()
+	g.ours[k] = now // also one that was undone has filled its link
 	path := m.Measured.Path
 	if path == nil || m.State != drover.MoveDone {
+		g.mu.Unlock()
 		return
 	}
-	now := g.s.now().UTC()
-	g.mu.Lock()
 	v := g.vms[m.VMUUID]
 	v.VM, v.UUID = m.VM, m.VMUUID
 	if !m.Method.Makes() {
@@ -113,8 +116,6 @@ func (g *signals) learn(ctx context.Context, m drover.Move) {
 		h.EncodeBytesPerSecond = r
 		g.hosts[m.From.Host] = h
 	}
-	k := way{m.From.Site, m.To.Site}
-	g.ours[k] = now
 	l := g.ways[k]
 	l.From, l.To = k.from, k.to
 	r := carriedRate(*path, now)

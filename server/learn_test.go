@@ -111,3 +111,36 @@ func TestLearnVM(t *testing.T) {
 		t.Errorf("an empty move shows %+v", none)
 	}
 }
+
+// TestUndoneMoveFilledItsLink: what a move sent that was undone is not taken for
+// others' use of the link.
+func TestUndoneMoveFilledItsLink(t *testing.T) {
+	now := learnt
+	s := &Server{now: func() time.Time { return now }, fleet: &fleet{}}
+	g := newSignals(s)
+	links := []drover.Link{{Name: "a-b", A: "a", B: "b", Rate: 80e6}}
+	look := func() float64 {
+		g.use(links, now)
+		g.tookWay(drover.LinkSignals{From: "a", To: "b", RTTMillis: aReading(10, now, false)}, links, nil, now)
+		return g.ways[way{"a", "b"}].FreeBPS.Value
+	}
+	links[0].ABBytes = 1000
+	look()
+	now = now.Add(20 * time.Second)
+	links[0].ABBytes += 1000
+	if free := look(); free < 79e6 {
+		t.Fatalf("%.0f bit/s are free of an idle link", free)
+	}
+	links[0].ABBytes += 100e6
+	now = now.Add(10 * time.Second)
+	g.learn(t.Context(), drover.Move{Name: "m", State: drover.MoveUndone, From: drover.Place{Site: "a"}, To: drover.Place{Site: "b"}})
+	now = now.Add(5 * time.Second)
+	if free := look(); free < 79e6 {
+		t.Errorf("%.0f bit/s are free after a move of our own was undone, want what was free before it", free)
+	}
+	now = now.Add(useSpan + useLate)
+	links[0].ABBytes += 45 * 5e6
+	if free := look(); free > 45e6 {
+		t.Errorf("%.0f bit/s are free beside others that use half of it", free)
+	}
+}
