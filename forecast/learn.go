@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// busyShare of the wire's rate is what a move that is held back by its host
-	// stays below: only such a move tells how fast the host is.
-	busyShare = 0.75
+	// busyShare of a move's time is what the link alone may have taken for it to tell how
+	// fast its host is.
+	busyShare = 0.95
 	// taughtMoves are the newest moves that tell of a host, packedMoves of a VM: what
 	// a host has besides, and what a guest holds, changes.
 	taughtMoves = 4
@@ -49,6 +49,9 @@ type taught struct {
 	// speedAll is that of all hosts together; zero is not known.
 	speedAll float64
 	rest     rests
+	// ending is what comes after the last byte, pausing what of that the guest stands
+	// still, besides bytes and round trips, in seconds, the newest first.
+	ending, pausing []float64
 	// packed is what a compressor left of a VM's pages, by its UUID; packedAll the
 	// factor between that and what samples had said, of all VMs.
 	packed    map[string][]float64
@@ -148,6 +151,9 @@ func teach(history []drover.Move) taught {
 		if v, ok := m.besides(); ok && len(t.rest.all) < restMoves {
 			t.rest.all = append(t.rest.all, rest{h.From.Site, h.To.Site, v})
 		}
+		if ending, pausing, ok := m.ends(); ok && len(t.ending) < allMoves {
+			t.ending, t.pausing = append(t.ending, ending), append(t.pausing, pausing)
+		}
 		if v, expected, ok := m.packed(); ok {
 			if expected > 0 && len(all) < allMoves {
 				all = append(all, min(max(v/expected, 1/mostFactor), mostFactor))
@@ -202,20 +208,24 @@ func logs(vs []float64) []float64 {
 	return out
 }
 
-// encoded is how fast the source made memory ready, in bytes that were not zero per
-// second, those that were compressed counted as often as they cost, where that and not
-// the link held the move back.
+// encoded is how fast the source makes memory ready, in bytes that are not zero per
+// second, those that are sent counted as often as they cost: what is left when the
+// link's part of what held the move back is taken away.
 func (m told) encoded() (float64, bool) {
 	p := m.path.Memory
-	bytes := float64(p.GuestBytes-p.Kinds.Zero.GuestBytes) + packCost*float64(p.Kinds.Compressed.GuestBytes+p.Kinds.Raw.GuestBytes)
+	bytes := float64(p.GuestBytes-p.Kinds.Zero.GuestBytes) + sendCost*float64(p.Kinds.Compressed.WireBytes+p.Kinds.Raw.WireBytes)
 	link := float64(m.Bandwidth)
 	if l := m.points[pointLink]; l > 0 && (link == 0 || l < link) {
 		link = l
 	}
-	if link <= 0 || bytes < leastTold || p.Seconds <= 0 || p.CutSeconds > 0 || float64(p.WireRate()) > busyShare*link {
+	if link <= 0 || bytes < leastTold || p.Seconds <= 0 || p.CutSeconds > 0 {
 		return 0, false
 	}
-	return sane(bytes / p.Seconds), true
+	crossing := 8 * float64(p.WireBytes) / carried(link, m.points[pointRTT])
+	if !(crossing <= busyShare*p.Seconds) {
+		return 0, false
+	}
+	return sane(bytes / math.Cbrt(math.Pow(p.Seconds, 3)-math.Pow(crossing, 3))), true
 }
 
 // besides is what the move took besides its bytes and its round trips, in seconds.
@@ -227,6 +237,18 @@ func (m told) besides() (float64, bool) {
 	}
 	rest := *total - p.Disk.Seconds - p.Memory.Seconds - p.Switchover.Seconds - liveTrips*sane(rtt)
 	return sane(rest), true
+}
+
+// ends is what came after the last byte, and what of that the guest stood still, besides
+// bytes and round trips, in seconds.
+func (m told) ends() (ending, pausing float64, ok bool) {
+	link, rtt := m.points[pointLink], sane(m.points[pointRTT])
+	last, pause := m.path.Switchover, m.Measured.PauseMillis
+	if !(link > 0) || pause == nil || !finite(*pause) || last.Seconds <= 0 || m.path.Total().CutSeconds > 0 {
+		return 0, 0, false
+	}
+	known := 8*float64(last.WireBytes)/carried(link, rtt) + finishTrips*rtt
+	return sane(last.Seconds - known), sane(*pause/1e3 - known), true
 }
 
 // packed is what a compressor left of pages, and what samples had said of that;

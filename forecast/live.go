@@ -2,6 +2,7 @@ package forecast
 
 import (
 	"math"
+	"slices"
 
 	"github.com/drover-vm/drover"
 )
@@ -29,9 +30,10 @@ const (
 	// fallShare is by which part of itself a transfer over a link with a round trip
 	// of a second would be slower: congestion control's share of long links.
 	fallShare = 3.5
-	// packCost is what a page that is compressed costs a host beside what every page
-	// costs it that is not zero.
-	packCost = 1.0
+	// sendCost is what a byte that a compressor leaves costs a host, to pack, encrypt and
+	// send, beside what a byte costs it to read and to look up: well compressible pages
+	// go faster than others also where no link holds them back.
+	sendCost = 4.0
 	// control is what the two ends and the probes say in a second, in bytes.
 	control = 6e3
 	// pageName is what is left of a page that the destination has.
@@ -55,7 +57,9 @@ type live struct {
 	// first and again are wire bytes per guest byte in the first round and after.
 	first, again float64
 	fixed        float64
-	base         float64 // seconds of the pause besides the last round
+	// base is the seconds of the pause besides the last round, ending those of the
+	// transfer.
+	base, ending float64
 }
 
 // newLive is the model with all that is known, and with factors on what the link
@@ -65,12 +69,13 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	rest := (1 - f.known.value) * f.small.value
 	l.first = min(1.02, f.known.value*pageName+rest+pageName)
 	l.again = min(1.02, f.resent.value+pageName)
-	wire := f.link.value / 8 / (1 + fallShare*f.rtt.value) * carry // bytes/s of what is sent
+	wire := carried(f.link.value, f.rtt.value) / 8 * carry // bytes/s of what is sent
 	encode := f.encode.value * carry
 	content := f.memory.value * (1 - f.zero.value)
 	r := rounds{
 		first: content, lead: f.memory.value * f.zero.value / zeroRate,
-		before: both(wire/l.first, encode/(1+packCost*(1-f.known.value))), after: both(wire/l.again, encode/(1+packCost*changedShare)),
+		before: both(wire/l.first, encode/(1+sendCost*l.first)), after: both(wire/l.again, encode/(1+sendCost*l.again)),
+		known: f.known.value, front: both(wire/pageName, encode/(1+sendCost*pageName)),
 		dirty: f.dirty, throttle: !f.in.Terms.NoThrottle, least: leastRound + f.rtt.value,
 	}
 	r.dirty.scale *= dirtier
@@ -97,9 +102,13 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	}
 	l.fixed = f.taught.fixed(f.in.From.Site, f.in.To.Site, l.fixed)
 	l.fixed += liveTrips * f.rtt.value
-	l.base += finishTrips * f.rtt.value
+	l.ending = drawn(slices.Clone(f.taught.ending), l.base, priorMoves) + finishTrips*f.rtt.value
+	l.base = drawn(slices.Clone(f.taught.pausing), l.base, priorMoves) + finishTrips*f.rtt.value
 	return l
 }
+
+// carried is what transfers get of a link's rate, by its round trip in seconds.
+func carried(link, rtt float64) float64 { return link / (1 + fallShare*sane(rtt)) }
 
 // both is the rate of what two things hold back, each with its own: neither waits
 // for the other all the time, nor never.
@@ -130,12 +139,12 @@ func (l *live) run() result {
 	o := l.rounds.run()
 	r := result{outcome: o}
 	r.pause = l.base + o.still
-	r.total = l.fixed + l.diskSeconds + o.seconds + r.pause
+	r.total = l.fixed + l.diskSeconds + o.seconds + o.still + l.ending
 	if !o.ended {
 		r.total = max(r.total, forever)
 	}
 	r.guest = l.rounds.first + o.again + o.last + l.diskBytes
-	r.wire = framing*(l.rounds.first*l.first+(o.again+o.last)*l.again+l.diskWire) + control*min(r.total, forever)
+	r.wire = framing*(l.rounds.first*l.first+o.changed*l.again+(o.again+o.last-o.changed)*pageName+l.diskWire) + control*min(r.total, forever)
 	return r
 }
 

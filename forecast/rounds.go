@@ -34,16 +34,20 @@ type rounds struct {
 	// before and after are the bytes per second that are carried of the first
 	// round and of those after it.
 	before, after float64
-	dirty         dirty
-	limit, most   float64 // seconds that the last round may take
-	throttle      bool
-	least         float64 // seconds that a round takes at least
+	// known is the share of the first round whose content the destination has, and
+	// front the bytes per second of that alone.
+	known, front float64
+	dirty        dirty
+	limit, most  float64 // seconds that the last round may take
+	throttle     bool
+	least        float64 // seconds that a round takes at least
 }
 
 // outcome is how the rounds end.
 type outcome struct {
 	seconds float64 // all rounds but the last
 	again   float64 // bytes that are sent again in them
+	changed float64 // what has changed of these and of the last, in bytes
 	last    float64 // bytes that are sent again in the last, in which the guest stands still
 	still   float64 // seconds that the last takes
 	count   int
@@ -59,8 +63,11 @@ func (o outcome) alone() bool { return o.ended && o.held == 0 }
 type stepped struct {
 	rounds
 	outcome
+	open                     opening
 	fresh, left              float64 // bytes of the first round, and of later ones, that wait
-	opening                  float64 // seconds of the first round
+	anew                     float64 // of left what has changed since it was sent
+	ends                     float64 // with so much left the hypervisor ends the rounds, by what it saw go
+	opened                   float64 // seconds of the first round
 	period, carried, dirtied float64
 	high                     int
 	stuckAt                  float64
@@ -70,24 +77,20 @@ type stepped struct {
 
 // run follows the rounds to their end, or to where they go on for good. What is
 // sent until somebody gives up is counted then.
-func (r rounds) run() outcome { return r.until(false) }
+func (r rounds) run() outcome { return r.follow(false) }
 
 // alone reports whether the rounds end without the guest's being held back.
 func (r rounds) alone() bool {
 	r.throttle = true // what would be held back does not end by itself
-	return r.until(true).alone()
+	return r.follow(true).alone()
 }
 
-func (r rounds) until(heldBack bool) outcome {
+func (r rounds) follow(heldBack bool) outcome {
 	r.before, r.after, r.least = max(r.before, 1), max(r.after, 1), max(r.least, leastRound)
-	s := &stepped{rounds: r, outcome: outcome{limit: r.limit}, fresh: r.first, stuckAt: -1, natural: r.dirty.scale}
+	s := &stepped{rounds: r, outcome: outcome{limit: r.limit}, open: r.opening(), fresh: r.first, stuckAt: -1, natural: r.dirty.scale}
 	for s.count < mostRounds && s.seconds < forever && !(heldBack && s.held > 0) {
-		now := s.after
-		if s.fresh > 0 {
-			now = s.before
-		}
 		// It sees that it can end within half of its measurements.
-		took := max((s.fresh+s.left)/now-s.outcome.limit+leastRound/2, s.rounds.least)
+		took := max(s.until(s.fits())+leastRound/2, s.rounds.least)
 		was := s.left
 		sent, next := s.send(took)
 		again := 1
@@ -98,43 +101,83 @@ func (r rounds) until(heldBack bool) outcome {
 			}
 		}
 		s.round(took, sent, next, again)
-		if s.fresh+s.left <= now*s.outcome.limit {
+		if s.fresh+s.left <= s.ends {
 			s.last, s.still, s.ended = s.left, s.waits(), true
+			s.changed += s.anew
 			return s.outcome
 		}
 		s.act()
 	}
 	s.last, s.still = s.left, s.waits()
+	s.changed += s.anew
 	if s.seconds < forever {
 		s.again += s.after * (forever - s.seconds)
+		s.changed += s.after * (forever - s.seconds)
 	}
 	// Where nobody gives up before, somebody does then; only a first round that takes
 	// longer is longer.
-	if over := s.seconds - max(forever, s.opening); over > 0 {
-		s.seconds -= over
-		s.again = max(0, s.again-over*s.after)
+	if late := s.seconds - max(forever, s.opened); late > 0 {
+		s.seconds -= late
+		s.again = max(0, s.again-late*s.after)
+		s.changed = min(s.changed, s.again+s.last)
 	}
 	return s.outcome
 }
 
 // waits is how long what waits takes to be sent.
-func (s *stepped) waits() float64 { return s.fresh/s.before + s.left/s.after }
+func (s *stepped) waits() float64 { return s.open.lasts(s.fresh) + s.left/s.carry() }
+
+// fits is how much may wait for the rounds to end, when what waits is sent at the
+// rate of now.
+func (s *stepped) fits() float64 {
+	if s.fresh > 0 {
+		return s.open.fits(s.outcome.limit)
+	}
+	return s.carry() * s.outcome.limit
+}
+
+// carry is the rate of what is sent again: what has changed, and what has not.
+func (s *stepped) carry() float64 {
+	part := share(over(s.anew, s.left))
+	if s.left <= 0 {
+		part = 1
+	}
+	return 1 / (part/s.after + (1-part)/max(s.front, s.after))
+}
+
+// until is how long it takes until no more than so much waits.
+func (s *stepped) until(waits float64) float64 {
+	sent := s.fresh + s.left - waits
+	if sent <= s.fresh {
+		return s.open.lasts(s.fresh) - s.open.lasts(s.fresh-max(sent, 0))
+	}
+	return s.open.lasts(s.fresh) + (sent-s.fresh)/s.carry()
+}
 
 // send sends for a time, and has the guest write meanwhile.
 func (s *stepped) send(took float64) (sent, next float64) {
-	fresh := min(s.fresh, took*s.before)
-	s.fresh -= fresh
-	left := min(s.left, (took-fresh/s.before)*s.after)
-	s.left -= left
+	s.ends = s.fits()
+	rest := s.open.after(s.fresh, took)
+	if s.fresh > s.left && rest <= 0 {
+		s.ends = s.open.behind() * s.outcome.limit
+	}
+	fresh := s.fresh - rest
+	left := min(s.left, max(0, took-s.open.lasts(s.fresh))*s.carry())
+	s.fresh = rest
+	changed := s.anew * over(left, s.left)
+	s.left, s.anew = s.left-left, s.anew-changed
 	if s.count > 0 {
-		s.again += left
+		s.again, s.changed = s.again+left, s.changed+changed
 	}
 	if s.count == 0 {
 		took += s.lead
 	}
 	next = s.dirty.unique(took)
+	part := 1.0
 	if s.count == 0 {
-		next = s.dirty.mean(took) // a page that is written before it was sent is sent once
+		// What the guest writes lies behind and is sent last. A page that was written before
+		// that is sent again all the same, but as what it was when it was sent.
+		part = over(s.dirty.mean(s.open.lasts(min(next, s.first))), next)
 	}
 	// What waits already is none the worse for being written: of all that was ever
 	// written that is left, of the first round fresh.
@@ -146,7 +189,8 @@ func (s *stepped) send(took float64) (sent, next float64) {
 	if s.first > 0 {
 		next *= 1 - s.fresh/s.first
 	}
-	s.left = min(s.left+next, s.dirty.most)
+	next = min(next, max(0, s.dirty.most-s.left))
+	s.left, s.anew = s.left+next, s.anew+next*part
 	return fresh + left, next
 }
 
@@ -155,9 +199,9 @@ func (s *stepped) round(took, sent, next float64, times int) {
 	n := float64(times)
 	if s.count == 0 {
 		took += s.lead
-		s.opening = took
+		s.opened = took
 	}
-	s.again += sent * (n - 1)
+	s.again, s.changed = s.again+sent*(n-1), s.changed+sent*share(over(s.anew, s.left))*(n-1)
 	s.count += times
 	s.seconds += took * n
 	s.period, s.carried, s.dirtied = s.period+took*n, s.carried+sent*n, s.dirtied+next*n
