@@ -280,5 +280,20 @@ func (l *lesson) quantiles(method drover.Method, size float64) (low, middle, hig
 		}
 		return priorWidth * prior[len(prior)-1]
 	}
-	return find(0.1), find(0.5), find(0.9)
+	low, middle, high = find(0.1), find(0.5), find(0.9)
+	return low, l.significant(middle, high-low, weights), high
+}
+
+// significant is by how much the middle of residuals is off for certain: what it may be
+// by chance, its standard error, is taken away. The models learn as well, so residuals
+// of earlier forecasts are in part of what has been learned since, and to follow a few
+// of them would correct it twice.
+func (l *lesson) significant(middle, width float64, weights []float64) float64 {
+	total, squares := priorWeight, priorWeight*priorWeight/float64(len(prior))
+	for _, w := range weights {
+		total, squares = total+w, squares+w*w
+	}
+	// A median's error is by the half of pi larger than a mean's variance.
+	chance := math.Sqrt(math.Pi/2*squares) / total * width / (2 * z10)
+	return math.Copysign(max(0, math.Abs(middle)-chance), middle)
 }

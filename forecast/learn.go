@@ -83,6 +83,8 @@ const (
 	restMoves, restTurns = 60, 12
 	// restPrior is how many moves the guess that a site is like all others counts for.
 	restPrior = 1.0
+	// restUsual is how many times the median of what moves are off the base is usual.
+	restUsual = 3.0
 )
 
 // learn finds what lies with each site: the means of what is left when the other end's
@@ -91,9 +93,10 @@ func (r *rests) learn() {
 	r.site = map[string]float64{}
 	for range restTurns {
 		base := r.base(len(r.all))
+		usual := r.usual(base)
 		sum, n := map[string]float64{}, map[string]float64{}
 		for _, m := range r.all {
-			off := m.seconds - base
+			off := min(max(m.seconds-base, -usual), usual)
 			sum[m.from], n[m.from] = sum[m.from]+off-r.site[m.to], n[m.from]+1
 			sum[m.to], n[m.to] = sum[m.to]+off-r.site[m.from], n[m.to]+1
 		}
@@ -104,6 +107,16 @@ func (r *rests) learn() {
 		}
 		r.site = next
 	}
+}
+
+// usual is by how much moves may be off the base to count in full: what took a move much
+// longer is no site's.
+func (r rests) usual(base float64) float64 {
+	offs := make([]float64, len(r.all))
+	for i, m := range r.all {
+		offs[i] = math.Abs(m.seconds - base)
+	}
+	return restUsual * median(offs)
 }
 
 // base is what the newest n moves have in common, in the middle.

@@ -73,7 +73,7 @@ func newLive(f *facts, carry, dirtier float64) *live {
 	encode := f.encode.value * carry
 	content := f.memory.value * (1 - f.zero.value)
 	r := rounds{
-		first: content, lead: f.memory.value * f.zero.value / zeroRate,
+		first: content, lead: f.memory.value * f.zero.value / zeroRate, zeros: f.zero.value,
 		before: both(wire/l.first, encode/(1+sendCost*l.first)), after: both(wire/l.again, encode/(1+sendCost*l.again)),
 		known: f.known.value, front: both(wire/pageName, encode/(1+sendCost*pageName)),
 		dirty: f.dirty, throttle: !f.in.Terms.NoThrottle, least: leastRound + f.rtt.value,
@@ -117,6 +117,10 @@ func both(a, b float64) float64 {
 	low, high := min(a, b), max(a, b)
 	return low / math.Cbrt(1+math.Pow(low/high, 3))
 }
+
+// orderSpread is how far a pause is off between one after pages that are parted by kind
+// and one after pages that are not, as a part of the difference.
+const orderSpread = 0.5
 
 // pauses is how long the last round may take at first and in the end, in seconds.
 func pauses(f *facts) (limit, most float64) {
@@ -165,14 +169,14 @@ type foretold struct {
 }
 
 func foretell(f *facts) foretold {
-	middle := newLive(f, 1, 1)
+	middle := *newLive(f, 1, 1)
 	out := foretold{middle: middle.run()}
 	carry := carrySpread(f)
 	var total, pause, wire, guest spreadOf
 	probability := 0.0
 	for _, c := range scenarios {
 		for _, d := range scenarios {
-			l := middle
+			l := &middle
 			if c.z != 0 || d.z != 0 {
 				l = newLive(f, math.Exp(c.z*carry), math.Exp(d.z*f.dirtySpread))
 			}
@@ -194,7 +198,11 @@ func foretell(f *facts) foretold {
 	bytes := with(f.memory.spread, nonzeroSpread(f))
 	disk := over(middle.diskBytes, out.middle.guest) * f.disk.spread
 	out.total = guess{out.middle.total, with(modelSpread, total.sd(), 0.7*bytes, 0.7*disk)}
-	out.pause = guess{out.middle.pause, with(modelSpread, pause.sd(), f.rtt.spread*over(finishTrips*f.rtt.value, out.middle.pause))}
+	// Whether what goes fast and what does not are parted shows in the pause alone.
+	mixed := middle
+	mixed.rounds.known = 0
+	order := orderSpread * math.Abs(math.Log(max(out.middle.pause, 1e-3)/max(mixed.run().pause, 1e-3)))
+	out.pause = guess{out.middle.pause, with(modelSpread, pause.sd(), order, f.rtt.spread*over(finishTrips*f.rtt.value, out.middle.pause))}
 	out.wire = guess{out.middle.wire, with(modelSpread, wire.sd(), bytes, f.small.spread, knownSpread(f), disk)}
 	out.guest = guess{out.middle.guest, with(0.03, guest.sd(), bytes, disk)}
 	out.convergence = drover.Convergence{

@@ -15,15 +15,16 @@ type opening struct {
 	rate  float64 // bytes per second, in the mean
 	known float64 // bytes in front
 	front float64 // bytes per second of these
+	zeros float64 // share of the guest's pages that the bytes are without
 }
 
 // blurred is by how many times more there may be behind than the pause would hold at
 // the rate in front, before it is the rate behind that alone decides: kinds of pages
 // are not parted neatly.
-const blurred = 1.5
+const blurred = 2.0
 
 func (r rounds) opening() opening {
-	o := opening{bytes: r.first, rate: r.before, known: share(r.known) * r.first, front: r.front}
+	o := opening{bytes: r.first, rate: r.before, known: share(r.known) * r.first, front: r.front, zeros: share(r.zeros)}
 	if o.front <= o.rate || o.known >= o.bytes {
 		o.known = 0 // nothing is known of an order
 	}
@@ -56,8 +57,9 @@ func (o opening) after(left, seconds float64) float64 {
 }
 
 // fits is how much may wait for the round to end within a pause, as the hypervisor
-// sees it.
+// sees it: to it, pages of zeros that it has not come to wait like others.
 func (o opening) fits(pause float64) float64 {
+	pause *= 1 - o.zeros
 	slow := pause * o.behind()
 	if o.known <= 0 {
 		return slow

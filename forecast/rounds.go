@@ -31,6 +31,7 @@ const (
 type rounds struct {
 	first float64 // bytes of the first round, without zeros
 	lead  float64 // seconds of it that the zeros take
+	zeros float64 // share of the guest's pages that they are
 	// before and after are the bytes per second that are carried of the first
 	// round and of those after it.
 	before, after float64
