@@ -173,10 +173,21 @@ func (f *facts) packing() {
 		f.small.value *= f.taught.packedAll
 	}
 	if told := f.taught.packed[f.in.VM.UUID]; len(told) > 0 {
-		f.small.value = math.Exp(drawn(logs(told), math.Log(max(f.small.value, leastShare)), priorMoves))
+		left := make([]float64, len(told))
+		for i, t := range told {
+			left[i] = t.left
+			if t.sampled > 0 && f.sampled > 0 {
+				left[i] *= math.Pow(f.sampled/t.sampled, sampleTrust)
+			}
+		}
+		f.small.value = math.Exp(drawn(logs(left), math.Log(max(f.small.value, leastShare)), priorMoves))
 	}
 	f.small.value = min(1, f.small.value)
 }
+
+// sampleTrust is how far what moves have shown of a VM follows what samples say since:
+// they are of other pages, and of few of them.
+const sampleTrust = 1.0 / 3
 
 // rewritten is what a compressor leaves of pages that the guest writes: they are of
 // the kind that nobody has.

@@ -54,7 +54,7 @@ type taught struct {
 	ending, pausing []float64
 	// packed is what a compressor left of a VM's pages, by its UUID; packedAll the
 	// factor between that and what samples had said, of all VMs.
-	packed    map[string][]float64
+	packed    map[string][]packing
 	packedAll float64
 	// cameFrom is where a VM was before, by its UUID: there its disks are known as
 	// they were. kept and fresh are what crossed of disks that came back there and
@@ -62,6 +62,10 @@ type taught struct {
 	cameFrom    map[string]string
 	kept, fresh []float64
 }
+
+// packing is what a compressor left of a VM's pages in a move, and what samples had said
+// before it.
+type packing struct{ left, sampled float64 }
 
 // rest is what a move took besides its bytes and the round trips of its link, in
 // seconds. The server that leads it talks to both ends, so it depends on where they
@@ -144,7 +148,7 @@ type told struct {
 }
 
 func teach(history []drover.Move) taught {
-	t := taught{speed: map[string]float64{}, packed: map[string][]float64{}, packedAll: 1, cameFrom: map[string]string{}}
+	t := taught{speed: map[string]float64{}, packed: map[string][]packing{}, packedAll: 1, cameFrom: map[string]string{}}
 	speeds := map[string][]float64{}
 	var all, fast []float64
 	for _, h := range slices.Backward(history) {
@@ -172,7 +176,7 @@ func teach(history []drover.Move) taught {
 				all = append(all, min(max(v/expected, 1/mostFactor), mostFactor))
 			}
 			if len(t.packed[h.VMUUID]) < packedMoves {
-				t.packed[h.VMUUID] = append(t.packed[h.VMUUID], v)
+				t.packed[h.VMUUID] = append(t.packed[h.VMUUID], packing{v, expected})
 			}
 		}
 	}
