@@ -48,6 +48,9 @@ const (
 	likeness = 1.0
 	// other is what a move by another method of the same family counts.
 	other = 0.5
+	// elsewhere is what a move over another way counts: a way that no move has taken yet
+	// is less known.
+	elsewhere = 0.5
 	// priorWeight is what the built-in errors count beside the moves': as many
 	// moves. The moment the history has some dozen, it decides alone.
 	priorWeight = 2.5
@@ -72,7 +75,15 @@ type residual struct {
 	off    float64
 	weight float64
 	method drover.Method
+	way    way
 	size   float64 // logarithm of the point
+}
+
+// way is the two sites of a move, the first by name first.
+type way struct{ a, b string }
+
+func wayOf(from, to drover.Place) way {
+	return way{min(from.Site, to.Site), max(from.Site, to.Site)}
 }
 
 // New learns from moves that have been made, oldest first; those without a
@@ -103,6 +114,7 @@ func age(at, now time.Time) time.Duration { return max(0, now.Sub(at)) }
 type pair struct {
 	ok                   bool
 	method               drover.Method
+	way                  way
 	point, spread, truth float64
 	weight               float64
 }
@@ -122,7 +134,7 @@ func pairs(m drover.Move) [figureCount]pair {
 		if !finite(spread) {
 			spread = 1
 		}
-		ps[i] = pair{ok: true, method: m.Method, point: sane(p), spread: max(leastSpread, min(sane(spread), mostSpread)), truth: sane(*t.Value)}
+		ps[i] = pair{ok: true, method: m.Method, way: wayOf(m.From, m.To), point: sane(p), spread: max(leastSpread, min(sane(spread), mostSpread)), truth: sane(*t.Value)}
 	}
 	return ps
 }
@@ -137,7 +149,7 @@ func learn(figure int, ps []pair) *lesson {
 	}
 	for _, p := range ps {
 		off := math.Log((p.truth+floors[figure])/(l.correct(p.point)+floors[figure])) / p.spread
-		l.past = append(l.past, residual{off: off, weight: p.weight, method: p.method, size: math.Log(p.point + floors[figure])})
+		l.past = append(l.past, residual{off: off, weight: p.weight, method: p.method, way: p.way, size: math.Log(p.point + floors[figure])})
 	}
 	slices.SortFunc(l.past, func(a, b residual) int { return cmp.Compare(a.off, b.off) })
 	return l
@@ -204,7 +216,7 @@ var prior = [10]float64{-1.6449, -1.0364, -0.6745, -0.3853, -0.1257, 0.1257, 0.3
 // spread (Lei et al., JASA 2018) and weighted by likeness and age (Barber et al.,
 // Annals of Statistics 2023); the weight of the move itself, which strictly would
 // be at infinity, lies with the prior.
-func (m *Model) calibrate(method drover.Method, with map[string]float64, a *answers, out *drover.Forecast) {
+func (m *Model) calibrate(method drover.Method, over way, with map[string]float64, a *answers, out *drover.Forecast) {
 	out.Points, out.Spreads = map[string]float64{}, map[string]float64{}
 	for _, name := range madeWith {
 		if v, known := with[name]; known {
@@ -224,7 +236,7 @@ func (m *Model) calibrate(method drover.Method, with map[string]float64, a *answ
 			out.Calibrated = max(out.Calibrated, len(l.past))
 		}
 		spread := max(leastSpread, p.spread)
-		low, middle, high := l.quantiles(method, math.Log(p.value+floors[i]))
+		low, middle, high := l.quantiles(method, over, math.Log(p.value+floors[i]))
 		at := l.correct(p.value) + floors[i]
 		f := func(q float64) float64 {
 			return at*math.Exp(min(max(q*spread, -3*mostSpread), 3*mostSpread)) - floors[i]
@@ -239,7 +251,7 @@ func (m *Model) calibrate(method drover.Method, with map[string]float64, a *answ
 
 // Recalibrate is a forecast that was made by another Model as this one would have
 // made it: the models' points and spreads stay, the ranges are new.
-func (m *Model) Recalibrate(f drover.Forecast) drover.Forecast {
+func (m *Model) Recalibrate(f drover.Forecast, from, to drover.Place) drover.Forecast {
 	var a answers
 	for i, name := range figureNames {
 		if p, known := f.Points[name]; known {
@@ -247,18 +259,22 @@ func (m *Model) Recalibrate(f drover.Forecast) drover.Forecast {
 		}
 	}
 	f.Calibrated = 0
-	m.calibrate(f.Method, f.Points, &a, &f)
+	over := wayOf(from, to)
+	m.calibrate(f.Method, over, f.Points, &a, &f)
 	return f
 }
 
 // quantiles are the 10, 50 and 90 % of the residuals, the prior's among them.
-func (l *lesson) quantiles(method drover.Method, size float64) (low, middle, high float64) {
+func (l *lesson) quantiles(method drover.Method, over way, size float64) (low, middle, high float64) {
 	weights := make([]float64, len(l.past))
 	total := priorWeight
 	for i, r := range l.past {
 		w := r.weight * math.Exp(-0.5*math.Pow((r.size-size)/likeness, 2))
 		if r.method != method {
 			w *= other
+		}
+		if r.way != over {
+			w *= elsewhere
 		}
 		weights[i] = w
 		total += w

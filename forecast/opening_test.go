@@ -57,6 +57,41 @@ func TestSmallGuestEndsEarly(t *testing.T) {
 	}
 }
 
+// TestZerosWait: zeros that have not come yet wait, to a hypervisor, so fewer other
+// pages may.
+func TestZerosWait(t *testing.T) {
+	none, half := still(100e6), still(100e6)
+	half.zeros = 0.5
+	if a, b := none.opening().fits(0.5), half.opening().fits(0.5); math.Abs(b-a/2) > 1 {
+		t.Errorf("%.1f MB fit, and %.1f with as many zeros; want half", a/1e6, b/1e6)
+	}
+}
+
+// TestOrderWidensThePause: where it is the order of the pages that decides on the pause,
+// the pause is less sure, and nothing else is.
+func TestOrderWidensThePause(t *testing.T) {
+	now := time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC)
+	spreads := func(memory drover.Bytes) map[string]float64 {
+		r := func(v float64) drover.Reading { return drover.Reading{Value: v, At: now, Samples: 1 << 20} }
+		return New(nil, now).Forecast(Input{
+			Now: now, Method: drover.Live, From: drover.Place{Site: "a", Host: "a1"}, To: drover.Place{Site: "b", Host: "b1"},
+			VM: drover.VM{Name: "v", MemoryBytes: memory}, Link: drover.LinkSignals{FreeBPS: r(50e6), RTTMillis: r(10)},
+			Sender: drover.HostSignals{EncodeBytesPerSecond: r(150e6)},
+			Signals: drover.Signals{
+				ZeroShare: r(0), KnownShare: map[string]drover.Reading{"b": r(0.8)}, CompressedShare: r(0.5),
+				HotBytes: r(1e5), HotSeconds: r(1), ColdBytesPerSecond: r(1e3),
+			},
+		}).Spreads
+	}
+	small, big := spreads(128<<20), spreads(8<<30)
+	if small["pause_ms"] < 2*big["pause_ms"] {
+		t.Errorf("the pause's spread is %.2f for a small guest, %.2f for a big one", small["pause_ms"], big["pause_ms"])
+	}
+	if small["total_s"] > 1.5*big["total_s"] {
+		t.Errorf("the time's spread is %.2f for a small guest, %.2f for a big one", small["total_s"], big["total_s"])
+	}
+}
+
 // TestSentAgainUnchanged: what was written before it was sent is sent again, but as
 // what the destination has.
 func TestSentAgainUnchanged(t *testing.T) {

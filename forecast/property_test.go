@@ -141,9 +141,9 @@ func anyForecast(t *rapid.T) {
 	m := forecast.New(moves, now)
 	f := m.Forecast(input().Draw(t, "input"))
 	check(t, f)
-	check(t, forecast.New(nil, now).Recalibrate(f))
+	check(t, forecast.New(nil, now).Recalibrate(f, drover.Place{Site: "a"}, drover.Place{Site: "b"}))
 	if len(moves) > 0 {
-		check(t, m.Recalibrate(*moves[0].Forecast))
+		check(t, m.Recalibrate(*moves[0].Forecast, moves[0].From, moves[0].To))
 	}
 	for _, a := range forecast.Accuracy(moves, 24*time.Hour) {
 		for _, v := range []float64{a.Bias, a.MedianError, a.P90Error, a.Coverage} {
