@@ -41,7 +41,8 @@ type Clock interface {
 // ctx ends.
 type Observer interface {
 	// MoveStarting is called before a move's first step, and again each time
-	// another executor takes it up: m.Generation tells.
+	// another executor takes it up: m.Generation tells. No step that clients or
+	// links could notice begins before it has returned; reservations do.
 	MoveStarting(ctx context.Context, m drover.Move) error
 	// MoveEnded is called before a final state is journaled, so at least once;
 	// m.State says which. The figures that are not nil go into m.Measured.

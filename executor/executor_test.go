@@ -478,3 +478,46 @@ func TestSetRate(t *testing.T) {
 		})
 	}
 }
+
+// slowObserver is far away, and notes what has been reserved meanwhile.
+type slowObserver struct {
+	began, returned time.Time
+}
+
+func (o *slowObserver) MoveStarting(context.Context, drover.Move) error {
+	o.began = time.Now()
+	time.Sleep(10 * time.Second)
+	o.returned = time.Now()
+	return nil
+}
+
+func (o *slowObserver) MoveEnded(context.Context, drover.Move) (drover.Figures, error) {
+	return drover.Figures{}, nil
+}
+
+// What only reserves goes on while the observer is being told; what clients or
+// links could notice does not.
+func TestObserverIsAwaitedBeforeTheGuestIsTouched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &slowObserver{}
+		s := open(t, executor.Config{Observer: o}, "west1", "east1")
+		r := nth(0, "west", "east")
+		s.world.AddVM(r.VM)
+		m := s.end(t, s.start(t, r).Name)
+		if m.State != drover.MoveDone {
+			t.Fatalf("the move is %s (%s)", m.State, m.Fault)
+		}
+		if o.returned.IsZero() {
+			t.Fatal("the move was over before the observer was ready")
+		}
+		for _, step := range m.Steps {
+			ahead := slices.Contains([]string{"reserve-target", "reserve-source", "create-volumes"}, step.Name)
+			switch {
+			case ahead && step.Ended.After(o.began.Add(9*time.Second)):
+				t.Errorf("%s ended %v after the observer was told: want it beside", step.Name, step.Ended.Sub(o.began))
+			case !ahead && step.Started.Before(o.returned):
+				t.Errorf("%s began %v before the observer was ready", step.Name, o.returned.Sub(step.Started))
+			}
+		}
+	})
+}

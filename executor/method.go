@@ -38,6 +38,9 @@ type step struct {
 	// patient steps are asked for again for as long as it takes when nobody
 	// answers: only a definite failure undoes the move.
 	patient bool
+	// ahead steps change nothing that a client could see and send nothing worth
+	// counting, so they need not wait for the observer.
+	ahead bool
 	// idle says that from here on no guest bytes cross, so that the link is
 	// free for other moves.
 	idle bool
@@ -160,6 +163,7 @@ func reserveTarget() step {
 			Name: "reserve-target",
 			Why:  "first, because it is the likeliest to be refused and costs nothing yet",
 		},
+		ahead: true,
 		do: func(s *state) []call {
 			return []call{{host: s.Request.To.Host, action: Reserve{Target: true, MemoryBytes: s.Request.VM.MemoryBytes}}}
 		},
@@ -175,6 +179,7 @@ func reserveSource() step {
 			Name: "reserve-source",
 			Why:  "from here on no other move can have the VM, and its source watches over it",
 		},
+		ahead: true,
 		do: func(s *state) []call {
 			return []call{{host: s.Request.From.Host, action: Reserve{MemoryBytes: s.Request.VM.MemoryBytes, Replica: s.Request.Replica}}}
 		},
@@ -187,6 +192,7 @@ func reserveSource() step {
 func createVolumes(why string) step {
 	return step{
 		Step: saga.Step{Name: "create-volumes", Why: why},
+		ahead: true,
 		do: func(s *state) []call {
 			return []call{{host: s.Request.To.Host, action: CreateVolumes{Disks: s.Request.Disks, Replica: s.Request.Replica}}}
 		},

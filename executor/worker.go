@@ -88,9 +88,13 @@ func (w *worker) run(ctx context.Context) {
 	if !w.await(ctx) {
 		return
 	}
-	w.starting(ctx)
+	started := w.starting(ctx)
+	defer func() { <-started }()
 	for {
 		d := saga.Next(w.table, w.now().Journal)
+		if d.Verb != saga.Do || !w.method.steps[d.Step].ahead {
+			<-started
+		}
 		var err error
 		switch {
 		case d.Final():
@@ -136,16 +140,24 @@ func (w *worker) await(ctx context.Context) bool {
 	}
 }
 
-// starting tells the observer.
-func (w *worker) starting(ctx context.Context) {
+// starting tells the observer, beside the steps that are ahead of the guest: it
+// asks others, and they are far. The channel is closed when it has returned.
+func (w *worker) starting(ctx context.Context) <-chan struct{} {
+	returned := make(chan struct{})
 	if d := saga.Next(w.table, w.now().Journal); d.Verb != saga.Do {
-		return // on its way back, or at its end: nothing to measure begins
+		close(returned)
+		return returned // on its way back, or at its end: nothing to measure begins
 	}
-	octx, cancel := context.WithTimeout(ctx, w.e.limits.ObserverTime)
-	defer cancel()
-	if err := w.e.watcher.MoveStarting(octx, w.move()); err != nil {
-		w.log.WarnContext(ctx, "observer failed as the move was starting", "error", err)
-	}
+	m := w.move()
+	go func() {
+		defer close(returned)
+		octx, cancel := context.WithTimeout(ctx, w.e.limits.ObserverTime)
+		defer cancel()
+		if err := w.e.watcher.MoveStarting(octx, m); err != nil {
+			w.log.WarnContext(ctx, "observer failed as the move was starting", "error", err)
+		}
+	}()
+	return returned
 }
 
 // finish measures the move and journals its final state.
