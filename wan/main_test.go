@@ -169,6 +169,8 @@ type trip struct {
 	from, to *site
 	subject  Subject
 	via      string // the address dialed; the destination's own if empty
+	// approach has connections that were made before; nil for none.
+	approach *Approach
 	rate     drover.BitRate
 	// Where the hypervisor listens at the destination.
 	memory, disks string
@@ -212,7 +214,7 @@ func start(t testing.TB, p trip) *session {
 		offered = p.claimed
 	}
 	s.out, err = p.from.node.Send(t.Context(), SendOptions{
-		Address: p.via, Peer: p.to.name, Token: token, Offered: offered, Subject: p.subject, Rate: p.rate,
+		Address: p.via, Peer: p.to.name, Token: token, Offered: offered, Subject: p.subject, Rate: p.rate, Approach: p.approach,
 	})
 	must(t, err)
 	t.Cleanup(func() { s.end(t) })

@@ -79,6 +79,9 @@ func NewNode(c Config) (*Node, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Connections == 0 {
+		c.Connections = bundle.DefaultConns // of which an Approach makes as many
+	}
 	n := &Node{
 		config: c, log: c.Log, gate: bundle.NewGate(),
 		arriving: make(map[string]*Receiver), imaged: make(map[chunk.SourceID]map[string]bool),
