@@ -131,7 +131,7 @@ func (s *stepped) waits() float64 { return s.open.lasts(s.fresh) + s.left/s.carr
 // fits is how much may wait for the rounds to end, when what waits is sent at the
 // rate of now.
 func (s *stepped) fits() float64 {
-	if s.fresh > 0 {
+	if s.fresh > s.left {
 		return s.open.fits(s.outcome.limit)
 	}
 	return s.carry() * s.outcome.limit
