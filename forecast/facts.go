@@ -242,8 +242,11 @@ func (f *facts) ofDisks() {
 func (f *facts) leftOfDisks() guess {
 	left := guess{f.diskKnown.value*pageName + (1-f.diskKnown.value)*f.diskSmall.value, with(f.diskSmall.spread, f.diskKnown.spread)}
 	told := f.taught.fresh
-	if from, moved := f.taught.cameFrom[f.in.VM.UUID]; moved && from == f.in.To.Site && !f.in.Inside() {
-		left.value, told = min(left.value, keptLeft), f.taught.kept
+	if uuid := f.in.VM.UUID; uuid != "" && !f.in.Inside() {
+		told = *f.taught.ofDisks(uuid, f.in.To.Site)
+		if f.taught.cameFrom[uuid] == f.in.To.Site {
+			left.value = min(left.value, keptLeft)
+		}
 	}
 	if len(told) > 0 {
 		left.value = drawn(slices.Clone(told), left.value, priorMoves)

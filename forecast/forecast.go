@@ -72,7 +72,7 @@ func (m *Model) Forecast(in Input) drover.Forecast {
 	if price := in.Terms.PricePerGiB; price != nil && a[wireBytes].known {
 		a.set(cost, guess{a[wireBytes].value / float64(drover.GiB) * sane(*price), a[wireBytes].spread})
 	}
-	m.calibrate(in.Method, wayOf(in.From, in.To), map[string]float64{pointLink: f.link.value, pointRTT: f.rtt.value, pointPacked: f.sampled}, &a, &out)
+	m.calibrate(in.Method, wayOf(in.From, in.To), map[string]float64{pointLink: f.link.value, pointRTT: f.rtt.value, pointPacked: f.sampled, pointDisk: f.disk.value}, &a, &out)
 	slices.Sort(f.unknown)
 	out.Unknown = slices.Compact(f.unknown)
 	return out

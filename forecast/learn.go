@@ -24,6 +24,8 @@ const (
 	mostFactor = 4
 	// diskTold, likewise, of disks.
 	diskTold = 1 << 20
+	// mostOfDisks is what may cross of a byte of disks: what is written meanwhile, too.
+	mostOfDisks = 1.25
 	// allMoves are the newest moves of an installation that tell of all of it, and
 	// priorMoves how many moves the built-in figure counts for beside them, or a new
 	// sample beside what was seen of a VM.
@@ -37,9 +39,10 @@ const (
 	pointLink   = "link_bps"
 	pointRTT    = "rtt_s"
 	pointPacked = "packed_share"
+	pointDisk   = "disk_bytes"
 )
 
-var madeWith = [...]string{pointLink, pointRTT, pointPacked}
+var madeWith = [...]string{pointLink, pointRTT, pointPacked, pointDisk}
 
 // taught is what moves that were made have shown of the parts of a move, where the
 // models are told too little: how fast hosts encode, what a move takes besides its
@@ -57,10 +60,12 @@ type taught struct {
 	packed    map[string][]packing
 	packedAll float64
 	// cameFrom is where a VM was before, by its UUID: there its disks are known as
-	// they were. kept and fresh are what crossed of disks that came back there and
-	// elsewhere, wire bytes by guest bytes.
-	cameFrom    map[string]string
-	kept, fresh []float64
+	// they were; been are all places that it ever was at. kept, stale and fresh are what
+	// crossed of disks that came to the one, to others of these, and to no such place,
+	// wire bytes by bytes that had to be copied.
+	cameFrom           map[string]string
+	been               map[[2]string]bool
+	kept, stale, fresh []float64
 }
 
 // packing is what a compressor left of a VM's pages in a move, and what samples had said
@@ -148,7 +153,7 @@ type told struct {
 }
 
 func teach(history []drover.Move) taught {
-	t := taught{speed: map[string]float64{}, packed: map[string][]packing{}, packedAll: 1, cameFrom: map[string]string{}}
+	t := taught{speed: map[string]float64{}, packed: map[string][]packing{}, packedAll: 1}
 	speeds := map[string][]float64{}
 	var all, fast []float64
 	for _, h := range slices.Backward(history) {
@@ -194,21 +199,46 @@ func teach(history []drover.Move) taught {
 
 // disks follows VMs from place to place.
 func (t *taught) disks(history []drover.Move) {
+	t.cameFrom, t.been = map[string]string{}, map[[2]string]bool{}
 	for _, h := range history {
 		if h.State != drover.MoveDone || h.Method.Makes() {
 			continue
 		}
-		if p := h.Measured.Path; p != nil && staysUp(h.Method) && p.Disk.GuestBytes >= diskTold {
-			left := min(1.1, sane(float64(p.Disk.WireBytes)/float64(p.Disk.GuestBytes)))
-			if t.cameFrom[h.VMUUID] == h.To.Site {
-				t.kept = append(t.kept, left)
-			} else {
-				t.fresh = append(t.fresh, left)
-			}
+		if left, ok := leftOfDisks(h); ok {
+			told := t.ofDisks(h.VMUUID, h.To.Site)
+			*told = append(*told, left)
 		}
 		t.cameFrom[h.VMUUID] = h.From.Site
+		t.been[[2]string{h.VMUUID, h.From.Site}] = true
 	}
-	t.kept, t.fresh = t.kept[max(0, len(t.kept)-allMoves):], t.fresh[max(0, len(t.fresh)-allMoves):]
+	for _, told := range []*[]float64{&t.kept, &t.stale, &t.fresh} {
+		*told = (*told)[max(0, len(*told)-allMoves):]
+	}
+}
+
+// ofDisks is what moves have shown of disks that come to a site as a VM's would.
+func (t *taught) ofDisks(uuid, site string) *[]float64 {
+	switch {
+	case t.cameFrom[uuid] == site:
+		return &t.kept
+	case t.been[[2]string{uuid, site}]:
+		return &t.stale
+	}
+	return &t.fresh
+}
+
+// leftOfDisks is what crossed of a byte of disks that had to be copied. What the guest
+// wrote meanwhile is no part of that, where the forecast tells how much it was.
+func leftOfDisks(m drover.Move) (float64, bool) {
+	p := m.Measured.Path
+	if p == nil || !staysUp(m.Method) || p.Disk.GuestBytes < diskTold {
+		return 0, false
+	}
+	copied := float64(p.Disk.GuestBytes)
+	if m.Forecast != nil && m.Forecast.Points[pointDisk] >= diskTold/2 {
+		copied = m.Forecast.Points[pointDisk]
+	}
+	return min(mostOfDisks, sane(float64(p.Disk.WireBytes)/copied)), true
 }
 
 // drawn is the median of values, drawn to a prior that counts as n of them.

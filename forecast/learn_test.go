@@ -75,3 +75,39 @@ func TestSamplesMoveWhatMovesShowed(t *testing.T) {
 		t.Errorf("%.3f and %.3f are left where moves showed 0.6 and samples say 0.6 and 0.3", same, less)
 	}
 }
+
+// TestDisksByWhereTheyWere: disks that go back to where they were last, that go to
+// where they were before that, and that go to where they never were differ in what of
+// them crosses; of each, moves tell apart, by what was to be copied.
+func TestDisksByWhereTheyWere(t *testing.T) {
+	var history []drover.Move
+	move := func(from, to string, crossed float64) {
+		history = append(history, drover.Move{
+			VMUUID: "u", Method: drover.Live, State: drover.MoveDone, From: drover.Place{Site: from}, To: drover.Place{Site: to},
+			Forecast: &drover.Forecast{Points: map[string]float64{pointDisk: 10e6}},
+			// A third more than was to be copied was written meanwhile, and is no part of it.
+			Measured: drover.Figures{Path: &drover.PathFigures{Disk: drover.PathPhase{GuestBytes: 13e6, WireBytes: drover.Bytes(crossed)}}},
+		})
+	}
+	for range 6 {
+		move("a", "b", 9e6) // never there, the first time; then long ago
+		move("b", "a", 1e6) // there just now
+		move("a", "c", 9e6)
+		move("c", "a", 1e6)
+	}
+	history[4].Measured.Path.Disk.WireBytes = 5e6
+	for _, m := range history[5:] {
+		if m.From.Site == "a" {
+			m.Measured.Path.Disk.WireBytes = 5e6
+		}
+	}
+	got := teach(history)
+	for _, c := range []struct {
+		to   string
+		want float64
+	}{{"c", 0.1}, {"b", 0.5}, {"d", 0.9}} {
+		if told := *got.ofDisks("u", c.to); len(told) == 0 || math.Abs(median(append([]float64(nil), told...))-c.want) > 1e-6 {
+			t.Errorf("of disks to %s moves show %v, want %v", c.to, told, c.want)
+		}
+	}
+}
