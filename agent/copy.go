@@ -117,6 +117,8 @@ func (a *Agent) openCopy(ctx context.Context, ref moveRef, to copyTo) (session *
 	peer := a.peers.at(to.address, to.host)
 	prep, cancel := context.WithTimeout(ctx, prepareLimit)
 	defer cancel()
+	approach := a.wan.Approach(to.address, to.host)
+	defer approach.Close()
 	resp, err := peer.Prepare(prep, &droverv1.PrepareRequest{
 		Ref: ref.proto(), Disks: to.disks, Tenant: to.tenant, Round: to.round, Base: to.base, ReplicaOf: to.subject.VM,
 	})
@@ -134,6 +136,7 @@ func (a *Agent) openCopy(ctx context.Context, ref moveRef, to copyTo) (session *
 	}
 	session, err = a.wan.Send(prep, wan.SendOptions{
 		Address: to.address, Peer: to.host, Token: resp.GetToken(), Offered: offered, Subject: to.subject, Rate: to.rate,
+		Approach: approach,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -15,8 +15,9 @@ const (
 	// askAgain is how often the guest is asked again: a guest that is still
 	// booting does not listen yet.
 	askAgain = 10 * time.Second
-	// powerPoll is how often its state is read while waiting.
-	powerPoll = 250 * time.Millisecond
+	// powerPoll is how often its state is read while waiting: what passes before
+	// it is noticed that the guest is off adds to the time that it is down.
+	powerPoll = 100 * time.Millisecond
 	// lateOffLimit is how long one that was asked, and is to run on, is waited for
 	// to power off all the same; no longer than it was given before.
 	lateOffLimit = time.Minute
