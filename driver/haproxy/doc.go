@@ -13,8 +13,9 @@
 // # Reloads
 //
 // A reload starts a new process, which knows nothing of added servers. A new
-// process is noticed by its process id in "show info", before every call and once
-// a second; what is missing of haproxy.json's servers is then added again,
+// process is noticed by its process id and its start in "show info", before every call
+// and once a second; so is one that starts after a crash or a reboot, whose id may be
+// the same. What is missing of haproxy.json's servers is then added again,
 // with weight, check and state, and servers of the configuration get the
 // weight and state that was set. Where HAProxy reads a server-state-file, the driver
 // writes it after every change and every ten seconds, so that a reload keeps the

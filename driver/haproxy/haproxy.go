@@ -151,18 +151,20 @@ func (b *Balancer) current(ctx context.Context) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.pid == b.record.Pid && p.uptime >= b.record.Uptime {
-		b.record.Uptime = p.uptime
+	if p.pid == b.record.Pid && p.started == b.record.Started {
 		return v, nil
 	}
 	if err := b.catchUp(ctx, v); err != nil {
 		return nil, err
 	}
 	if b.record.Pid != 0 {
-		b.log.Info("the load balancer was reloaded: its servers are as they were", "pid", p.pid, "added", len(b.record.Added), "changed", len(b.record.Changed))
-		b.record.retire(b.record.Pid)
+		b.log.Info("the load balancer was started anew: its servers are as they were", "pid", p.pid, "added", len(b.record.Added), "changed", len(b.record.Changed))
 	}
-	b.record.Pid, b.record.Uptime = p.pid, p.uptime
+	boot, err := bootID()
+	if err != nil {
+		return nil, drover.E(drover.Internal, "haproxy", err)
+	}
+	b.record.replace(p, boot)
 	if err := b.save(); err != nil {
 		return nil, err
 	}

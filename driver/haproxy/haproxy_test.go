@@ -26,7 +26,7 @@ import (
 // a loopback interface.
 func TestMain(m *testing.M) {
 	namespacetest.Main(m, namespacetest.Spaces{
-		Flags: syscall.CLONE_NEWNET, Programs: []string{"haproxy", "ip"}, Prepare: []string{"ip link set lo up"},
+		Flags: syscall.CLONE_NEWNET, Programs: []string{"haproxy", "ip", "unshare"}, Prepare: []string{"ip link set lo up"},
 	})
 }
 
@@ -37,7 +37,9 @@ type bench struct {
 	front   string
 	stateFile,
 	level string
-	run *exec.Cmd
+	// contained has HAProxy run as a container would: its process id is always 1.
+	contained bool
+	run       *exec.Cmd
 }
 
 const config = `global
@@ -92,6 +94,9 @@ func (b *bench) start(t *testing.T) {
 		args = append(args, "-sf", strconv.Itoa(before.Process.Pid))
 	}
 	b.run = exec.Command("haproxy", args...)
+	if b.contained {
+		b.run = exec.Command("unshare", append([]string{"--pid", "--fork", "--kill-child", "haproxy"}, args...)...)
+	}
 	b.run.Stderr = os.Stderr
 	if err := b.run.Start(); err != nil {
 		t.Fatal(err)
@@ -115,7 +120,11 @@ func (b *bench) await(t *testing.T) {
 	for ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second); ; {
 		defer cancel()
 		info, err := s.run(ctx, "show info")
-		if err == nil && strings.Contains(info, fmt.Sprintf("\nPid: %d\n", b.run.Process.Pid)) {
+		pid := b.run.Process.Pid
+		if b.contained {
+			pid = 1
+		}
+		if err == nil && strings.Contains(info, fmt.Sprintf("\nPid: %d\n", pid)) {
 			return
 		}
 		if wait(ctx, 10*time.Millisecond) != nil {

@@ -209,8 +209,9 @@ func table(text, mark string, comma rune) ([]map[string]string, error) {
 // process is a run of HAProxy.
 type process struct {
 	pid int
-	// uptime tells two runs apart that have the same id, in a container.
-	uptime int
+	// started is in seconds since 1970; with it two runs are told apart that have
+	// the same id, in a container or after a reboot.
+	started int
 }
 
 // process reads what "show info" says of the process.
@@ -225,7 +226,7 @@ func (b *Balancer) process(ctx context.Context) (p process, err error) {
 			row[k] = strings.TrimSpace(v)
 		}
 	}
-	if err := numbers(row, map[string]*int{"Pid": &p.pid, "Uptime_sec": &p.uptime}); err != nil {
+	if err := numbers(row, map[string]*int{"Pid": &p.pid, "Start_time_sec": &p.started}); err != nil {
 		return p, drover.E(drover.Internal, "haproxy: show info", err)
 	}
 	return p, nil

@@ -26,10 +26,11 @@ const (
 // record is what HAProxy itself cannot keep over a reload.
 type record struct {
 	Version int `json:"version"`
-	// Pid is the process that was last brought up to date, Uptime how many
-	// seconds it had run then.
-	Pid    int `json:"pid"`
-	Uptime int `json:"uptime_s"`
+	// Pid is the process that was last brought up to date, Started when it was
+	// started, in seconds since 1970, Boot the kernel's id of the boot.
+	Pid     int    `json:"pid"`
+	Started int    `json:"started_s"`
+	Boot    string `json:"boot"`
 	// Former are processes that a reload left behind.
 	Former  []int     `json:"former,omitempty"`
 	Added   []added   `json:"added,omitempty"`
@@ -83,12 +84,27 @@ func (r *record) forget(backend, name string) {
 	r.Changed = slices.DeleteFunc(r.Changed, func(c changed) bool { return c.Backend == backend && c.Name == name })
 }
 
-// retire notes that the process has been replaced.
-func (r *record) retire(pid int) {
-	r.Former = slices.DeleteFunc(append(r.Former, pid), func(pid int) bool { return !isHAProxy(pid) })
+// replace notes the process that has replaced the one before. That may still run
+// to the end of its sessions, unless it had the same id or was of another boot, of
+// which nothing is left.
+func (r *record) replace(now process, boot string) {
+	if boot != r.Boot {
+		r.Former, r.Pid = nil, 0
+	}
+	if r.Pid != 0 {
+		r.Former = append(r.Former, r.Pid)
+	}
+	r.Pid, r.Started, r.Boot = now.pid, now.started, boot
+	r.Former = slices.DeleteFunc(r.Former, func(pid int) bool { return pid == now.pid || !isHAProxy(pid) })
 	if over := len(r.Former) - maxFormer; over > 0 {
 		r.Former = slices.Delete(r.Former, 0, over)
 	}
+}
+
+// bootID names the kernel's boot: process ids are of one boot.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
 }
 
 // isHAProxy reports whether a process runs and is one of HAProxy's.
