@@ -48,9 +48,9 @@ const (
 	// handOverRoutes bounds how long the old way is kept for routers to agree on
 	// the new one. A neighbour that stayed behind may speak all the time.
 	handOverRoutes = 3 * time.Second
-	// handOverMesh is the same where old sessions will go on through the mesh
-	// for good: they never cease to come, and the other end of the mesh takes
-	// them within this.
+	// handOverMesh is the same where old sessions go on through the mesh: the
+	// edge leads them there at once, and what was on its way to the guest's old
+	// port has come within this.
 	handOverMesh = 300 * time.Millisecond
 	// handOverLayer2 is the same where the guest's own announcement moves the
 	// way, and a neighbour's frames may come both ways until this ends.
@@ -146,6 +146,17 @@ func (c *catching) end() {
 	default:
 		c.cancel()
 	}
+}
+
+// oldWay is closed when the source's edge may lead the guest's addresses
+// elsewhere; nil is at once. Where old sessions go on through the mesh the guest's
+// answers come out of it as soon as it runs, and are dropped by an edge that has
+// not cut over: what is gained for the requests is lost for the answers.
+func (c *catching) oldWay() <-chan struct{} {
+	if c == nil || c.f.msg.GetGuest() != nil {
+		return nil
+	}
+	return c.quiet
 }
 
 // handedOver is closed when nobody comes by the old way any more, or has for long

@@ -95,6 +95,38 @@ func TestCatch(t *testing.T) {
 	w.checkOnce(w.finish(1, nil))
 }
 
+// Where old sessions go on through the mesh the source's edge is told of all at
+// once: the answers that come out of the mesh do not wait for the old way to be
+// quiet. What still comes by it is handed over all the same.
+func TestCatchBesideTheMesh(t *testing.T) {
+	w := newWorld(t)
+	w.addVM()
+	w.plugged()
+	source, target := w.addEdge("edge-north"), w.addEdge("edge-south")
+	w.setPoint(func(host, point string) error {
+		switch host + " " + point {
+		case "north1 after journal given-up":
+			w.hosts["north1"].ports.Send(frameTo("paused"))
+		case "south1 after hypervisor finish":
+			w.hosts["north1"].ports.Send(frameTo("by the old way"))
+		}
+		return nil
+	})
+	w.begin()
+	action := w.transferAction()
+	action.SourceEdge, action.TargetEdge = source.agent(), target.agent()
+	action.Guest = &droverv1.GuestChange{Mac: cardMAC, Add: []string{"10.60.0.9/24"}}
+	w.ask("north1", "transfer", 1, action)
+	w.settledCatches()
+	if got, want := source.told(1), []string{"north1 web1 1"}; !slices.Equal(got, want) {
+		t.Errorf("the source's edge was called %q, want %q", got, want)
+	}
+	if got, want := w.given("south1"), []string{"paused", "by the old way"}; !slices.Equal(got, want) {
+		t.Errorf("the guest was given %q, want %q", got, want)
+	}
+	w.checkOnce(w.finish(1, nil))
+}
+
 // What was caught for a guest that goes on at its source is dropped.
 func TestCatchUndone(t *testing.T) {
 	w := newWorld(t)

@@ -22,7 +22,8 @@ import (
 //	  │── CutOver ─▶ edge of the source: lead elsewhere, …
 //
 // The source's host waits between its two calls as long as frames for the guest
-// still come to it, which it catches and hands over (catch.go).
+// still come to it, which it catches and hands over (catch.go). Where old sessions
+// go on through the mesh it calls once, at once.
 //
 // Neither call holds the guest up, and neither decides anything: the server asks
 // both edges for the same operations afterwards, so a call that does not come

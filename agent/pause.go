@@ -19,6 +19,13 @@ const (
 	// leastMemoryPause is the shortest last round to ask for. With less, a guest
 	// that writes at all goes round after round for nothing.
 	leastMemoryPause = 60 * time.Millisecond
+	// leastMemoryTrips is the same in round trips. What is in flight is kept
+	// small, so a round takes at least one, however little is in it; and the
+	// hypervisor takes for the path's rate what it has just sent. With a limit
+	// below one round trip what is left never fits, and twice that leaves room for
+	// a round that is a little longer. The guest is not paused any longer for it:
+	// there is only one round trip's writing to send.
+	leastMemoryTrips = 2
 )
 
 // memoryPause is the part of the pause that is left to the last round of
@@ -27,7 +34,7 @@ func memoryPause(aim, roundTrip time.Duration) time.Duration {
 	if aim <= 0 {
 		aim = defaultPause
 	}
-	return max(leastMemoryPause, aim-pauseTrips*roundTrip)
+	return max(leastMemoryPause, leastMemoryTrips*roundTrip, aim-pauseTrips*roundTrip)
 }
 
 // roundTrip is that to the peer, as the preflight has measured it, or measured now; zero when there was no

@@ -56,11 +56,7 @@ func (f *flight) switchOver(ctx context.Context, cookie []byte) error {
 	answered := a.clock()
 	if resp.GetRunning() {
 		f.caught.arrived()
-		var wait <-chan struct{}
-		if f.caught != nil {
-			wait = f.caught.handedOver()
-		}
-		a.callOut(f.ref, f.msg.GetSourceEdge(), wait)
+		a.callOut(f.ref, f.msg.GetSourceEdge(), f.caught.oldWay())
 	}
 	// Where the pause goes, by this host's clock.
 	f.log.Info("switchover", "running", resp.GetRunning(), "stopped", stopped, "flush", performed.Sub(stopped),

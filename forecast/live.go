@@ -129,7 +129,7 @@ func pauses(f *facts) (limit, most float64) {
 	if aim <= 0 {
 		aim, most = usualPause, usualMost
 	}
-	limit = max(leastMemoryPause, aim-roundTripsOfPause*f.rtt.value)
+	limit = max(leastMemoryPause, leastMemoryTrips*f.rtt.value, aim-roundTripsOfPause*f.rtt.value)
 	return limit, max(limit, most)
 }
 

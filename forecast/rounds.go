@@ -23,6 +23,7 @@ const (
 	pauseGrowth                         = 1.5
 	usualPause, usualMost               = 0.300, 1.000
 	leastMemoryPause, roundTripsOfPause = 0.060, 4
+	leastMemoryTrips                    = 2
 	// mostRounds bounds the simulation: what has not ended by then does not.
 	mostRounds = 100_000
 )

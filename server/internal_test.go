@@ -25,6 +25,7 @@ func TestEveryActionCrosses(t *testing.T) {
 		Do: drover.ForwardOld, Owner: "vm/u", Segment: "s", Sites: []string{"a"}, Site: "b", Next: "c", MAC: "m",
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")},
 		Name: "n", Backend: "k", Target: "t", Weight: 1, LocalEgress: true, Limit: time.Second, Force: true, DUID: []byte{1}, IAID: 1, Gateways: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+		Neighbors: []netip.Addr{netip.MustParseAddr("10.0.0.3")},
 	}}
 	change := executor.GuestChange{
 		MAC: "m", Add: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/24")}, Gateways: ops[0].Addresses, Primary: true, Drop: ops[0].Addresses, Ask: true,
