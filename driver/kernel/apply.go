@@ -51,6 +51,9 @@ func apply(owner driver.Owner, before, after []entry, limits map[netip.Addr]time
 	if err := ensure(demands(own...)); err != nil {
 		return err
 	}
+	if err := takeFrames(before, after); err != nil {
+		return err
+	}
 	if err := remove(now, then); err != nil {
 		return err
 	}
