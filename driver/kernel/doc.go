@@ -33,6 +33,10 @@
 // without asking. Packets for an edge of the mesh that is down are dropped
 // rather than sent beside it, because dvold sends from the mesh address.
 //
+// A VM that has just come sends to the MAC of its old gateway until it has heard
+// otherwise. The table "bridge drover_addresses" of edge B, made from the same
+// lines, takes its frames meanwhile.
+//
 // Which address goes where and when is left to others, and so are BGP, DNS and
 // the mesh.
 package kernel
