@@ -191,7 +191,7 @@ func reserveSource() step {
 
 func createVolumes(why string) step {
 	return step{
-		Step: saga.Step{Name: "create-volumes", Why: why},
+		Step:  saga.Step{Name: "create-volumes", Why: why},
 		ahead: true,
 		do: func(s *state) []call {
 			return []call{{host: s.Request.To.Host, action: CreateVolumes{Disks: s.Request.Disks, Replica: s.Request.Replica}}}
