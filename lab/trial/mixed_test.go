@@ -160,6 +160,11 @@ func (m *mixed) home(ctx context.Context) {
 		switch {
 		case name != vm: // the service's VM has the other name
 			j.Method, j.As = drover.Redirect, vm
+			if v.Host == to.Host {
+				// One that is where it belongs gets its name at the other host first.
+				m.move(ctx, trial.Journey{VM: name, To: otherHost(to).String(), Method: drover.Redirect, As: vm, Flags: m.flags(drover.Redirect)})
+				j = trial.Journey{VM: vm, To: to.String(), Method: drover.Live}
+			}
 		case v.Host == to.Host:
 			continue
 		case vm == "batch1" || v.Site == to.Site || vm == "web1":
@@ -179,6 +184,14 @@ func (m *mixed) home(ctx context.Context) {
 			m.t.Errorf("%s is refused to go home by %s", name, j.Method)
 		}
 	}
+}
+
+// otherHost is the other host of the site that has two.
+func otherHost(home drover.Place) drover.Place {
+	if home.Host == "fra1" {
+		return drover.Place{Site: home.Site, Host: "fra2"}
+	}
+	return drover.Place{Site: home.Site, Host: "fra1"}
 }
 
 func (m *mixed) doctor(ctx context.Context) {
