@@ -624,15 +624,17 @@ func TestUndoEndsOtherActions(t *testing.T) {
 		if op == "meter" {
 			once.Do(func() { close(begun) })
 			<-block
+			time.Sleep(time.Millisecond)
 		}
 		return nil
 	}
 	w.start()
+	// So many that the undo finds some of them left to do.
+	ops := slices.Repeat([]drover.EdgeOp{{Do: drover.MeterTraffic, Addresses: vmAddresses}}, maxEdgeOps-1)
+	ops = append(ops, drover.EdgeOp{Do: drover.AnnounceRoutes, Addresses: vmAddresses})
 	first := make(chan error, 1)
 	go func() {
-		_, err := w.run(1, &droverv1.Edge{Ops: opsOf(
-			drover.EdgeOp{Do: drover.MeterTraffic, Addresses: vmAddresses}, drover.EdgeOp{Do: drover.AnnounceRoutes, Addresses: vmAddresses},
-		)})
+		_, err := w.run(1, &droverv1.Edge{Ops: opsOf(ops...)})
 		first <- err
 	}()
 	<-begun
@@ -651,8 +653,8 @@ func TestUndoEndsOtherActions(t *testing.T) {
 		}
 		undone <- err
 	}()
-	// The undo has asked the action to end before it is let go on.
-	for !w.agent.jobs.canceled(moveName) {
+	// The undo is there before the action is let go on.
+	for !w.agent.jobs.undoing(moveName) {
 		time.Sleep(time.Millisecond)
 	}
 	close(block)
@@ -665,8 +667,8 @@ func TestUndoEndsOtherActions(t *testing.T) {
 	}
 }
 
-// canceled reports whether a job of the move was asked to end.
-func (js *jobs) canceled(move string) bool {
+// undoing reports whether an undo of the move runs.
+func (js *jobs) undoing(move string) bool {
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	for k := range js.running {

@@ -315,9 +315,14 @@ func (r Renumber) Narrow(owner string, addresses []netip.Prefix) []Task {
 	return []Task{p.Target, p.Source}
 }
 
+// forwardGrace is how much longer than the limit the edge forwards old sessions
+// when nobody tells it to end: the server counts at the limit what it then cuts, and
+// what the edge had cut before would not be among that.
+const forwardGrace = time.Minute
+
 func (r Renumber) forward(owner string, all bool) drover.EdgeOp {
 	return drover.EdgeOp{
-		Do: drover.ForwardOld, Owner: owner, Segment: r.From.Name, Addresses: r.Old, Site: r.Target.Site, Limit: r.Limit, Force: all,
+		Do: drover.ForwardOld, Owner: owner, Segment: r.From.Name, Addresses: r.Old, Site: r.Target.Site, Limit: min(r.Limit+forwardGrace, drover.MaxOldLimit), Force: all,
 	}
 }
 

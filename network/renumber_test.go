@@ -60,7 +60,7 @@ func TestRenumberPlan(t *testing.T) {
 	old := addresses("10.50.0.11", "fd00:50::1")
 	five := 5 * time.Second
 	north, south := edges[0], edges[1]
-	forward := drover.EdgeOp{Do: drover.ForwardOld, Owner: move, Segment: "blue", Addresses: old, Site: "south", Limit: time.Hour}
+	forward := drover.EdgeOp{Do: drover.ForwardOld, Owner: move, Segment: "blue", Addresses: old, Site: "south", Limit: time.Hour + time.Minute}
 	accept := drover.EdgeOp{
 		Do: drover.AcceptOld, Owner: move, Segment: "green", Addresses: old, Site: "north", Subnets: blue.Subnets,
 		Gateways: slices.Concat(blue.Gateways, green.Gateways),

@@ -111,7 +111,9 @@ func (m *meshEdge) reaches(other *meshEdge) {
 	for _, a := range other.Addresses {
 		for end := time.Now().Add(patience); !m.Reaches(a.Addr()); {
 			if time.Now().After(end) {
-				m.t.Fatalf("%v is never reached", a.Addr())
+				here, err := m.Peers(m.t.Context())
+				there, oerr := other.Peers(m.t.Context())
+				m.t.Fatalf("%v is never reached from %v\nhere: %+v %v\nthere: %+v %v", a.Addr(), m.Addresses, here, err, there, oerr)
 			}
 			time.Sleep(pause)
 		}
