@@ -22,9 +22,10 @@ const (
 	// leastMemoryTrips is the same in round trips. What is in flight is kept
 	// small, so a round takes at least one, however little is in it; and the
 	// hypervisor takes for the path's rate what it has just sent. With a limit
-	// below one round trip what is left never fits, and twice that leaves room for
-	// a round that is a little longer. The guest is not paused any longer for it:
-	// there is only one round trip's writing to send.
+	// below one round trip what is left never fits but by chance, and twice that
+	// leaves room for a round that is longer. It has its price, since the hypervisor
+	// uses what it is allowed: over 120 Mbit/s and 80 ms the whole pause was 760 ms
+	// at the median, for 470 ms with 60 ms, but rounds end.
 	leastMemoryTrips = 2
 )
 
