@@ -135,6 +135,11 @@ func TestRemainsLimits(t *testing.T) {
 	limit := Size(10 * cluster)
 	a.config.Remains.Limit = &limit
 	var kept, dropped []string
+	for set := false; !set; time.Sleep(time.Millisecond) { // the agent's own, as it starts
+		a.remains.mu.Lock()
+		set = a.remains.kept != nil
+		a.remains.mu.Unlock()
+	}
 	must(t, a.remains.hooks(func(r remain) { kept = append(kept, r.Move) }, func(r remain) { dropped = append(dropped, r.Move) }))
 	want := func(what, moves string) {
 		t.Helper()
